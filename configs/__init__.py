@@ -1,0 +1,1 @@
+"""Ready-made pairings, one YAML file each."""

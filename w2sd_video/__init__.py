@@ -1,0 +1,1 @@
+"""Weak-to-Strong Diffusion: a sampler plugin for diffusers pipelines."""
