@@ -1,0 +1,164 @@
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from w2sd_video import video
+
+
+def moving_square(frames=9, height=32, width=40):
+    clip = np.full((frames, height, width, 3), (10, 10, 14), np.uint8)
+    for index in range(frames):
+        clip[index, 8:20, 3 + 2 * index : 15 + 2 * index] = (235, 50, 50)
+    return clip
+
+
+def test_an_mp4_holds_the_frames_it_was_given(tmp_path):
+    clip = video.enlarge(moving_square())
+    video.write_video(tmp_path / "out.mp4", clip, fps=8)
+    read = video.read_video(tmp_path / "out.mp4")
+    assert read.shape == clip.shape and read.dtype == np.uint8
+    assert np.abs(read.astype(int) - clip).mean() < 2
+    assert np.abs(np.diff(read.astype(int), axis=0)).max() > 150, "the square moves"
+
+
+def test_an_mp4_plays_everywhere(tmp_path):
+    video.write_video(tmp_path / "out.mp4", moving_square(height=33, width=41), fps=12.5)
+    said = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-i", tmp_path / "out.mp4"], capture_output=True, text=True
+    ).stderr
+    assert "h264" in said and "yuv420p(" in said and "42x34" in said and "12.50 fps" in said
+    assert "bt709" in said
+    assert boxes(tmp_path / "out.mp4").index("moov") < boxes(tmp_path / "out.mp4").index("mdat"), "faststart"
+
+
+def boxes(path):
+    data, names, at = path.read_bytes(), [], 0
+    while at < len(data):
+        size, name = struct.unpack(">I4s", data[at : at + 8])
+        names.append(name.decode())
+        at += size
+    return names
+
+
+def test_the_same_frames_give_the_same_file(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        video.write_video(tmp_path / name, moving_square())
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_a_gif_holds_the_frames_and_their_rate(tmp_path):
+    clip = moving_square()
+    video.write_video(tmp_path / "out.gif", clip, fps=10)
+    with Image.open(tmp_path / "out.gif") as gif:
+        assert gif.n_frames == len(clip) and gif.info["duration"] == 100 and gif.info["loop"] == 0
+        for index, frame in enumerate(clip):
+            gif.seek(index)
+            assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - frame).max() <= 8
+
+
+def test_a_folder_holds_the_frames_exactly_and_replaces_an_earlier_one(tmp_path):
+    video.write_video(tmp_path / "out", moving_square(frames=12))
+    clip = moving_square(frames=5)[::-1]
+    video.check_output(tmp_path / "out")
+    video.write_video(tmp_path / "out", clip)
+    names = sorted(os.listdir(tmp_path / "out"))
+    assert names == [f"frame-{index:04d}.png" for index in range(5)]
+    read = np.stack([np.asarray(Image.open(tmp_path / "out" / name)) for name in names])
+    assert np.array_equal(read, clip)
+    assert os.listdir(tmp_path) == ["out"], "nothing else is left"
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out"])
+def test_after_an_error_nothing_has_changed(tmp_path, name, monkeypatch):
+    video.write_video(tmp_path / name, moving_square())
+    before = snapshot(tmp_path)
+    with pytest.raises((ValueError, TypeError, OSError)):
+        video.write_video(tmp_path / name, np.zeros((3, 8, 8, 7), np.uint8))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        video.write_video(tmp_path / name, moving_square(frames=3))
+    assert snapshot(tmp_path) == before
+
+
+def snapshot(folder):
+    return {str(path): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def test_enlarging_repeats_pixels():
+    clip = moving_square(frames=2, height=30, width=50)
+    large = video.enlarge(clip, minimum=100)
+    assert large.shape == (2, 120, 200, 3)
+    assert np.array_equal(large[:, 1::4, 2::4], clip)
+    assert video.enlarge(large, minimum=100).shape == large.shape
+
+
+def test_frames_are_rounded_and_clipped_and_must_be_finite():
+    assert video.to_uint8(np.array([-0.1, 0.0, 0.5, 0.999, 1.2])).tolist() == [0, 0, 128, 255, 255]
+    with pytest.raises(ValueError, match="diverged"):
+        video.to_uint8(np.array([0.5, np.nan]))
+
+
+def test_side_by_side_keeps_the_clips_and_labels_each():
+    clips = [np.full((3, 64, 96, 3), shade, np.uint8) for shade in (40, 120, 200)]
+    joined = video.side_by_side(clips, ["weak", "strong", "W2SD"], gap=8)
+    assert joined.shape == (3, 64 + 20, 3 * 96 + 2 * 8, 3)
+    for index, clip in enumerate(clips):
+        left = index * (96 + 8)
+        assert np.array_equal(joined[:, 20:, left : left + 96], clip)
+        title = joined[:, :20, left : left + 96]
+        assert title.max() > 150, "a label is written above it"
+        assert np.array_equal(title[0], title[2])
+
+
+def test_a_contact_sheet_shows_the_first_and_the_last_frame():
+    clip = np.stack([np.full((32, 32, 3), index, np.uint8) for index in range(50, 59)])
+    sheet = video.contact_sheet([clip, clip], ["a", "b"], columns=3, side=64, gap=4)
+    assert sheet.shape == (2 * 64 + 4, 72 + 3 * (4 + 64), 3)
+    assert [sheet[10, 72 + 4 + 10 + 68 * column, 0] for column in range(3)] == [50, 54, 58]
+
+
+def test_reading_what_is_no_video(tmp_path):
+    with pytest.raises(video.VideoError, match=r"none\.mp4: no such video file"):
+        video.read_video(tmp_path / "none.mp4")
+    (tmp_path / "text.mp4").write_text("this is not a video")
+    video.write_video(tmp_path / "whole.mp4", moving_square())
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:900])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for name in ("text.mp4", "cut.mp4", "empty.mp4"):
+        with pytest.raises(video.VideoError, match=f"{name}: not a video that can be decoded"):
+            video.read_video(tmp_path / name)
+
+
+def test_outputs_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("")
+    (tmp_path / "dir.mp4").mkdir()
+    bad = {
+        "out.avi": r"unknown ending '\.avi'; use \.mp4",
+        "none/out.mp4": "mkdir -p",
+        "file/out.mp4": "cannot write into",
+        "file": "is a file",
+        "full": r"holds other files \(thesis\.txt\)",
+        "dir.mp4": "is a folder",
+    }
+    before = snapshot(tmp_path)
+    for name, message in bad.items():
+        with pytest.raises(video.VideoError, match=message):
+            video.check_output(tmp_path / name)
+    for name in ("out.mp4", "out.GIF", "out.png", "out"):
+        video.check_output(tmp_path / name)
+    assert snapshot(tmp_path) == before, "checking leaves nothing behind"
+
+
+def test_video_is_imported_without_the_heavy_libraries():
+    code = "import sys, json, w2sd_video.video; print(json.dumps(sorted(sys.modules)))"
+    modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
+    assert not {"imageio", "decord", "PIL"} & set(modules)
