@@ -1,1 +1,24 @@
 """Weak-to-Strong Diffusion: a sampler plugin for diffusers pipelines."""
+
+from w2sd_video.branch import Branch
+from w2sd_video.plugin import Run, reflection
+from w2sd_video.reflect import reflect
+from w2sd_video.sampler import Reflection, Request, Sampled, reflect_step, sample
+from w2sd_video.trajectory import Level, Trajectory, known_schedulers
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Branch",
+    "Level",
+    "Reflection",
+    "Request",
+    "Run",
+    "Sampled",
+    "Trajectory",
+    "known_schedulers",
+    "reflect",
+    "reflect_step",
+    "reflection",
+    "sample",
+]

@@ -1,0 +1,67 @@
+"""LoRA scales for the length of one evaluation, without touching a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+_STATE = ("scaling", "_active_adapter", "_disable_adapters")
+
+
+class LoraScales:
+    """Scales of a denoiser's LoRA adapters, worked out once, so that a switch only swaps small dictionaries.
+
+    Args:
+        denoiser: a module into which diffusers (peft) loaded adapters.
+        scales: scale by adapter name; an adapter that is loaded but not active is made so, one that is not named
+            keeps its state.
+
+    Raises:
+        ValueError: an adapter that was never loaded (the message lists the loaded ones), or one fused into the weights.
+    """
+
+    def __init__(self, denoiser: nn.Module, scales: Mapping[str, float]) -> None:
+        layers: list[Any] = [layer for layer in denoiser.modules() if isinstance(getattr(layer, "scaling", None), dict)]
+        loaded = {name for layer in layers for name in layer.scaling}
+        if unknown := set(scales) - loaded:
+            raise ValueError(
+                f"no LoRA adapter named {', '.join(sorted(unknown))} is loaded; loaded are "
+                f"{', '.join(sorted(loaded)) or 'none'} (load it by pipe.load_lora_weights(..., adapter_name=...))"
+            )
+        self._states = [(layer, _state(layer, scales)) for layer in layers if set(scales) & set(layer.scaling)]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Apply the scales; what was there before comes back at the end, also after an exception."""
+        before = [(layer, {name: getattr(layer, name) for name in _STATE}) for layer, _ in self._states]
+        try:
+            for layer, state in self._states:
+                layer.__dict__.update(state)
+            yield
+        finally:
+            for layer, state in before:
+                layer.__dict__.update(state)
+
+
+def _state(layer: Any, scales: Mapping[str, float]) -> dict[str, Any]:
+    """Return the state of a LoRA layer at the given scales, and leave the layer as it is."""
+    if layer.merged:
+        raise ValueError("a LoRA is fused into the weights; call pipe.unfuse_lora() before reflecting")
+    named = {name: scale for name, scale in scales.items() if name in layer.scaling}
+    before = layer.scaling
+    layer.scaling = dict(before)
+    try:
+        for name, scale in named.items():
+            layer.set_scale(name, scale)
+        scaling = layer.scaling
+    finally:
+        layer.scaling = before
+    active = [] if layer.disable_adapters else list(layer.active_adapters)
+    return {
+        "scaling": scaling,
+        "_active_adapter": [*active, *(name for name in named if name not in active)],
+        "_disable_adapters": False,
+    }

@@ -1,0 +1,302 @@
+"""One line that turns reflection on in a script of the user's own: ``with reflection(pipe, strong=..., weak=...)``."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from w2sd_video.branch import Branch
+from w2sd_video.denoiser import CallState, DenoiserSwitch, Rehearsal, RehearsalOver, prompt_key, with_signature
+from w2sd_video.sampler import Inversion, Reflection, Role
+from w2sd_video.scheduler import Walk, presented
+from w2sd_video.trajectory import Trajectory
+
+DENOISERS = ("transformer", "transformer_2", "unet")
+
+
+@dataclass
+class Run:
+    """What happened in the latest call of the pipeline.
+
+    Attributes:
+        nfe: network evaluations a sample by role ("base", "strong", "weak"); a guided prediction counts as two.
+        steps: steps of the scheduler.
+        reflected_steps: how many of them were reflected.
+    """
+
+    nfe: dict[str, int]
+    steps: int = 0
+    reflected_steps: int = 0
+
+
+@contextmanager
+def reflection(
+    pipe: Any,
+    *,
+    strong: Branch,
+    weak: Branch,
+    base: Branch | None = None,
+    reflection_steps: int | tuple[float, float] | None = None,
+    strength: float = 1.0,
+    rounds: int = 1,
+    inversion: Inversion = "paper",
+    iterations: int = 2,
+) -> Iterator[Run]:
+    """Reflect every call of a diffusers pipeline inside the block (algorithm 1 of the paper).
+
+    The pipeline's own loop runs, so its guidance, control, adapters, conditioning, offloading and callbacks go on
+    working. After the block, also after an exception, the pipeline is what it was.
+
+    Args:
+        pipe: any diffusers pipeline that loops over ``scheduler.step`` with a known scheduler.
+        strong: the setting that denoises in a reflection.
+        weak: the setting that inverts.
+        base: the setting of the step that counts; None is the pipeline's own.
+        reflection_steps: λ, counted from the noisiest step; or a window (start, stop) of fractions; None for all
+            steps but the last.
+        strength: scale of the displacement; 1 is the paper's.
+        rounds: reflections that follow each other at each reflected step.
+        inversion: where the weak prediction is made: "paper", "explicit", "current" or "implicit" (``Reflection``).
+        iterations: fixed-point iterations of "implicit".
+
+    Yields:
+        A ``Run``, filled in by each call of the pipeline.
+
+    Raises:
+        TypeError: a scheduler that is not known or cannot be reflected, or a pipeline without a denoiser.
+        ValueError: a setting out of range, weights or LoRA that are not loaded, a second denoiser of another shape; or,
+            inside the block, a guidance scale or prompt that this pipeline cannot be given.
+    """
+    settings = Reflection(reflection_steps, strength, rounds, inversion, iterations)
+    denoisers = _denoisers(pipe)
+    branches: dict[Role, Branch] = {"base": base or Branch(), "strong": strong, "weak": weak}
+    branches = {role: _resolved(pipe, role, branch, len(denoisers)) for role, branch in branches.items()}
+    state = CallState()
+    _check_loop(pipe)
+    walk = Walk(pipe.scheduler, settings, state)
+    switches = [DenoiserSwitch(pipe, denoiser, branches, state) for denoiser in denoisers]
+    run = Run(nfe=dict.fromkeys(branches, 0))
+    call = _PipelineCall(type(pipe), branches, settings, walk, switches, state, run)
+    with ExitStack() as stack:
+        for switch in switches:
+            stack.enter_context(switch.installed())
+        stack.enter_context(_swapped(pipe, "scheduler", presented(walk)))
+        stack.enter_context(_of_class(pipe, call.pipeline_class()))
+        yield run
+
+
+class _PipelineCall:
+    """What surrounds a call of the pipeline: rehearsals before it, progress and callbacks in it, counts after it."""
+
+    def __init__(
+        self,
+        original: type,
+        branches: Mapping[Role, Branch],
+        settings: Reflection,
+        walk: Walk,
+        switches: list[DenoiserSwitch],
+        state: CallState,
+        run: Run,
+    ) -> None:
+        self._original = original
+        self._signature = inspect.signature(original.__call__)
+        off = settings.reflection_steps == 0
+        self._used = [branch for role, branch in branches.items() if role == "base" or not off]
+        self._walk = walk
+        self._switches = switches
+        self._state = state
+        self._run = run
+
+    def pipeline_class(self) -> type:
+        """Return a subclass of the pipeline's class, of the same name, whose calls come here."""
+        call = self
+
+        class Reflecting(self._original):  # type: ignore[name-defined]
+            def __call__(self, *args: Any, **kwargs: Any) -> Any:
+                return call.run(self, args, kwargs)
+
+            def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+                return call.progress_bar(self, super().progress_bar, iterable)
+
+        with_signature(Reflecting.__call__, self._signature)
+        for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+            setattr(Reflecting, name, getattr(self._original, name))
+        return Reflecting
+
+    def run(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the pipeline, reflected."""
+        bound = self._signature.bind(pipe, *args, **kwargs)
+        bound.apply_defaults()
+        scale = bound.arguments.get("guidance_scale")
+        self._state.begin_call(scale if isinstance(scale, (int, float)) else None)
+        for switch in self._switches:
+            switch.forget()
+        self._rehearse(pipe, bound)
+        _set_callback(bound, self._state)
+        try:
+            result = self._original.__call__(*bound.args, **bound.kwargs)
+        finally:
+            self._run.nfe = {role: self._state.nfe[role] for role in ("base", "strong", "weak")}
+            self._run.steps, self._run.reflected_steps = self._walk.total_steps, self._walk.reflected_steps
+            self._state.rehearsals.clear()
+        if self._walk.at == 0 and not getattr(pipe, "interrupt", False):
+            raise RuntimeError(f"{self._original.__name__} never called scheduler.step, so nothing was reflected")
+        return result
+
+    def progress_bar(self, pipe: Any, make_bar: Callable[..., Any], iterable: Any) -> Any:
+        """Return a bar of real steps: the walk moves it, not the pipeline's loop."""
+        bar = make_bar(total=self._walk.total_steps)
+        if self._state.rehearsing is not None:
+            bar.disable = True
+        elif not bar.disable:
+            note = f"W2SD, {self._walk.reflected_steps} of {self._walk.total_steps} steps reflected"
+            bar.set_description(f"{bar.desc}{note}" if bar.desc else note)
+        move, bar.update = bar.update, lambda n=1: None
+        self._walk.on_step = lambda: move(1)
+        return bar if iterable is None else _walked(iterable, bar)
+
+    def _rehearse(self, pipe: Any, bound: inspect.BoundArguments) -> None:
+        """Learn what the pipeline gives its denoiser for each prompt and for both named calls, if a branch needs it."""
+        prompts = list(dict.fromkeys(prompt_key(branch.prompt) for branch in self._used if branch.prompt is not None))
+        guided = any(branch.guidance_scale is not None for branch in self._used)
+        if not prompts and not (guided and any(switch.names_its_calls for switch in self._switches)):
+            return
+        for prompt in [None, *prompts]:
+            arguments = dict(bound.arguments)
+            if prompt is not None:
+                arguments = _with_prompt(arguments, prompt, self._original.__name__)
+            self._state.rehearsing = Rehearsal()
+            try:
+                with _same_random_state(arguments.get("generator")):
+                    rehearsed = inspect.BoundArguments(self._signature, arguments)
+                    self._original.__call__(*rehearsed.args, **rehearsed.kwargs)
+            except RehearsalOver:
+                self._state.rehearsals[prompt] = self._state.rehearsing
+            finally:
+                self._state.rehearsing = None
+
+
+def _walked(iterable: Any, bar: Any) -> Iterator[Any]:
+    """Walk an iterable to its end, with a bar that something else moves."""
+    with bar:
+        yield from iterable
+
+
+def _denoisers(pipe: Any) -> list[nn.Module]:
+    """Return the networks that a pipeline denoises with: one, or two for a two-stage model."""
+    found = [getattr(pipe, name, None) for name in DENOISERS]
+    denoisers = [module for module in found if isinstance(module, nn.Module)]
+    if not denoisers or not hasattr(pipe, "scheduler"):
+        raise TypeError(
+            f"{type(pipe).__name__} cannot be reflected: it needs a scheduler and a denoiser named "
+            f"{', '.join(DENOISERS)}"
+        )
+    return denoisers
+
+
+def _check_loop(pipe: Any) -> None:
+    """Refuse a pipeline whose source shows that it never calls ``scheduler.step``.
+
+    Raises:
+        TypeError: no such loop, or a scheduler that cannot be reflected.
+    """
+    Trajectory.check(pipe.scheduler)
+    try:
+        source = inspect.getsource(sys.modules[type(pipe).__module__])
+    except (OSError, TypeError, KeyError):
+        return
+    if "scheduler.step(" not in source:
+        raise TypeError(f"{type(pipe).__name__} cannot be reflected: it has no loop over scheduler.step")
+
+
+def _resolved(pipe: Any, role: Role, branch: Branch, denoisers: int) -> Branch:
+    """Return a branch whose second denoiser is a module, looked up by its name."""
+    if branch.weights is None:
+        return branch
+    if denoisers > 1:
+        raise ValueError(
+            f"{type(pipe).__name__} has two denoisers, and the {role} branch's weights name one; a second pair of "
+            "weights for a two-stage model is not supported"
+        )
+    if isinstance(branch.weights, nn.Module):
+        return branch
+    from w2sd_video.backends import registered
+
+    modules = registered(pipe)
+    if branch.weights not in modules:
+        raise ValueError(
+            f"no second denoiser named {branch.weights!r} is loaded for this pipeline; loaded are "
+            f"{', '.join(sorted(modules)) or 'none'} (load it by a backend: "
+            f"load(..., weights={{{branch.weights!r}: ...}}))"
+        )
+    return replace(branch, weights=modules[branch.weights])
+
+
+def _with_prompt(arguments: dict[str, Any], prompt: Any, pipeline: str) -> dict[str, Any]:
+    """Return a pipeline's arguments with another prompt, one a sample."""
+    if "prompt" not in arguments:
+        raise ValueError(f"a branch has a prompt, but {pipeline} takes none")
+    own = arguments["prompt"]
+    samples = len(own) if isinstance(own, list) else 1
+    texts = [prompt] * samples if isinstance(prompt, str) else list(prompt)
+    if len(texts) != samples:
+        raise ValueError(f"a branch has {len(texts)} prompts, but the pipeline was called with {samples}")
+    embedded = [name for name in arguments if name.startswith(("prompt_", "pooled_prompt_"))]
+    unset = {name: None for name in embedded if isinstance(arguments[name], torch.Tensor)}
+    return arguments | unset | {"prompt": texts if isinstance(own, list) else texts[0]}
+
+
+def _set_callback(bound: inspect.BoundArguments, state: CallState) -> None:
+    """Have the user's callback called once a call of the scheduler's own step, with the index of a stock loop."""
+    callback = bound.arguments.get("callback_on_step_end")
+    if callback is None:
+        return
+    if hasattr(callback, "tensor_inputs"):
+        bound.arguments["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+
+    def on_step_end(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return callback(pipe, state.call, timestep, kwargs) if state.step_taken else {}
+
+    bound.arguments["callback_on_step_end"] = on_step_end
+
+
+@contextmanager
+def _same_random_state(generators: Any) -> Iterator[None]:
+    """Put every generator back to where it was, the global ones too."""
+    listed = generators if isinstance(generators, (list, tuple)) else [generators]
+    states = [(generator, generator.get_state()) for generator in listed if generator is not None]
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
+
+
+@contextmanager
+def _swapped(pipe: Any, name: str, value: Any) -> Iterator[None]:
+    """Put another component into a pipeline without its configuration taking note."""
+    before = pipe.__dict__[name]
+    pipe.__dict__[name] = value
+    try:
+        yield
+    finally:
+        pipe.__dict__[name] = before
+
+
+@contextmanager
+def _of_class(pipe: Any, other: type) -> Iterator[None]:
+    """Make a pipeline an instance of another class for a while."""
+    before = type(pipe)
+    pipe.__class__ = other
+    try:
+        yield
+    finally:
+        pipe.__class__ = before

@@ -1,0 +1,278 @@
+"""The algorithm without a model inside: it asks for predictions, and whoever drives it answers.
+
+``reflect_step`` is a generator that yields a ``Request`` and is sent the prediction; ``sample`` drives it with a
+function of the user's own, ``plugin.reflection`` with a diffusers pipeline.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+
+from w2sd_video.trajectory import Trajectory
+
+Role = Literal["base", "strong", "weak"]
+Inversion = Literal["paper", "explicit", "current", "implicit"]
+Predict = Callable[[torch.Tensor, torch.Tensor, Role], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Reflection:
+    """How and where to reflect.
+
+    Attributes:
+        reflection_steps: λ, the number of reflected steps counted from the noisiest; or a window (start, stop) of
+            fractions of the steps; or None for all steps but the last, as in the paper.
+        strength: scale of the displacement; 1 is the paper's.
+        rounds: reflections that follow each other at each reflected step, at least 1.
+        inversion: where the weak prediction is made. ``paper``: at x_{t-1} and timestep t; ``explicit``: at x_{t-1}
+            and timestep t-1; ``current``: at x_t and t; ``implicit``: at the inverted latents and t, a fixed point.
+        iterations: fixed-point iterations of ``implicit``, at least 1.
+
+    Raises:
+        ValueError: a value out of range; the message names it and what is allowed.
+    """
+
+    reflection_steps: int | tuple[float, float] | None = None
+    strength: float = 1.0
+    rounds: int = 1
+    inversion: Inversion = "paper"
+    iterations: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.inversion not in get_args(Inversion):
+            raise ValueError(f"inversion must be one of {', '.join(get_args(Inversion))}; got {self.inversion!r}")
+        for name in ("rounds", "iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not math.isfinite(self.strength):
+            raise ValueError(f"strength must be a finite number, got {self.strength}")
+        steps = self.reflection_steps
+        if isinstance(steps, (tuple, list)):
+            if len(steps) != 2 or not 0.0 <= steps[0] <= steps[1] <= 1.0:
+                raise ValueError(
+                    f"a window of reflection_steps must be (start, stop) with 0 <= start <= stop <= 1, got {steps}"
+                )
+        elif steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
+            raise ValueError(f"reflection_steps must be a whole number from 0 or a window (start, stop), got {steps!r}")
+
+    def steps(self, total: int) -> range:
+        """Return the reflected steps among ``total``, counted from the noisiest.
+
+        Raises:
+            ValueError: more reflected steps than steps, or a last step that this inversion cannot reflect.
+        """
+        if self.reflection_steps is None:
+            reflected = range(max(total - 1, 0))
+        elif isinstance(self.reflection_steps, int):
+            if self.reflection_steps > total:
+                raise ValueError(
+                    f"reflection_steps must be from 0 to {total}, the number of steps; got {self.reflection_steps}"
+                )
+            reflected = range(self.reflection_steps)
+        else:
+            start, stop = self.reflection_steps
+            reflected = range(round(start * total), round(stop * total))
+        if self.inversion == "explicit" and total - 1 in reflected:
+            raise ValueError(
+                f"inversion 'explicit' asks for a prediction at the level below, which the last of {total} steps does "
+                f"not have; reflect at most {total - 1} steps"
+            )
+        return reflected
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prediction that the algorithm asks for.
+
+    Attributes:
+        latents: what to evaluate, in the scheduler's own scaling.
+        step: the step whose timestep the network is to be told.
+        input_scale: what the latents are divided by before the network sees them.
+        role: which setting of the model is to answer.
+    """
+
+    latents: torch.Tensor
+    step: int
+    input_scale: float
+    role: Role
+
+
+def reflect_step(
+    trajectory: Trajectory, latents: torch.Tensor, i: int, settings: Reflection
+) -> Generator[Request, torch.Tensor, torch.Tensor]:
+    """Reflect latents at step ``i``: yield requests, be sent predictions, return the displaced latents.
+
+    The step that counts is not taken here: it belongs to the scheduler (algorithm 1 of the paper).
+    """
+    here, below = trajectory.level(i), trajectory.next_level(i)
+    scale_here, scale_below = trajectory.input_scale(here), trajectory.input_scale(below)
+    reading = trajectory.score_reading(i)
+    for _ in range(settings.rounds):
+        strong = yield Request(latents, i, scale_here, "strong")
+        if settings.inversion in ("paper", "explicit"):
+            told = i if settings.inversion == "paper" else i + 1
+            lower = trajectory.denoise(latents, strong, i)
+            weak = yield Request(lower, told, scale_below, "weak")
+            strong = trajectory.read(latents, strong, at=here, told=here, reading=reading)
+            weak = trajectory.read(lower, weak, at=below, told=trajectory.level(told), reading=reading)
+            latents = trajectory.reflect(latents, strong, weak, i, strength=settings.strength, reading=reading)
+        else:
+            inverted = latents
+            for _ in range(1 if settings.inversion == "current" else settings.iterations):
+                weak = yield Request(inverted, i, scale_here, "weak")
+                inverted = _reflect_at_one_level(trajectory, latents, strong, inverted, weak, i)
+            latents = latents + settings.strength * (inverted - latents)
+    return latents
+
+
+def _reflect_at_one_level(
+    trajectory: Trajectory,
+    latents: torch.Tensor,
+    strong: torch.Tensor,
+    weak_latents: torch.Tensor,
+    weak: torch.Tensor,
+    i: int,
+) -> torch.Tensor:
+    """Reflect with both predictions made at step ``i``; samples are read as noise, which no step forgets."""
+    if trajectory.prediction_type != "sample":
+        return trajectory.reflect(latents, strong, weak, i)
+    level, reading = trajectory.level(i), trajectory.score_reading(i)
+    strong = trajectory.read(latents, strong, at=level, told=level, reading=reading)
+    weak = trajectory.read(weak_latents, weak, at=level, told=level, reading=reading)
+    return trajectory.reflect(latents, strong, weak, i, reading=reading)
+
+
+def requests_of_step(trajectory: Trajectory, i: int, settings: Reflection) -> list[Request]:
+    """Return the requests that ``reflect_step`` will make, found by running it on a latent of no size."""
+    nothing = torch.zeros(0)
+    walk = reflect_step(trajectory, nothing, i, settings)
+    requests = [next(walk)]
+    try:
+        while True:
+            requests.append(walk.send(nothing))
+    except StopIteration:
+        return requests
+
+
+class Sampled(NamedTuple):
+    """Final latents, and the network evaluations by role."""
+
+    latents: torch.Tensor
+    nfe: dict[str, int]
+
+
+def sample(
+    predict: Predict,
+    latents: torch.Tensor,
+    scheduler: Any,
+    *,
+    num_inference_steps: int | None = None,
+    reflection_steps: int | tuple[float, float] | None = None,
+    strength: float = 1.0,
+    rounds: int = 1,
+    inversion: Inversion = "paper",
+    iterations: int = 2,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    callback: Callable[[int, torch.Tensor], None] | None = None,
+) -> Sampled:
+    """Sample by W2SD with a prediction function of one's own (algorithm 1 of the paper).
+
+    Args:
+        predict: ``(latents, timestep, role) -> prediction``. The latents are scaled as the network wants them
+            (``scale_model_input``), the timestep is a 0-dimensional tensor of the scheduler's, the role is one of
+            "base", "strong", "weak". The prediction is what the scheduler calls ``model_output``.
+        latents: initial noise, already multiplied by ``scheduler.init_noise_sigma``; any shape.
+        scheduler: a diffusers scheduler of a known kind; it is copied, and left as it is.
+        num_inference_steps: T; None uses the timesteps that ``set_timesteps`` has put into the scheduler.
+        reflection_steps: see ``Reflection``, like ``strength``, ``rounds``, ``inversion`` and ``iterations``.
+        generator: for schedulers whose own step draws noise.
+        callback: ``(step, latents)``, called after each step.
+
+    Returns:
+        The final latents, and the number of calls of ``predict`` by role.
+
+    Raises:
+        TypeError: an unknown scheduler.
+        ValueError: a setting out of range.
+    """
+    settings = Reflection(reflection_steps, strength, rounds, inversion, iterations)
+    scheduler = copy.deepcopy(scheduler)
+    if num_inference_steps is not None:
+        scheduler.set_timesteps(num_inference_steps, device=latents.device)
+    trajectory = Trajectory(scheduler)
+    reflected = settings.steps(len(trajectory))
+    step_of_call = {call: step for step, call in enumerate(trajectory.calls)}
+    scheduler_step = _step_function(scheduler, generator)
+    nfe: Counter[str] = Counter(base=0, strong=0, weak=0)
+
+    def answer(request: Request) -> torch.Tensor:
+        nfe[request.role] += 1
+        return predict(request.latents / request.input_scale, trajectory.timesteps[request.step], request.role)
+
+    for call, timestep in enumerate(scheduler.timesteps):
+        step = step_of_call.get(call)
+        if step is not None and step in reflected:
+            walk = reflect_step(trajectory, latents, step, settings)
+            latents = _drive(walk, answer)
+            trust_reflected_latents(scheduler, call)
+        nfe["base"] += 1
+        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep, "base")
+        latents = scheduler_step(prediction, call, latents)
+        if callback is not None and step is not None:
+            callback(step, latents)
+    return Sampled(latents, dict(nfe))
+
+
+def _drive(
+    walk: Generator[Request, torch.Tensor, torch.Tensor], answer: Callable[[Request], torch.Tensor]
+) -> torch.Tensor:
+    """Answer every request of a generator, and return what it returns."""
+    try:
+        request = next(walk)
+        while True:
+            request = walk.send(answer(request))
+    except StopIteration as end:
+        return end.value
+
+
+def trust_reflected_latents(scheduler: Any, call: int) -> None:
+    """Switch off the corrector of a predictor-corrector scheduler (UniPC) at a call whose latents were reflected.
+
+    The corrector builds the current latents again from the previous ones, and would throw the displacement away.
+    """
+    if hasattr(scheduler, "disable_corrector"):
+        scheduler.disable_corrector = [*scheduler.disable_corrector, call - 1]
+
+
+def _step_function(
+    scheduler: Any, generator: torch.Generator | list[torch.Generator] | None
+) -> Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]:
+    """Return ``(prediction, call, latents) -> latents`` by the scheduler's own step, whatever its signature."""
+    parameters = inspect.signature(scheduler.step).parameters
+    extra = {"generator": generator} if "generator" in parameters else {}
+    if "timestep_back" not in parameters:
+        return lambda prediction, call, latents: scheduler.step(
+            prediction, scheduler.timesteps[call], latents, return_dict=False, **extra
+        )[0]
+
+    old_sample: torch.Tensor | None = None
+
+    def step(prediction: torch.Tensor, call: int, latents: torch.Tensor) -> torch.Tensor:
+        nonlocal old_sample
+        timesteps = scheduler.timesteps
+        back = timesteps[call - 1] if call > 0 else None
+        latents, old_sample = scheduler.step(
+            prediction, old_sample, timesteps[call], back, latents, return_dict=False, **extra
+        )
+        return latents
+
+    return step

@@ -1,0 +1,272 @@
+"""A scheduler that walks a pipeline's own loop through the reflections.
+
+It presents itself as the pipeline's scheduler, with a timestep for every request of the sampler before the step that
+counts (as ``HeunDiscreteScheduler`` repeats its timesteps for the second order). Only that step reaches the scheduler
+it wraps, which therefore sees what it would see in a loop of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+from w2sd_video.denoiser import CallState, RehearsalOver, with_signature
+from w2sd_video.sampler import Reflection, Request, reflect_step, requests_of_step, trust_reflected_latents
+from w2sd_video.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One iteration of the pipeline's loop.
+
+    Attributes:
+        call: index among the wrapped scheduler's timesteps.
+        timestep: what the network is told.
+        request: the sampler's request that is answered; None for a call of the wrapped scheduler's own step.
+        begins: the step whose reflection begins here, or None.
+        ends_step: whether a step of the trajectory is complete after this turn.
+    """
+
+    call: int
+    timestep: torch.Tensor
+    request: Request | None = None
+    begins: int | None = None
+    ends_step: bool = False
+
+
+class Timesteps(torch.Tensor):
+    """The timesteps of all turns. What is computed from them is a plain tensor.
+
+    Slicing off a beginning, as image-to-video does, is meant in the scheduler's own calls and starts the walk there.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    begin_at: Callable[[int], torch.Tensor]
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """Return the timesteps at an index; a slice from a positive start to the end starts the walk there."""
+        if isinstance(index, slice) and index.step is None and index.stop is None and (index.start or 0) > 0:
+            return self.begin_at(index.start)
+        return self.as_subclass(torch.Tensor)[index]
+
+
+class Walk:
+    """The walk of one pipeline call: the turns, where we are among them, and the reflection under way.
+
+    Args:
+        scheduler: the pipeline's; a copy of it takes the steps that count.
+        settings: where and how to reflect.
+        state: told, before each turn, which role the denoiser answers for.
+
+    Raises:
+        TypeError: a scheduler that is not known or cannot be reflected.
+    """
+
+    def __init__(self, scheduler: Any, settings: Reflection, state: CallState) -> None:
+        self.wrapped = copy.deepcopy(scheduler)
+        self.turns: list[Turn] = []
+        self.at = 0
+        self.total_steps = 0
+        self.reflected_steps = 0
+        self.on_step: Callable[[], None] = lambda: None
+        self._settings = settings
+        self._state = state
+        self._begin = 0
+        self._slices_count_turns = False
+        self._reflection: Generator[Request, torch.Tensor, torch.Tensor] | None = None
+        self._old_sample: torch.Tensor | None = None
+        self._corrector_off = list(getattr(self.wrapped, "disable_corrector", []))
+        self._step_signature = inspect.signature(self.wrapped.step)
+        self._timesteps_signature = inspect.signature(self.wrapped.set_timesteps)
+        self.set_timesteps = with_signature(functools.partial(self._set_timesteps), self._timesteps_signature)
+        self.step = with_signature(functools.partial(self._step), self._step_signature)
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """The timesteps of all turns."""
+        if not self.turns:
+            return self.wrapped.timesteps
+        timesteps = torch.stack([turn.timestep for turn in self.turns]).as_subclass(Timesteps)
+        timesteps.begin_at = self._begin_at
+        return timesteps
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """The wrapped scheduler's sigmas, one a turn and the final one."""
+        sigmas = self.wrapped.sigmas
+        if not self.turns:
+            return sigmas
+        return sigmas[[*(turn.call for turn in self.turns), len(self.wrapped.timesteps)]]
+
+    @property
+    def set_begin_index(self) -> Callable[[int], None]:
+        """Set where the wrapped scheduler begins, if it can; a slice of the timesteps has said it already."""
+        set_wrapped = self.wrapped.set_begin_index
+
+        def set_begin_index(begin_index: int = 0) -> None:
+            set_wrapped(self._begin or self._call_of_slice(begin_index))
+
+        return set_begin_index
+
+    def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Scale latents for the network: by their own level, whatever the timestep that the network is told."""
+        request = self.turns[self.at].request if self.at < len(self.turns) else None
+        if request is None:
+            return self.wrapped.scale_model_input(sample, *args, **kwargs)
+        return sample if request.input_scale == 1.0 else sample / request.input_scale
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        """Refuse: each copy would reflect on its own, against the others."""
+        raise ValueError(
+            "this pipeline copies its scheduler (several latents walk side by side, as in joint audio and video), "
+            "which cannot be reflected"
+        )
+
+    def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        arguments = self._timesteps_signature.bind(*args, **kwargs).arguments
+        self._slices_count_turns = any(arguments.get(name) is not None for name in ("timesteps", "sigmas"))
+        self.wrapped.set_timesteps(*args, **kwargs)
+        self._plan(0)
+
+    def _plan(self, begin: int) -> None:
+        """Lay out the turns from a call of the wrapped scheduler on; steps are counted from there."""
+        self._begin, self.at, self._reflection, self._old_sample = begin, 0, None, None
+        if self._corrector_off or hasattr(self.wrapped, "disable_corrector"):
+            self.wrapped.disable_corrector = list(self._corrector_off)
+        self._trajectory = Trajectory(self.wrapped)
+        steps = [step for step, call in enumerate(self._trajectory.calls) if call >= begin]
+        if not steps:
+            total = len(self.wrapped.timesteps)
+            raise ValueError(f"the pipeline begins at timestep {begin} of {total}: no step is left")
+        reflected = {steps[i] for i in self._settings.steps(len(steps))}
+        step_of_call = {self._trajectory.calls[step]: step for step in steps}
+        self.turns = []
+        for call in range(begin, len(self.wrapped.timesteps)):
+            step = step_of_call.get(call)
+            if step in reflected:
+                requests = requests_of_step(self._trajectory, step, self._settings)
+                for number, request in enumerate(requests):
+                    told = self._trajectory.timesteps[request.step]
+                    self.turns.append(Turn(call, told, request, begins=step if number == 0 else None))
+            ends_step = call + 1 in step_of_call or call + 1 == len(self.wrapped.timesteps)
+            self.turns.append(Turn(call, self.wrapped.timesteps[call], ends_step=ends_step))
+        self.total_steps, self.reflected_steps = len(steps), len(reflected)
+        self._announce()
+
+    def _call_of_slice(self, start: int) -> int:
+        """Return the call meant by the start of a slice: pipelines with their own sigmas count what we showed them."""
+        return round(start * len(self.wrapped.timesteps) / len(self.turns)) if self._slices_count_turns else start
+
+    def _begin_at(self, start: int) -> torch.Tensor:
+        self._plan(self._call_of_slice(start))
+        return self.timesteps.as_subclass(torch.Tensor)
+
+    def _announce(self) -> None:
+        """Tell the denoiser's switch which role the next evaluation answers for."""
+        request = self.turns[self.at].request if self.at < len(self.turns) else None
+        before = self.turns[self.at - 1].request if self.at > 0 else None
+        self._state.request += 1
+        self._state.role = request.role if request else "base"
+        self._state.shares_latents = (
+            self._settings.inversion in ("current", "implicit")
+            and request is not None
+            and before is not None
+            and (before.role, request.role) == ("strong", "weak")
+        )
+
+    def _step(self, *args: Any, **kwargs: Any) -> Any:
+        if self._state.rehearsing is not None:
+            raise RehearsalOver
+        arguments = self._step_signature.bind(*args, **kwargs).arguments
+        turn = self._checked_turn(arguments)
+        self._state.step_taken = turn.request is None
+        self._state.call = turn.call - self._begin
+        if turn.request is None:
+            result = self._take_step(turn, arguments)
+        else:
+            result = self._result(self._reflect(turn, arguments), arguments)
+        self.at += 1
+        self._announce()
+        if turn.ends_step:
+            self.on_step()
+        return result
+
+    def _checked_turn(self, arguments: dict[str, Any]) -> Turn:
+        """Return the turn that this step answers, or say that the pipeline does not walk as it should."""
+        if arguments.get("per_token_timesteps") is not None:
+            raise ValueError("a pipeline that gives each token its own timestep cannot be reflected")
+        turn = self.turns[self.at] if self.at < len(self.turns) else None
+        if turn is None or float(arguments["timestep"]) != float(turn.timestep):
+            expected = "no further step" if turn is None else f"timestep {float(turn.timestep)}"
+            raise RuntimeError(
+                f"the pipeline stepped at timestep {float(arguments['timestep'])} where {expected} was expected: its "
+                "loop does not walk scheduler.timesteps in order, so it cannot be reflected"
+            )
+        return turn
+
+    def _reflect(self, turn: Turn, arguments: dict[str, Any]) -> torch.Tensor:
+        """Hand the pipeline's prediction to the sampler, and return the latents to be evaluated next."""
+        latents = arguments["sample"]
+        if turn.begins is not None:
+            self._reflection = reflect_step(self._trajectory, latents, turn.begins, self._settings)
+            next(self._reflection)
+        assert self._reflection is not None
+        try:
+            return self._reflection.send(_without_variance(arguments["model_output"], latents)).latents
+        except StopIteration as end:
+            return end.value
+
+    def _take_step(self, turn: Turn, arguments: dict[str, Any]) -> Any:
+        """Take the wrapped scheduler's own step, with what it would have been given in a loop of its own."""
+        if self.at > 0 and self.turns[self.at - 1].request is not None:
+            trust_reflected_latents(self.wrapped, turn.call)
+        if "timestep_back" in arguments:
+            first = turn.call == self._begin
+            back = None if first else self.wrapped.timesteps[turn.call - 1]
+            arguments = arguments | {"timestep_back": back, "old_pred_original_sample": self._old_sample}
+        result = self.wrapped.step(**arguments)
+        if "timestep_back" in arguments:
+            self._old_sample = result[1]
+        return result
+
+    def _result(self, latents: torch.Tensor, arguments: dict[str, Any]) -> Any:
+        """Return latents in the form in which the wrapped scheduler returns them."""
+        if "timestep_back" in self._step_signature.parameters:
+            return latents, self._old_sample
+        if arguments.get("return_dict", True):
+            return SchedulerOutput(prev_sample=latents)
+        return (latents,)
+
+
+def _without_variance(prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Return the part of a prediction that is not a learned variance (DDPM takes both in one tensor)."""
+    if prediction.shape == latents.shape:
+        return prediction
+    return prediction[:, : latents.shape[1]]
+
+
+_WALKED = ("timesteps", "sigmas", "set_timesteps", "set_begin_index", "scale_model_input", "step", "__deepcopy__")
+
+
+def presented(walk: Walk) -> Any:
+    """Return a walk that passes for the scheduler it wraps: of a subclass, with all its attributes and signatures."""
+    wrapped = walk.wrapped
+
+    class Presented(type(wrapped)):  # type: ignore[misc]
+        def __init__(self) -> None:
+            pass
+
+        def __getattribute__(self, name: str) -> Any:
+            return getattr(walk if name in _WALKED else wrapped, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            setattr(wrapped, name, value)
+
+    return Presented()
