@@ -1,1 +1,41 @@
-"""Model families: where a denoiser lives, how its pipeline is loaded, how its two denoisers share memory."""
+"""Model families: how each is loaded, and how a second denoiser is kept beside a pipeline's own.
+
+A backend (`animatediff`, `cogvideox`) has two public functions: `load`, which returns a stock diffusers pipeline, and
+`predictor`, for people with their own sampling loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+# Kept beside the pipelines, not on them: the user's pipeline gains no attribute, and nothing outlives it.
+_SECONDS: WeakKeyDictionary[Any, dict[str, nn.Module]] = WeakKeyDictionary()
+
+
+def register(pipe: Any, name: str, module: nn.Module) -> None:
+    """Make a second denoiser known under a name, for `Branch(weights=name)` with this pipeline.
+
+    Args:
+        pipe: a diffusers pipeline; it is left as it is. `pipe.to(...)` does not move the second denoiser.
+        name: any text but the empty one; a name registered before is given to the new module.
+        module: takes and gives tensors of the same shapes as the pipeline's own denoiser.
+
+    Raises:
+        TypeError: the module is not a torch module, or the name not text.
+        ValueError: the name is empty.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a second denoiser must be text, got {name!r}")
+    if not name:
+        raise ValueError("the name of a second denoiser must not be empty")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"the second denoiser {name!r} must be a torch module, got {type(module).__name__}")
+    _SECONDS.setdefault(pipe, {})[name] = module
+
+
+def registered(pipe: Any) -> dict[str, nn.Module]:
+    """Return the second denoisers of a pipeline by name; an empty dictionary where there are none."""
+    return dict(_SECONDS.get(pipe, {}))
