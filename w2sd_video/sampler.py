@@ -212,6 +212,7 @@ def sample(
     reflected = settings.steps(len(trajectory))
     step_of_call = {call: step for step, call in enumerate(trajectory.calls)}
     scheduler_step = _step_function(scheduler, generator)
+    scales_input = hasattr(scheduler, "scale_model_input")
     nfe: Counter[str] = Counter(base=0, strong=0, weak=0)
 
     def answer(request: Request) -> torch.Tensor:
@@ -225,7 +226,8 @@ def sample(
             latents = _drive(walk, answer)
             trust_reflected_latents(scheduler, call)
         nfe["base"] += 1
-        prediction = predict(scheduler.scale_model_input(latents, timestep), timestep, "base")
+        scaled = scheduler.scale_model_input(latents, timestep) if scales_input else latents
+        prediction = predict(scaled, timestep, "base")
         latents = scheduler_step(prediction, call, latents)
         if callback is not None and step is not None:
             callback(step, latents)
