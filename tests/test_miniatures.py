@@ -1,0 +1,181 @@
+"""The miniature pipelines as shipped, the classifier that judges them, and the script that trains them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AnimateDiffPipeline, CogVideoXPipeline
+
+from w2sd_video.miniatures import (
+    CALL,
+    WEIGHTS,
+    classifier,
+    data,
+    export,
+    load_pipeline,
+    load_weak,
+    models,
+    train,
+    world,
+)
+from w2sd_video.miniatures.fit import Budget, fit
+
+TRACKS = ("animatediff", "cogvideox")
+DENOISER = {"animatediff": "unet", "cogvideox": "transformer"}
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module", params=TRACKS)
+def track(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pipe(track):
+    return load_pipeline(track)
+
+
+def _render(pipe, track, prompts, seed=0):
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+    return pipe(prompts, generator=generators, output_type="np", **CALL[track]).frames
+
+
+def test_the_folders_load_as_what_they_say(pipe, track):
+    assert type(pipe) is {"animatediff": AnimateDiffPipeline, "cogvideox": CogVideoXPipeline}[track]
+    assert {p.dtype for p in getattr(pipe, DENOISER[track]).parameters()} == {torch.float32}
+
+
+def test_all_weights_together_are_small():
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 40e6
+
+
+def test_the_weak_denoiser_has_the_strong_ones_shapes_and_other_values(pipe, track):
+    strong, weak = getattr(pipe, DENOISER[track]).state_dict(), load_weak(pipe).state_dict()
+    assert {k: v.shape for k, v in strong.items()} == {k: v.shape for k, v in weak.items()}
+    differing = [key for key in strong if not torch.equal(strong[key], weak[key])]
+    assert differing
+    assert not any("motion_modules" in key for key in differing)
+
+
+def test_each_word_of_the_world_is_a_token_of_its_own(pipe):
+    ids = [pipe.tokenizer(word, add_special_tokens=False).input_ids for word in world.WORDS]
+    assert {len(one) for one in ids} == {1}
+    assert len({one[0] for one in ids} | {pipe.tokenizer.unk_token_id}) == len(world.WORDS) + 1
+
+
+def test_no_prompt_of_the_world_is_cut_off(pipe):
+    assert max(len(ids) for ids in pipe.tokenizer(world.prompts()).input_ids) <= models.TEXT_LENGTH
+
+
+def test_the_tokens_trained_on_are_those_the_pipeline_was_saved_with(pipe, track):
+    fresh = models.clip_tokenizer() if track == "animatediff" else models.t5_tokenizer()
+    prompts = world.prompts()[::20]
+    assert fresh(prompts).input_ids == pipe.tokenizer(prompts).input_ids
+
+
+def test_a_pipeline_gives_frames_of_the_world_and_the_same_ones_for_the_same_seed(pipe, track):
+    one = _render(pipe, track, ["a red circle moving left"])
+    assert one.shape == (1, CALL[track]["num_frames"], 32, 32, 3)
+    assert np.array_equal(one, _render(pipe, track, ["a red circle moving left"]))
+
+
+def test_the_strong_model_follows_prompts_and_the_weak_one_less(pipe, track):
+    prompts = world.prompts(sizes_and_speeds=False)
+    strong = classifier.adherence(_render(pipe, track, prompts), prompts)["joint"]
+    name = DENOISER[track]
+    kept = getattr(pipe, name)
+    setattr(pipe, name, load_weak(pipe))
+    weak = classifier.adherence(_render(pipe, track, prompts), prompts)["joint"]
+    setattr(pipe, name, kept)
+    assert strong >= 0.7
+    assert strong - weak >= 0.1
+
+
+def test_the_classifier_knows_fresh_clips_and_judges_motion_by_motion():
+    prompts = world.prompts()[::2]
+    clips = world.clips(prompts, range(50_000, 50_000 + len(prompts)))
+    right = classifier.adherence(clips, prompts)
+    assert min(right.values()) >= 0.99
+    opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
+    backwards = [" ".join(opposite.get(word, word) for word in prompt.split()) for prompt in prompts]
+    assert classifier.adherence(clips[:, ::-1], backwards)["direction"] >= 0.99
+
+
+def test_wrong_prompts_score_nothing():
+    prompts = ["a red circle moving left", "a blue square moving up"]
+    clips = world.clips(prompts, [1, 2])
+    assert classifier.adherence(clips, prompts[::-1])["joint"] == 0
+    assert classifier.adherence(clips, ["a red circle moving left"] * 2)["joint"] == 0.5
+
+
+def test_videos_are_judged_alike_as_bytes_and_as_floats_and_nine_frames_are_enough():
+    clips = world.clips(world.prompts()[:6], range(6), frames=9)
+    assert np.allclose(classifier.features(clips), classifier.features(clips / 255), atol=1e-4)
+    with pytest.raises(ValueError, match=r"want videos of shape.*\(6, 7, 32, 32, 3\)"):
+        classifier.features(clips[:, :7])
+
+
+def test_frechet_distance_of_known_gaussians():
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((20_000, 3))
+    assert classifier.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert classifier.frechet_distance(a, a + np.array([1.0, 2.0, 0.0])) == pytest.approx(5, abs=1e-6)
+    assert classifier.frechet_distance(a, 3 * a) == pytest.approx(3 * (3 - 1) ** 2, rel=0.05)
+
+
+def test_training_reads_the_text_that_the_pipeline_gives_its_denoiser(pipe, track):
+    from w2sd_video.miniatures.diffusion import prompt_embeddings, prompt_tokens
+
+    table = prompt_embeddings(pipe.text_encoder, prompt_tokens(pipe.tokenizer))
+    length = {} if track == "animatediff" else {"max_sequence_length": models.TEXT_LENGTH}
+    some = [3, 200, 431]
+    kwargs = {"device": "cpu", "num_images_per_prompt": 1} if track == "animatediff" else {}
+    conditional, unconditional = pipe.encode_prompt(
+        [data.PROMPTS[i] for i in some], do_classifier_free_guidance=True, **kwargs, **length
+    )
+    assert torch.equal(conditional, table[some])
+    assert torch.equal(unconditional, table[[-1] * 3])
+
+
+def test_stages_are_chosen_by_name_by_track_or_all():
+    assert train.select(["all"]) == list(train.STAGES)
+    assert train.select(["animatediff"]) == ["image_vae", "unet_weak", "unet_strong", "motion"]
+    assert train.select(["motion", "classifier"]) == ["classifier", "motion"]
+    with pytest.raises(ValueError, match="unknown stage 'vae'"):
+        train.select(["vae"])
+
+
+def test_every_stage_trains_and_what_comes_out_loads(tmp_path, monkeypatch):
+    out, weights = tmp_path / "out", tmp_path / "weights"
+    for name in train.STAGES:
+        train.run(name, out, Budget(minutes=1, max_steps=2, pool=8), weights)
+    monkeypatch.setattr("w2sd_video.miniatures.WEIGHTS", weights)
+    for track in TRACKS:
+        pipe = load_pipeline(track)
+        load_weak(pipe)
+        call = {**CALL[track], "num_inference_steps": 2}
+        frames = pipe("a red circle moving left", output_type="np", **call).frames
+        assert frames.shape[1:] == (CALL[track]["num_frames"], 32, 32, 3)
+    assert classifier.load_classifier(weights / "classifier").width == 16
+    assert export.__doc__ and {path.name for path in Path(weights).iterdir()} == {*TRACKS, "classifier"}
+
+
+def test_an_interrupted_stage_goes_on_where_it_stopped(tmp_path):
+    def train_for(steps: int) -> torch.nn.Linear:
+        torch.manual_seed(0)
+        line = torch.nn.Linear(1, 1)
+        fit("line", line, lambda: (line(torch.ones(1, 1)) - 3).square().mean(), tmp_path, Budget(1, steps), lr=0.05)
+        return line
+
+    first = train_for(50)
+    again = train_for(50)  # nothing left to do
+    assert torch.equal(first.weight, again.weight)
+    further = train_for(400)
+    error = [abs(line(torch.ones(1, 1)).item() - 3) for line in (first, further)]
+    assert error[1] < error[0]
+    assert torch.load(tmp_path / "line.pt")["step"] == 400

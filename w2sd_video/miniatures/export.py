@@ -1,0 +1,61 @@
+"""From checkpoints to the folders that `from_pretrained` loads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AnimateDiffPipeline,
+    AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    MotionAdapter,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextModel, T5EncoderModel
+
+from .models import clip_tokenizer, cogvideox_scheduler, ddim_scheduler, t5_tokenizer
+
+
+def export_animatediff(out: Path, weights: Path) -> None:
+    """Assemble `weights/animatediff`: a pipeline with the strong UNet, and the weak one in `unet_weak`."""
+    folder = weights / "animatediff"
+    shutil.rmtree(folder, ignore_errors=True)
+    pipe = AnimateDiffPipeline(
+        vae=AutoencoderKL.from_pretrained(out / "image_vae"),
+        text_encoder=CLIPTextModel.from_pretrained(out / "clip"),
+        tokenizer=clip_tokenizer(),
+        unet=UNet2DConditionModel.from_pretrained(out / "unet_strong"),
+        motion_adapter=MotionAdapter.from_pretrained(out / "motion_adapter"),
+        scheduler=ddim_scheduler(),
+    )
+    for part in (pipe.vae, pipe.unet, pipe.motion_adapter):  # a half precision text encoder would load as such
+        part.to(torch.float16)
+    pipe.save_pretrained(folder)
+    UNet2DConditionModel.from_pretrained(out / "unet_weak").to(torch.float16).save_pretrained(folder / "unet_weak")
+
+
+def export_cogvideox(out: Path, weights: Path) -> None:
+    """Assemble `weights/cogvideox`: a pipeline with the strong transformer, and the weak one in `transformer_weak`."""
+    folder = weights / "cogvideox"
+    shutil.rmtree(folder, ignore_errors=True)
+    pipe = CogVideoXPipeline(
+        vae=AutoencoderKLCogVideoX.from_pretrained(out / "video_vae"),
+        text_encoder=T5EncoderModel.from_pretrained(out / "t5"),
+        tokenizer=t5_tokenizer(),
+        transformer=CogVideoXTransformer3DModel.from_pretrained(out / "transformer_strong"),
+        scheduler=cogvideox_scheduler(),
+    )
+    for part in (pipe.vae, pipe.transformer):
+        part.to(torch.float16)
+    pipe.save_pretrained(folder)
+    weak = CogVideoXTransformer3DModel.from_pretrained(out / "transformer_weak")
+    weak.to(torch.float16).save_pretrained(folder / "transformer_weak")
+
+
+def export_classifier(out: Path, weights: Path) -> None:
+    """Copy `out/classifier` to `weights/classifier`."""
+    shutil.copytree(out / "classifier", weights / "classifier", dirs_exist_ok=True)

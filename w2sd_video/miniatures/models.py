@@ -1,0 +1,188 @@
+"""The miniature networks: real diffusers and transformers classes, only very small."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXTransformer3DModel,
+    DDIMScheduler,
+    MotionAdapter,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+from .world import SIZE, WORDS
+
+TEXT_LENGTH = 12
+"""Tokens of a padded prompt, in both tracks; the longest prompt of the world takes nine."""
+TEXT_WIDTH = 64
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """A byte-level BPE tokenizer in which each word of the world is one token."""
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = pre_tokenizers.Whitespace()
+    alphabet = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        min_frequency=0,
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    trained.train_from_iterator([" ".join(WORDS)] * 2, trainer)
+    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    # The trainer breaks ties by chance, so ids are dealt anew: special tokens, words, then the pieces of words.
+    words = ["<|startoftext|>", "<|endoftext|>", *(f"{word}</w>" for word in WORDS)]
+    vocab = {token: i for i, token in enumerate([*words, *sorted(set(trained.get_vocab()) - set(words))])}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A unigram tokenizer of the world's words."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in WORDS)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TEXT_LENGTH)
+
+
+def clip_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Two causal transformer layers over the prompt."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=128,  # room for all pieces
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TEXT_LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def t5_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """Two T5 encoder layers over the prompt."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=TEXT_WIDTH,
+            d_kv=16,
+            d_ff=4 * TEXT_WIDTH,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def image_vae() -> AutoencoderKL:
+    """Frames (n, 3, 32, 32) to latents (n, 4, 8, 8) and back."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 48),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIZE,
+    )
+
+
+def video_vae() -> AutoencoderKLCogVideoX:
+    """Clips (n, 3, 9, 32, 32) to latents (n, 12, 3, 8, 8) and back; its class wants widths that 32 divides."""
+    return AutoencoderKLCogVideoX(
+        block_out_channels=(32, 32, 32),
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        layers_per_block=0,
+        latent_channels=12,
+        temporal_compression_ratio=4,
+        sample_height=SIZE,
+        sample_width=SIZE,
+    )
+
+
+def unet(channels: tuple[int, int] = (32, 64)) -> UNet2DConditionModel:
+    """The spatial network of the AnimateDiff track: two levels over 8×8 latents, attention to the text on the lower."""
+    return UNet2DConditionModel(
+        sample_size=SIZE // 4,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=4,
+        cross_attention_dim=TEXT_WIDTH,
+    )
+
+
+def motion_adapter(channels: tuple[int, int] = (32, 64)) -> MotionAdapter:
+    """The temporal layers of the AnimateDiff track, for `unet` of the same widths; untrained, they change nothing."""
+    adapter = MotionAdapter(
+        block_out_channels=channels,
+        motion_layers_per_block=1,
+        motion_mid_block_layers_per_block=1,
+        motion_num_attention_heads=4,
+        motion_norm_num_groups=8,
+        motion_max_seq_length=16,
+    )
+    for name, parameter in adapter.named_parameters():
+        if ".proj_out." in name:
+            torch.nn.init.zeros_(parameter)
+    return adapter
+
+
+def transformer(width: int = 128, layers: int = 5) -> CogVideoXTransformer3DModel:
+    """The network of the CogVideoX track: 48 video tokens and the text's in one sequence."""
+    return CogVideoXTransformer3DModel(
+        num_attention_heads=width // 32,
+        attention_head_dim=32,
+        num_layers=layers,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        time_embed_dim=width,
+        text_embed_dim=TEXT_WIDTH,
+        max_text_seq_length=TEXT_LENGTH,
+        sample_width=SIZE // 4,
+        sample_height=SIZE // 4,
+        sample_frames=9,
+        temporal_compression_ratio=4,
+    )
+
+
+def ddim_scheduler() -> DDIMScheduler:
+    """AnimateDiff's linear schedule, predicting v."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="linear",
+        clip_sample=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+
+
+def cogvideox_scheduler() -> CogVideoXDDIMScheduler:
+    """CogVideoX's own schedule: scaled linear, zero terminal SNR, trailing steps, predicting v."""
+    return CogVideoXDDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=3.0,
+        timestep_spacing="trailing",
+    )

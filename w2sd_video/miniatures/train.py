@@ -1,0 +1,93 @@
+"""Train the miniatures: `python -m w2sd_video.miniatures.train --out DIR [--stage NAME ...] [--scale X]`.
+
+Stages, in the order they need each other, with their planned minutes on one CPU core:
+
+    classifier          3   judge of shape, colour and direction, on true clips           seed 8
+    animatediff         image_vae 6, unet_weak 9, unet_strong 13, motion 40               seeds 1, 3, 4, 5
+    cogvideox           video_vae 10, transformer_weak 22, transformer_strong 39          seeds 2, 6, 7
+
+A stage reads what earlier ones left in DIR, keeps a checkpoint there each minute and resumes from it. `--stage` takes
+stages, a whole track by its name, or `all`; the two tracks do not need each other and train side by side in two
+processes with `--threads 1`. When a track's last stage is over, its pipeline is written to `--weights`, in half
+precision. Lengths are planned in minutes, so two runs agree in their seeds and data but not in their number of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import WEIGHTS, export, train_animatediff, train_cogvideox, train_vae
+from .fit import Budget
+from .train_classifier import train_classifier
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run: the `track` it belongs to, its function and its planned minutes."""
+
+    track: str
+    run: Callable[[Path, Budget], object]
+    minutes: float
+
+
+STAGES = {
+    "classifier": Stage("classifier", train_classifier, 3),
+    "image_vae": Stage("animatediff", train_vae.train_image_vae, 6),
+    "unet_weak": Stage("animatediff", train_animatediff.train_weak, 9),
+    "unet_strong": Stage("animatediff", train_animatediff.train_strong, 13),
+    "motion": Stage("animatediff", train_animatediff.train_motion, 40),
+    "video_vae": Stage("cogvideox", train_vae.train_video_vae, 10),
+    "transformer_weak": Stage("cogvideox", train_cogvideox.train_weak, 22),
+    "transformer_strong": Stage("cogvideox", train_cogvideox.train_strong, 39),
+}
+EXPORTS = {
+    "classifier": export.export_classifier,
+    "motion": export.export_animatediff,
+    "transformer_strong": export.export_cogvideox,
+}
+"""After which stage what is written."""
+
+
+def select(names: list[str]) -> list[str]:
+    """The stages meant by `names`, which may be stages, tracks or "all", in the order they need each other.
+
+    Raises:
+        ValueError: a name that is none of these.
+    """
+    known = {"all", *STAGES, *(stage.track for stage in STAGES.values())}
+    if unknown := sorted(set(names) - known):
+        raise ValueError(f"unknown stage {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    return [name for name, stage in STAGES.items() if {"all", name, stage.track} & set(names)]
+
+
+def run(name: str, out: Path, budget: Budget, weights: Path | None) -> None:
+    """Run one stage, and write its track's final folder to `weights` if the track is complete with it."""
+    out.mkdir(parents=True, exist_ok=True)
+    STAGES[name].run(out, budget)
+    if weights is not None and name in EXPORTS:
+        EXPORTS[name](out, weights)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and encoded clips")
+    parser.add_argument("--stage", nargs="+", default=["all"], help="stages, tracks, or all")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where finished pipelines go")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's planned minutes")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    for name in select(args.stage):
+        run(name, args.out, Budget(STAGES[name].minutes * args.scale), args.weights)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Training of the two autoencoders: pixels to latents and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
+from torch.nn import functional
+
+from .data import random_clips
+from .fit import Budget, fit, log
+from .models import image_vae, video_vae
+from .world import SIZE
+
+KL_WEIGHT = 1e-5
+V = TypeVar("V", AutoencoderKL, AutoencoderKLCogVideoX)
+
+
+def train_image_vae(out: Path, budget: Budget, seed: int = 1) -> AutoencoderKL:
+    """Train the AnimateDiff track's autoencoder on single frames; saved to `out/image_vae`."""
+    torch.manual_seed(seed)
+    rng, vae = np.random.default_rng(seed), image_vae()
+
+    def loss() -> torch.Tensor:
+        frames = random_clips(rng, 8, 8)[0][:, ::2].flatten(0, 1)
+        return _vae_loss(vae, frames)
+
+    fit("image_vae", vae, loss, out, budget, lr=2e-3, decay=0.995)
+    frames = random_clips(np.random.default_rng(seed + 1000), 32, 8)[0].flatten(0, 1)
+    return _finish(vae, frames, out / "image_vae")
+
+
+def train_video_vae(out: Path, budget: Budget, seed: int = 2) -> AutoencoderKLCogVideoX:
+    """Train the CogVideoX track's autoencoder on clips of nine frames; saved to `out/video_vae`."""
+    torch.manual_seed(seed)
+    rng, vae = np.random.default_rng(seed), video_vae()
+
+    def loss() -> torch.Tensor:
+        return _vae_loss(vae, random_clips(rng, 4, 9)[0].movedim(1, 2))
+
+    fit("video_vae", vae, loss, out, budget, lr=2e-3, decay=0.995)
+    videos = random_clips(np.random.default_rng(seed + 1000), 32, 9)[0].movedim(1, 2)
+    return _finish(vae, videos, out / "video_vae")
+
+
+def _vae_loss(vae: AutoencoderKL | AutoencoderKLCogVideoX, x: torch.Tensor) -> torch.Tensor:
+    posterior = vae.encode(x).latent_dist
+    error = vae.decode(posterior.sample()).sample - x
+    light = x.amax(1 if x.ndim == 4 else (1, 2), keepdim=True).flatten(1, -3)  # n, 1, 32, 32
+    near = functional.max_pool2d((light > -0.7).float(), 5, stride=1, padding=2)
+    error = error * (
+        1 + near.view(len(x), *[1] * (x.ndim - 3), SIZE, SIZE)
+    )  # the sprite and its edge count for more than the background
+    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
+    return error.square().mean() + 0.3 * error.abs().mean() + KL_WEIGHT * kl.flatten(1).sum(1).mean()
+
+
+@torch.no_grad()
+def _finish(vae: V, x: torch.Tensor, folder: Path) -> V:
+    """Set the scaling factor that gives latents unit variance, save, and log the error of a round trip."""
+    latents = vae.encode(x).latent_dist.mean
+    error = (vae.decode(latents).sample.clamp(-1, 1) - x).square().mean()
+    log.info(
+        "%s: PSNR %.1f dB, latent mean %.3f, std %.3f",
+        folder.name,
+        10 * torch.log10(4 / error),
+        latents.mean(),
+        latents.std(),
+    )
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+    vae.save_pretrained(folder)
+    return vae.requires_grad_(False).eval()
