@@ -104,7 +104,7 @@ class DenoiserSwitch:
         self._denoiser = denoiser
         self._forward: Callable[..., Any] = denoiser.forward
         self.names_its_calls = hasattr(denoiser, "cache_context")
-        self._signature = inspect.signature(denoiser.forward)
+        self._signature = _named_signature(denoiser)
         self._latents_name = next(iter(self._signature.parameters))
         self._branches = branches
         self._state = state
@@ -287,6 +287,14 @@ class DenoiserSwitch:
             and not _equal(shown.get(name), wanted.get(name))
         }
         return arguments | changed
+
+
+def _named_signature(denoiser: nn.Module) -> inspect.Signature:
+    """Return the signature of a denoiser's forward; of its class's where a wrapper of the user's hides the names."""
+    signature = inspect.signature(denoiser.forward)
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in signature.parameters.values()):
+        signature = inspect.signature(type(denoiser).forward.__get__(denoiser))
+    return signature
 
 
 def with_signature(function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
