@@ -52,8 +52,8 @@ _ADAPTERS = {
 }
 _DENOISERS = ("UNet2DConditionModel", "UNetMotionModel")
 _ARCHITECTURE = (
-    "in_channels out_channels block_out_channels layers_per_block num_attention_heads transformer_layers_per_block "
-    "cross_attention_dim norm_num_groups use_linear_projection addition_embed_type addition_time_embed_dim "
+    "addition_embed_type in_channels out_channels block_out_channels layers_per_block num_attention_heads "
+    "transformer_layers_per_block cross_attention_dim norm_num_groups use_linear_projection addition_time_embed_dim "
     "projection_class_embeddings_input_dim time_cond_proj_dim"
 ).split()
 # What the motion layers were trained with; stock SD and SDXL repositories say otherwise.
@@ -315,7 +315,7 @@ def _architecture(config: Mapping[str, Any]) -> Config:
     kinds = {
         name: [kind.replace("Motion", "2D") for kind in config[name]] for name in ("down_block_types", "up_block_types")
     }
-    return kinds | {name: _per_block(config.get(name)) for name in _ARCHITECTURE}
+    return {name: _per_block(config.get(name)) for name in _ARCHITECTURE} | kinds
 
 
 def _per_block(value: Any) -> Any:
@@ -330,9 +330,10 @@ def _is_single_file(source: Source | nn.Module) -> bool:
 
 def _kind_of_file(source: Source) -> str:
     """Return the class of pipeline that a single-file checkpoint is for, from the names of its tensors."""
-    if not Path(source).is_file():
+    path = Path(source).expanduser()
+    if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(source)!r}")
-    with safe_open(str(source), framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         names = set(file.keys())
     if "model.diffusion_model.input_blocks.0.0.weight" not in names:
         raise ValueError(f"{str(source)!r} is not an SD1.5 or SDXL checkpoint in the original layout")

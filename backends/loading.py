@@ -34,7 +34,8 @@ def pipeline_class(pretrained: Source, allowed: Collection[str]) -> str:
         FileNotFoundError: neither a folder nor a hub id that can be reached.
         ValueError: not a diffusers pipeline, or one of another class.
     """
-    if _is_folder(pretrained) and not (Path(pretrained) / "model_index.json").is_file():
+    folder = _folder(pretrained)
+    if folder and not (folder / "model_index.json").is_file():
         raise ValueError(
             f"{str(pretrained)!r} has no model_index.json, so it is not a diffusers pipeline; "
             "pass a folder that save_pretrained wrote, or a hub id"
@@ -59,10 +60,11 @@ def denoiser_config(source: Source, model: Any, subfolder: str, allowed: Collect
         ValueError: no denoiser there, or one of another class.
     """
     found: str | None = subfolder
-    if _is_folder(source):
-        if (Path(source) / "config.json").is_file():
+    folder = _folder(source)
+    if folder:
+        if (folder / "config.json").is_file():
             found = None
-        elif not (Path(source) / subfolder / "config.json").is_file():
+        elif not (folder / subfolder / "config.json").is_file():
             raise ValueError(
                 f"{str(source)!r} holds no denoiser: it has neither a config.json nor a {subfolder}/config.json"
             )
@@ -185,17 +187,17 @@ def spare_memory(vae: Any) -> None:
         vae.enable_tiling()
 
 
-def _is_folder(source: Source) -> bool:
-    """Return whether the source is a folder here, and refuse what can only be a missing one."""
+def _folder(source: Source) -> Path | None:
+    """Return the folder that the source names, None for a hub id, and refuse what can only be a missing folder."""
     path = Path(source).expanduser()
     if path.is_dir():
-        return True
+        return path
     looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
     if looks_local or path.exists():
         raise FileNotFoundError(
             f"there is no folder {str(source)!r}; pass one that save_pretrained wrote, or a hub id like 'owner/name'"
         )
-    return False
+    return None
 
 
 def _config(model: Any, source: Source, subfolder: str | None) -> Config:
