@@ -1,8 +1,6 @@
-import json
 import os
 import struct
 import subprocess
-import sys
 
 import imageio_ffmpeg
 import numpy as np
@@ -117,7 +115,7 @@ def test_side_by_side_keeps_the_clips_and_labels_each():
         assert np.array_equal(title[0], title[2])
 
 
-def test_a_contact_sheet_shows_the_first_and_the_last_frame():
+def test_a_contact_sheet_shows_frames_at_one_distance():
     clip = np.stack([np.full((32, 32, 3), index, np.uint8) for index in range(50, 59)])
     sheet = video.contact_sheet([clip, clip], ["a", "b"], columns=3, side=64, gap=4)
     assert sheet.shape == (2 * 64 + 4, 72 + 3 * (4 + 64), 3)
@@ -156,9 +154,3 @@ def test_outputs_that_cannot_be_written(tmp_path):
     for name in ("out.mp4", "out.GIF", "out.png", "out"):
         video.check_output(tmp_path / name)
     assert snapshot(tmp_path) == before, "checking leaves nothing behind"
-
-
-def test_video_is_imported_without_the_heavy_libraries():
-    code = "import sys, json, w2sd_video.video; print(json.dumps(sorted(sys.modules)))"
-    modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
-    assert not {"imageio", "decord", "PIL"} & set(modules)

@@ -57,14 +57,14 @@ def contact_sheet(
     Args:
         clips: any number of clips of one shape.
         labels: one a clip.
-        columns: frames shown of each clip, evenly spread over it, the first and the last among them.
+        columns: most frames shown of each clip, the first among them, at one distance from each other.
         side: least length in pixels of the shorter side of a frame; small frames are enlarged to it.
         gap: pixels between frames.
     """
     rows = []
     for clip, label in zip(clips, labels, strict=True):
-        shown = np.linspace(0, len(clip) - 1, min(columns, len(clip))).round().astype(int)
-        frames = enlarge(clip[shown], side)
+        distance = -(-(len(clip) - 1) // (columns - 1)) or 1
+        frames = enlarge(clip[::distance], side)
         cells = [_text(label, max(72, side // 2), frames.shape[1])]
         for frame in frames:
             cells += [_blank(1, frames.shape[1], gap)[0], frame]

@@ -1,0 +1,268 @@
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+from w2sd_video import config as configs
+from w2sd_video.config import ConfigError, RenderConfig, packaged_configs, parse
+from w2sd_video.plan import check_plan, describe, evaluations, limits_of, panels, weak_panel
+
+PACKAGED = [
+    "animatediff-dreamshaper",
+    "animatediff-sdxl-juggernaut",
+    "cogvideox-5b-guidance",
+    "miniature-animatediff",
+    "miniature-cogvideox",
+]
+MINIMAL = {"prompts": ["a fox"], "model": {"pretrained": "owner/name"}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a configuration to a file, and return its path."""
+
+    def write(data, name="mine.yaml"):
+        text = data if isinstance(data, str) else json.dumps(data)
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def minimal(write):
+    return write(MINIMAL)
+
+
+def error_of(capsys, *argv):
+    """Run a command line that makes no sense, and return the one line that it says."""
+    try:
+        parse(list(argv))
+    except ConfigError as error:
+        said = str(error)
+    except SystemExit as end:
+        assert end.code == 2
+        said = capsys.readouterr().err.removeprefix("w2sd_video.render: ").removesuffix("\n")
+    else:
+        pytest.fail(f"{argv} was accepted")
+    assert "\n" not in said
+    return said
+
+
+def test_every_packaged_configuration_is_valid_and_says_what_it_is():
+    assert packaged_configs() == PACKAGED
+    for name in PACKAGED:
+        config = parse(["--config", name]).config
+        assert config.prompts and config.output == "w2sd.mp4"
+        text = (configs.resources.files("w2sd_video.configs") / f"{name}.yaml").read_text()
+        assert text.startswith("# ") and len(text.splitlines()[0]) > 40
+        assert set(yaml.safe_load(text)) <= {one.name for one in dataclasses.fields(RenderConfig)}
+
+
+def test_the_packaged_pairs_are_the_papers():
+    dreamshaper, juggernaut, cogvideox, *_ = (parse(["--config", name]).config for name in PACKAGED)
+    for config in (dreamshaper, juggernaut, cogvideox):
+        assert (config.steps, config.reflection_steps, config.inversion, config.strength) == (50, 49, "paper", 1.0)
+    scales = [
+        [getattr(config, role).guidance_scale for role in ("base", "strong", "weak")]
+        for config in (dreamshaper, juggernaut, cogvideox)
+    ]
+    assert scales == [[5.5, 1.0, 1.0], [3.0, 3.0, 1.0], [6.0, 6.0, 1.0]]
+    assert cogvideox.weak.weights is None and cogvideox.frames == 49 and cogvideox.fps == 8
+    assert juggernaut.model.weights["weak"] == "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+@pytest.mark.parametrize("name", PACKAGED[:3])
+def test_large_configurations_are_planned_without_a_network(name):
+    config = parse(["--config", name]).config
+    check_plan(config)
+    said = describe(config)
+    assert config.model.pretrained in said and "would be downloaded" in said
+    assert "steps    50, 49 reflected" in said and "NFE      W2SD: base 100 + strong" in said
+    assert "GB of weights" in said and "size unknown" not in said
+
+
+def test_the_default_configuration_is_used_where_none_is_named():
+    assert parse([]).config == parse(["--config", configs.DEFAULT_CONFIG]).config
+
+
+def test_the_command_line_goes_before_the_file_and_the_file_before_the_defaults(write):
+    file = write(MINIMAL | {"steps": 7, "rounds": 3, "strong": {"guidance_scale": 5, "prompt": "a red fox"}})
+    for argv in (["--steps", "9", "--config", file], ["--config", file, "--steps=9"]):
+        config = parse([*argv, "--strong.guidance-scale", "2"]).config
+        assert (config.steps, config.rounds, config.iterations) == (9, 3, RenderConfig.iterations)
+        assert (config.strong.guidance_scale, config.strong.prompt) == (2.0, "a red fox")
+
+
+def test_prompts_come_from_the_command_line_a_file_or_the_configuration(write, minimal):
+    listed = write("a red fox\n\n# a comment\n  a blue fox  \n", "prompts.txt")
+    assert parse(["--config", minimal]).config.prompts == ["a fox"]
+    assert parse(["one", "two", "--config", minimal]).config.prompts == ["one", "two"]
+    assert parse(["--config", minimal, "--prompts", listed]).config.prompts == ["a red fox", "a blue fox"]
+    assert parse(["one", "--config", minimal, "--prompts", listed]).config.prompts == ["one", "a red fox", "a blue fox"]
+
+
+def test_options_in_dashes_and_of_several_kinds(minimal):
+    options = "--reflection-steps 3 -o x.gif --compare --call.max_sequence_length 16 --call.use_it true --dry-run"
+    request = parse(["--config", minimal, *options.split()])
+    config = request.config
+    assert request.dry_run and not request.print_config
+    assert (config.reflection_steps, config.output, config.compare) == (3, "x.gif", True)
+    assert config.call == {"max_sequence_length": 16, "use_it": True}
+    assert parse(["--config", minimal, "--reflection_steps", "[0.1, 0.5]"]).config.reflection_steps == (0.1, 0.5)
+    assert parse(["--config", minimal, "--reflection-steps=null"]).config.reflection_steps is None
+    assert parse(["--config", minimal, "--model.variant", "null"]).config.model.variant is None
+    assert parse(["--config", minimal, "--no-compare"]).config.compare is False
+    assert parse(
+        ["--config", minimal, "--model.weights.weak", "a/b", "--weak.weights", "weak"]
+    ).config.model.weights == {"weak": "a/b"}
+
+
+def test_a_sidecar_is_a_configuration(write):
+    config = parse(["--config", "miniature-animatediff", "--seed", "5", "--reflection-steps", "[0, 0.5]"]).config
+    sidecar = write({"config": dataclasses.asdict(config), "nfe": {}, "seed": 5}, "out.mp4.json")
+    assert parse(["--config", sidecar]).config == config
+    assert parse(["--config", sidecar, "--seed", "6"]).config.seed == 6
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        ("--steps 0", "steps 0: must be from 1 to 1000"),
+        ("--steps 1001", "steps 1001: must be from 1 to 1000"),
+        ("--steps ten", "steps ten: must be a whole number"),
+        ("--steps 2.5", "steps 2.5: must be a whole number"),
+        ("--reflection-steps 51", "reflection_steps 51: must be from 0 to 50, the number of steps"),
+        ("--reflection-steps -1", "reflection_steps -1: must be from 0 to 50"),
+        ("--reflection-steps [0.5,0.1]", "reflection_steps [0.5, 0.1]: a window must be [start, stop]"),
+        ("--reflection-steps [0,2]", "reflection_steps [0.0, 2.0]: a window must be"),
+        ("--reflection-steps all", "must be a whole number or a pair of numbers like [0, 0.5] or null"),
+        ("--inversion explicit --reflection-steps 50", "cannot reflect the last step; at most 49"),
+        ("--inversion euler", "inversion euler: must be one of paper, explicit, current, implicit"),
+        ("--rounds 0", "rounds 0: must be from 1"),
+        ("--strength 11", "strength 11.0: must be from -10 to 10"),
+        ("--strength nan", "strength nan: must be a number"),
+        ("--height 7", "height 7: must be from 8 to 4096"),
+        ("--frames 0", "frames 0: must be from 1 to 1024"),
+        ("--fps 0", "fps 0.0: must be from 0.1 to 120"),
+        ("--seed -1", "seed -1: must be from 0"),
+        ("--dtype int8", "dtype int8: must be one of float32, float16, bfloat16"),
+        ("--weak.guidance-scale 1000", "weak.guidance_scale 1000.0: must be from -100 to 100"),
+        ("--weak.guidance-scale much", "weak.guidance_scale much: must be a number or null"),
+        ("--base.guidance-scale null", "base.guidance_scale: is needed"),
+        ("--weak.weights other", "weak.weights 'other': not among model.weights (there are none)"),
+        ("--strong.lora.detail 1", "strong.lora 'detail': not among model.lora (there are none)"),
+        ("--model.family wan", "model.family wan: must be one of animatediff, cogvideox"),
+        ("--model.pretrained ", "model.pretrained: is needed"),
+        ("--call.prompt x", "call.prompt: is set by its own option"),
+        ("--stepz 3", "unknown option --stepz; did you mean --steps?"),
+        ("--strong.gidance-scale 3", "unknown option --strong.gidance-scale; did you mean --strong.guidance-scale?"),
+        ("--steps", "argument --steps: expected one argument"),
+        ("--prompts /none/file", "prompts /none/file: cannot be read: No such file"),
+        ("--config nope", "unknown config 'nope': no such file; the packaged ones are animatediff-dreamshaper,"),
+    ],
+)
+def test_bad_command_lines_are_answered_in_one_line(argv, said, minimal, capsys):
+    parts = argv.split(" ") if argv.startswith("--model.pre") else argv.split()
+    assert said in error_of(capsys, "--config", minimal, *parts)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("stepz: 7", "unknown key 'stepz'; did you mean 'steps'?"),
+        ("strong: {gidance: 3}", "strong: unknown key 'gidance'; did you mean 'guidance_scale'?"),
+        ("xyzzy: 7", "unknown key 'xyzzy'; known are prompts, model,"),
+        ("strong: 7", "strong: must be a mapping of keys to values, not 7"),
+        ("- a", "must be a mapping of keys to values"),
+        ("steps: [", "not valid YAML or JSON"),
+        ("steps: a", "steps a: must be a whole number"),
+        ("model: {weights: [a]}", "model.weights ['a']: must be a mapping of names to a text"),
+        ("model: {pretrained: a/b}\nprompts: []", "prompts: none given; write one after the command"),
+        ("model: {pretrained: a/b}\nprompts: ['  ']", "prompts: '  ' is not a text"),
+        ("model: {pretrained: a/b}\nprompts: fox", "prompts: must be a list"),
+        ("model: {pretrained: a/b}\nprompts: [x]\nsteps: 0", "steps 0: must be from 1 to 1000"),
+    ],
+)
+def test_bad_files_are_answered_in_one_line(text, said, write, capsys):
+    assert said in error_of(capsys, "--config", write(text))
+
+
+def test_an_empty_prompt_file_and_one_that_is_no_text(write, tmp_path, minimal, capsys):
+    assert "holds no prompt" in error_of(capsys, "--config", minimal, "--prompts", write("\n# nothing\n", "none.txt"))
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(128, 256)))
+    assert "cannot be read" in error_of(capsys, "--config", minimal, "--prompts", str(tmp_path / "binary.yaml"))
+    assert "cannot be read as text" in error_of(capsys, "--config", str(tmp_path / "binary.yaml"))
+
+
+def planned(minimal, *argv):
+    """Return what is wrong with a plan, or None."""
+    try:
+        check_plan(parse(["--config", minimal, *argv]).config)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def test_sizes_that_a_model_cannot_do(minimal):
+    assert planned(minimal) is None and planned(minimal, "--height", "480", "--frames", "49") is None
+    assert "height 100: must be a multiple of 16 for this model; use 96 or 112" in planned(minimal, "--height", "100")
+    assert "frames 48: this model makes 1 + 4 k frames; use 45 or 49" in planned(minimal, "--frames", "48")
+    animatediff = ["--model.family", "animatediff"]
+    assert planned(minimal, *animatediff, "--frames", "32", "--width", "72") is None
+    assert "frames 33: this model makes at most 32" in planned(minimal, *animatediff, "--frames", "33")
+    assert "width 12: must be a multiple of 8 for this model; use 8 or 16" in planned(
+        minimal, *animatediff, "--width", "12"
+    )
+
+
+def test_models_that_are_not_there(minimal, tmp_path):
+    missing = str(tmp_path / "none")
+    assert "no such folder" in planned(minimal, "--model.pretrained", missing)
+    assert "'sd15': no such folder, and not a hub id" in planned(minimal, "--model.pretrained", "sd15")
+    assert "no such miniature" in planned(minimal, "--model.pretrained", "miniature:wan")
+    assert "no such folder" in planned(minimal, "--model.weights.weak", missing)
+    assert planned(minimal, "--model.weights.weak", str(tmp_path)) is None
+
+
+def test_words_that_a_miniature_does_not_know(minimal, monkeypatch, tmp_path):
+    monkeypatch.setattr("w2sd_video.plan.locate", lambda source: str(tmp_path))
+    miniature = ["--model.pretrained", "miniature:any"]
+    said = planned(minimal, *miniature, "a purple circle moving left")
+    assert "'purple'" in said and "red, green, blue, yellow" in said
+    assert "'sideways'" in planned(minimal, *miniature, "a red circle moving left", "a red circle moving sideways")
+    assert planned(minimal, *miniature, "a red circle moving left") is None
+    assert "'big'" in planned(minimal, *miniature, "a red circle moving left", "--weak.prompt", "a big circle")
+
+
+def test_limits_are_read_from_a_models_folder(tmp_path):
+    for name, settings in {
+        "vae": {"block_out_channels": [1, 2, 3], "temporal_compression_ratio": 2},
+        "transformer": {"patch_size": 4},
+        "motion_adapter": {"motion_max_seq_length": 12},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(settings))
+    model = configs.ModelConfig("cogvideox", str(tmp_path))
+    assert dataclasses.astuple(limits_of(model)) == (16, 2, 1024)
+    assert dataclasses.astuple(limits_of(dataclasses.replace(model, family="animatediff"))) == (8, 1, 12)
+
+
+def test_the_weak_clip_of_a_comparison_differs_by_the_gap_alone():
+    def weak(*argv):
+        return weak_panel(parse(["--config", "animatediff-dreamshaper", *argv]).config)
+
+    assert (weak().guidance_scale, weak().weights) == (5.5, "weak"), "a guidance that both have is no part of the gap"
+    guided = weak("--strong.guidance-scale", "5.5", "--weak.guidance-scale", "0")
+    assert (guided.guidance_scale, guided.weights) == (0.0, "weak")
+    prompted = weak("--weak.prompt", "a dog")
+    assert prompted.prompt == "a dog" and prompted.guidance_scale == 5.5
+
+
+def test_a_comparison_has_three_panels_and_only_the_last_is_reflected():
+    config = parse(["--config", "cogvideox-5b-guidance", "--compare"]).config
+    found = panels(config)
+    assert list(found) == ["weak", "strong", "W2SD"]
+    assert [sum(evaluations(one).values()) for one in found.values()] == [50, 100, 100 + 49 * 3]
+    assert list(panels(dataclasses.replace(config, compare=False))) == ["W2SD"]
