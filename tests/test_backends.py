@@ -1,4 +1,4 @@
-"""Loading: what comes out equals what diffusers gives, what can be shared is shared, what cannot be is refused early."""
+"""Loading: it gives what diffusers gives, shares what can be shared, and refuses early what does not fit."""
 
 import gc
 import json
@@ -203,7 +203,7 @@ def test_dtype(saved):
 
 @pytest.mark.parametrize("sdxl", [False, True])
 def test_single_file(saved, tmp_path, monkeypatch, sdxl):
-    """The conversion is diffusers' own; here its entry points stand for it, and the files hold names to tell them by."""
+    """The conversion is diffusers' own, and left out here: the files only hold the names that they are told by."""
     keys = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)}
     save_file(keys, tmp_path / "sd.safetensors")
     save_file(keys | {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1)}, tmp_path / "sdxl.safetensors")
@@ -283,7 +283,9 @@ def test_cogvideox_dtype_follows_the_family(saved):
 def test_checkpoints_that_are_not_there(saved, tmp_path, backend):
     (tmp_path / "empty").mkdir()
     wrong = saved / ("2b" if backend is animatediff else "sd")
-    with pytest.raises(FileNotFoundError, match=r"no folder '.*missing'; pass one that save_pretrained wrote, or a hub id"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder '.*missing'; pass one that save_pretrained wrote, or a hub id"
+    ):
         backend.load(tmp_path / "missing", device="cpu")
     with pytest.raises(FileNotFoundError, match=r"'nobody/nothing' is neither a folder here nor a model on the hub"):
         backend.load("nobody/nothing", device="cpu")

@@ -1,0 +1,293 @@
+"""Running what a backend loaded: predictions for one's own loop, memory settings, attention in parts."""
+
+import functools
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import tiny
+import torch
+from diffusers.models import attention_processor
+from torch import nn
+from torch.nn import functional
+
+from w2sd_video.backends import animatediff, attention, cogvideox, loading, register, registered
+from w2sd_video.branch import Branch
+from w2sd_video.plugin import reflection
+from w2sd_video.sampler import sample
+
+NEGATIVE = "blue sea"
+FAMILIES = {
+    "sd": (tiny.animatediff, animatediff),
+    "sdxl": (tiny.animatediff_sdxl, animatediff),
+    "2b": (tiny.cogvideox, cogvideox),
+    "5b": (functools.partial(tiny.cogvideox, rotary=True), cogvideox),
+    "1.5": (functools.partial(tiny.cogvideox, rotary=True, patch_size_t=2), cogvideox),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    """A pipeline, its call, initial noise, its backend, and a second denoiser registered as "weak"."""
+    build, backend = FAMILIES[request.param]
+    pipe, call = build()
+    if backend is cogvideox:
+        frames = 4 if request.param == "1.5" else 3
+        latents = torch.randn(1, frames, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+        # The pipelines' DPM scheduler draws noise at every step; its deterministic sibling is compared.
+        pipe.scheduler = diffusers.CogVideoXDDIMScheduler.from_config(pipe.scheduler.config)
+        register(pipe, "weak", build(seed=1)[0].transformer)
+    else:
+        latents = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        register(pipe, "weak", build(seed=1)[0].unet)
+    return pipe, call, latents, backend
+
+
+def denoiser(pipe):
+    return pipe.components.get("transformer") or pipe.unet
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * other.std().item())
+
+
+def batches(module, act):
+    """Return the batch sizes that a module is called with during `act()`."""
+    sizes = []
+
+    def note(_, args, kwargs):
+        sizes.append(len(args[0] if args else kwargs["hidden_states"]))
+
+    hook = module.register_forward_pre_hook(note, with_kwargs=True)
+    act()
+    hook.remove()
+    return sizes
+
+
+# Predictions
+
+
+def test_own_loop_equals_the_pipeline(family):
+    pipe, call, latents, backend = family
+    expected = pipe(**call, negative_prompt=NEGATIVE, latents=latents, output_type="latent")[0]
+    base = Branch(guidance_scale=call["guidance_scale"])
+    predict = backend.predictor(pipe, call["prompt"], strong=base, weak=base, base=base, negative_prompt=NEGATIVE)
+    got = sample(predict, latents, pipe.scheduler, num_inference_steps=3, reflection_steps=0)
+    close(got.latents, expected)
+
+
+def test_own_loop_equals_the_plugin(family):
+    pipe, call, latents, backend = family
+    branches = {
+        "strong": Branch(guidance_scale=2.0),
+        "weak": Branch(guidance_scale=1.0, weights="weak", prompt="a green square"),
+    }
+    settings = {"reflection_steps": 2, "inversion": "explicit"}
+    with reflection(pipe, **branches, **settings):
+        expected = pipe(**call, negative_prompt=NEGATIVE, latents=latents, output_type="latent")[0]
+    base = Branch(guidance_scale=call["guidance_scale"])
+    predict = backend.predictor(pipe, call["prompt"], **branches, base=base, negative_prompt=NEGATIVE)
+    got = sample(predict, latents, pipe.scheduler, num_inference_steps=3, **settings)
+    close(got.latents, expected)
+
+
+def test_only_what_guidance_needs_is_evaluated(family):
+    pipe, call, latents, backend = family
+    time = torch.tensor(500)
+    encodings = []
+    pipe.text_encoder.register_forward_hook(lambda *_: encodings.append(1))
+    branches = {role: Branch(guidance_scale=scale) for role, scale in (("base", 1.0), ("strong", 4.0), ("weak", 0.0))}
+    predict = backend.predictor(pipe, call["prompt"], **branches, negative_prompt=NEGATIVE)
+    encoded = len(encodings)
+    given = {}
+    for role, size in (("base", 1), ("strong", 2), ("weak", 1)):
+        assert batches(denoiser(pipe), lambda role=role: given.update({role: predict(latents, time, role)})) == [size]
+    assert len(encodings) == encoded == 2
+    close(given["strong"], given["weak"] + 4.0 * (given["base"] - given["weak"]))
+    assert not given["base"].requires_grad
+
+
+def test_prompts_weights_and_defaults(family):
+    pipe, call, latents, backend = family
+    time, alone = torch.tensor(500), Branch(guidance_scale=1.0)
+    several = torch.cat([latents, latents.flip(-1)])
+    predict = backend.predictor(pipe, ["a red circle", "a blue sea"], strong=alone, weak=Branch(1.0, prompt="a sea"))
+    both = predict(several, time, "strong")
+    for i, prompt in enumerate(("a red circle", "a blue sea")):
+        one = backend.predictor(pipe, prompt, strong=alone, weak=alone)
+        close(one(several[i : i + 1], time, "strong"), both[i : i + 1])
+    with pytest.raises(ValueError, match="2 prompts but 1 samples"):
+        predict(latents, time, "strong")
+    assert predict(several, time, "weak").shape == several.shape
+
+    # Base left out is the pipeline's own: guided by the default scale of its call, with its own weights.
+    default = backend.predictor(pipe, call["prompt"], strong=alone, weak=Branch(1.0, weights="weak"))
+    scale = {animatediff.AnimateDiffPipeline: 7.5, animatediff.AnimateDiffSDXLPipeline: 5.0}.get(type(pipe), 6.0)
+    named = backend.predictor(pipe, call["prompt"], strong=Branch(scale), weak=alone)
+    assert torch.equal(default(latents, time, "base"), named(latents, time, "strong"))
+    assert not torch.allclose(default(latents, time, "weak"), default(latents, time, "strong"), rtol=0.1)
+    half = default(latents.half(), time, "base")
+    assert half.dtype == torch.float16
+
+    with pytest.raises(ValueError, match="no weights named 'strange' are loaded; loaded are weak"):
+        backend.predictor(pipe, call["prompt"], strong=alone, weak=Branch(weights="strange"))
+    with pytest.raises(ValueError, match="no LoRA adapter named style"):
+        backend.predictor(pipe, call["prompt"], strong=alone, weak=Branch(lora={"style": 1.0}))
+
+
+def test_lora_is_switched_by_role():
+    from peft import LoraConfig
+
+    pipe, call = tiny.cogvideox()
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    latents, time = torch.randn(1, 3, 4, 4, 4), torch.tensor(500)
+    branches = {role: Branch(1.0, lora={"style": scale}) for role, scale in (("strong", 2.0), ("weak", 0.0))}
+    predict = cogvideox.predictor(pipe, call["prompt"], **branches, base=Branch(1.0))
+    given = {role: predict(latents, time, role) for role in ("base", "strong", "weak")}
+    assert len({value.sum().item() for value in given.values()}) == 3
+    pipe.transformer.disable_adapters()
+    plain = cogvideox.predictor(pipe, call["prompt"], strong=Branch(1.0), weak=Branch(1.0))
+    close(given["weak"], plain(latents, time, "strong"))
+
+
+# Memory
+
+
+def test_memory_settings_are_checked():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for memory in ("device", "offload", "sequential"):
+        loading.check_memory(memory, cuda)
+    with pytest.raises(ValueError, match="must be one of device, offload, sequential; got 'disk'"):
+        loading.check_memory("disk", cuda)
+    for backend in (animatediff, cogvideox):
+        with pytest.raises(ValueError, match="memory='offload' offloads from an accelerator"):
+            backend.load("nobody/nothing", device="cpu", memory="offload")
+    assert loading.pick_device("auto").type in ("cuda", "mps", "cpu") and loading.pick_device("cpu") == cpu
+
+
+@pytest.mark.parametrize("build", [tiny.animatediff, tiny.cogvideox])
+def test_vaes_spare_memory_and_small_ones_decode_whole(build):
+    pipe, call = build()
+    call |= {"output_type": "pt", "prompt": [call["prompt"]] * 2}
+    before = pipe(**call, generator=torch.Generator().manual_seed(0))[0]
+    loading.spare_memory(pipe.vae)
+    assert pipe.vae.use_slicing and not pipe.vae.use_tiling
+    close(pipe(**call, generator=torch.Generator().manual_seed(0))[0], before)
+    large = {"sample_height": 480} if build is tiny.cogvideox else {"sample_size": 512}
+    pipe.vae.register_to_config(**large)
+    loading.spare_memory(pipe.vae)
+    assert pipe.vae.use_tiling
+
+
+@pytest.mark.parametrize("build", [tiny.animatediff, tiny.cogvideox])
+def test_offloading_moves_both_denoisers_once_a_video(build, monkeypatch):
+    """On a CPU nothing moves, so the moves are written down; diffusers' own offloading runs."""
+    pipe, call = build()
+    call |= {"output_type": "pt"}
+    expected = pipe(**call, generator=torch.Generator().manual_seed(0))[0]
+    second = denoiser(build(seed=1)[0])
+    name = "unet" if "unet" in pipe.components else "transformer"
+    loading.place(pipe, name, [second], torch.device("cpu", 0), "offload")
+    moves = []
+
+    def to(module, target, *others):
+        if module is second:
+            moves.append("leaves" if str(target) == "cpu" else "arrives")
+        return nn.Module.to(module, target, *others)
+
+    def also_second(_, args, kwargs, output):
+        second(*args, **kwargs)
+
+    monkeypatch.setattr(type(second), "to", to)
+    denoiser(pipe).register_forward_hook(also_second, with_kwargs=True)
+    for _ in range(2):  # diffusers takes its hooks off and on again after each call
+        moves.clear()
+        close(pipe(**call, generator=torch.Generator().manual_seed(0))[0], expected)
+        changes = [move for i, move in enumerate(moves) if i == 0 or moves[i - 1] != move]
+        assert changes == ["leaves", "arrives", "leaves"], "away for the text, there for all steps, away for decoding"
+        assert moves.count("arrives") == 3
+
+
+def test_sequential_offloading_hooks_every_layer_once(tmp_path, monkeypatch):
+    """Only the hooks: accelerate runs this mode on no CPU."""
+    tiny.stable_diffusion()[0].save_pretrained(tmp_path / "sd")
+    monkeypatch.setattr(animatediff, "check_memory", lambda *_: None)
+    weak, adapter = tiny.unet(seed=9), tiny.motion_adapter()
+    pipe = animatediff.load(
+        tmp_path / "sd", motion_adapter=adapter, weights={"weak": weak}, device="cpu", memory="sequential"
+    )
+    second = registered(pipe)["weak"]
+    assert pipe.motion_adapter is adapter
+    for unet in (pipe.unet, second):
+        leaves = [m for m in unet.modules() if m._parameters and not list(m.children())]
+        assert leaves and all(type(m._hf_hook).__name__ == "AlignDevicesHook" for m in leaves)
+        assert all(m._hf_hook.offload and p.device.type == "meta" for m in leaves for p in m.parameters())
+    assert second.down_blocks[0].motion_modules is pipe.unet.down_blocks[0].motion_modules
+
+
+# Attention
+
+
+@pytest.fixture
+def temporal():
+    """An attention of a motion layer, input for it, and its output by the stock processor."""
+    pipe, _ = tiny.animatediff()
+    layer = pipe.unet.down_blocks[0].motion_modules[0].transformer_blocks[0].attn1
+    hidden = torch.randn(10, 4, 8)
+    return layer, hidden, layer(hidden)
+
+
+def test_a_large_batch_is_attended_to_in_parts(temporal, monkeypatch):
+    layer, hidden, expected = temporal
+    sizes = []
+    whole = functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        functional, "scaled_dot_product_attention", lambda q, *a, **k: (sizes.append(len(q)), whole(q, *a, **k))[1]
+    )
+    layer.set_processor(attention.SplitSDPA())
+    assert torch.equal(layer(hidden), expected) and sizes == [10]
+    monkeypatch.setattr(attention, "LARGEST_BATCH", 4)
+    close(layer(hidden), expected)
+    assert sizes == [10, 4, 4, 2]
+    context, mask = torch.randn(10, 3, 8), torch.zeros(10, 1, 3).masked_fill(torch.rand(10, 1, 3) > 0.7, -1e4)
+    parts = layer(hidden, encoder_hidden_states=context, attention_mask=mask)
+    monkeypatch.setattr(attention, "LARGEST_BATCH", 100)
+    close(parts, layer(hidden, encoder_hidden_states=context, attention_mask=mask))
+
+
+def test_xformers_gets_at_most_its_limit_of_batch_times_heads(temporal, monkeypatch):
+    """A stand-in for the library, which has no CPU kernel."""
+    layer, hidden, expected = temporal
+    rows = []
+
+    def memory_efficient_attention(query, key, value, attn_bias=None, op=None, scale=None):
+        rows.append(len(query))
+        return functional.scaled_dot_product_attention(query, key, value, attn_bias, scale=scale)
+
+    ops = SimpleNamespace(memory_efficient_attention=memory_efficient_attention)
+    monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops), raising=False)
+    monkeypatch.setattr(attention, "LARGEST_BATCH", 9)
+    layer.set_processor(attention.SplitXFormers())
+    close(layer(hidden), expected)
+    assert layer.heads == 2 and rows == [8, 8, 4]
+
+
+def test_motion_layers_are_split_and_the_output_is_the_same():
+    pipe, call = tiny.animatediff()
+    before = pipe(**call, generator=torch.Generator().manual_seed(0), output_type="latent")[0]
+    attention.set_attention(pipe.unet, "sdpa")
+    split = {name for name, p in pipe.unet.attn_processors.items() if isinstance(p, attention.SplitSDPA)}
+    assert split == {name for name in pipe.unet.attn_processors if "motion_modules" in name} != set()
+    for processor in pipe.unet.attn_processors.values():
+        type(processor)()  # as loading an IP-Adapter does
+    assert torch.equal(pipe(**call, generator=torch.Generator().manual_seed(0), output_type="latent")[0], before)
+
+
+def test_attention_that_cannot_be_had():
+    with pytest.raises(ValueError, match="must be 'sdpa' or 'xformers', got 'flash'"):
+        animatediff.load("nobody/nothing", attention="flash", device="cpu")
+    with pytest.raises(ValueError, match="needs a CUDA device, got cpu"):
+        animatediff.load("nobody/nothing", attention="xformers", device="cpu")
+    if not diffusers.utils.is_xformers_available():
+        with pytest.raises(ModuleNotFoundError, match=r"w2sd-video\[xformers\]"):
+            attention.check_attention("xformers", torch.device("cuda"))
