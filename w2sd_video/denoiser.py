@@ -109,9 +109,10 @@ class DenoiserSwitch:
         self._branches = branches
         self._state = state
         self._context: str | None = None
+        self._doubled: bool | None = None
         self._modules: dict[Role, nn.Module] = {}
         self._lora: dict[Role, LoraScales] = {}
-        self._halves: tuple[Any, dict[str, Any]] = (None, {})
+        self._kept: tuple[Any, dict[str, Any]] = (None, {})
         for role, branch in branches.items():
             module = denoiser if branch.weights is None else branch.weights
             assert isinstance(module, nn.Module)
@@ -140,7 +141,8 @@ class DenoiserSwitch:
     def forget(self) -> None:
         """Drop what was kept from an earlier call of the pipeline."""
         self._context = None
-        self._halves = (None, {})
+        self._doubled = None
+        self._kept = (None, {})
 
     def _answer_as_forward(self) -> Callable[..., Any]:
         """Return the switch as a function with the signature of the forward whose place it takes."""
@@ -193,9 +195,10 @@ class DenoiserSwitch:
             return "single"
         if self._context == UNCOND:
             return "calls"
-        latents = arguments[self._latents_name]
-        first, second = latents[: len(latents) // 2], latents[len(latents) // 2 :]
-        return "batch" if first.shape == second.shape and torch.equal(first, second) else "unknown"
+        if self._doubled is None:  # asked once a call of the pipeline: comparing waits for the device
+            first, second = _halves(arguments[self._latents_name])
+            self._doubled = first.shape == second.shape and torch.equal(first, second)
+        return "batch" if self._doubled else "unknown"
 
     def _with_scale(self, arguments: Arguments, guidance_scale: float, layout: str) -> Arguments:
         """Tell an embedded guidance the branch's scale; without guidance only a scale of 1 can be had."""
@@ -219,28 +222,13 @@ class DenoiserSwitch:
                 "branch cannot set its guidance_scale"
             )
         needed = [name for name, weight in ((COND, scale), (UNCOND, 1 - scale)) if weight != 0]
-        kept, halves = self._halves
-        key = self._key()
-        if kept != key:
+        key, (kept_for, halves) = self._key(), self._kept
+        if kept_for != key:
             halves = {}
         missing = [name for name in needed if name not in halves]
-        if layout == "batch" and len(missing) == 2:
-            output = self._evaluate(self._with_prompt(arguments, None), 2)
-            prediction = output[0]
-            cut = len(prediction) // 2
-            for name in missing:
-                halves[name] = prediction[cut:] if self._is_second(name) else prediction[:cut]
-        else:
-            for name in missing:
-                if layout == "batch":
-                    prompted = self._with_prompt(arguments, None)
-                    size = len(prompted[self._latents_name])
-                    half = {key: take_half(value, key, size, self._is_second(name)) for key, value in prompted.items()}
-                else:
-                    half = self._with_prompt(arguments, name)
-                output = self._evaluate(half, 1)
-                halves[name] = output[0]
-        self._halves = (key, halves)
+        evaluate = self._evaluate_doubled if layout == "batch" else self._evaluate_named
+        halves.update(evaluate(arguments, missing))
+        self._kept = (key, halves)
         if len(needed) == 2:
             prediction = halves[UNCOND] + scale * (halves[COND] - halves[UNCOND])
         else:
@@ -248,6 +236,24 @@ class DenoiserSwitch:
         if layout == "batch":
             prediction = torch.cat([prediction, prediction])
         return (prediction,) if arguments.get("return_dict") is False else Transformer2DModelOutput(sample=prediction)
+
+    def _evaluate_doubled(self, arguments: Arguments, names: list[str]) -> dict[str, torch.Tensor]:
+        """Evaluate the named halves of a doubled batch: both at once, or one alone."""
+        arguments = self._with_prompt(arguments, None)
+        if len(names) == 2:
+            first, second = _halves(self._evaluate(arguments, 2)[0])
+            return {name: second if self._is_second(name) else first for name in names}
+        size = len(arguments[self._latents_name])
+        return {
+            name: self._evaluate(
+                {key: take_half(value, key, size, self._is_second(name)) for key, value in arguments.items()}, 1
+            )[0]
+            for name in names
+        }
+
+    def _evaluate_named(self, arguments: Arguments, names: list[str]) -> dict[str, torch.Tensor]:
+        """Evaluate the named ones of two calls, each with the text that the pipeline gives it."""
+        return {name: self._evaluate(self._with_prompt(arguments, name), 1)[0] for name in names}
 
     def _key(self) -> Any:
         """Return what evaluations are shared by: one request, or two at the same latents that differ in guidance."""
@@ -326,6 +332,11 @@ def take_half(value: Any, name: str, size: int, second: bool) -> Any:
         cut = len(value) // 2
         return value[cut:] if second else value[:cut]
     return value
+
+
+def _halves(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first and the second half of a batch."""
+    return batch[: len(batch) // 2], batch[len(batch) // 2 :]
 
 
 def _equal(one: Any, other: Any) -> bool:
