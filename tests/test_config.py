@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from w2sd_video import config as configs
-from w2sd_video.config import ConfigError, RenderConfig, packaged_configs, parse
+from w2sd_video.config import ConfigError, RenderConfig, packaged_configs, parse, reflected_steps
 from w2sd_video.plan import check_plan, describe, evaluations, limits_of, panels, weak_panel
 
 PACKAGED = [
@@ -63,7 +63,8 @@ def test_every_packaged_configuration_is_valid_and_says_what_it_is():
 def test_the_packaged_pairs_are_the_papers():
     dreamshaper, juggernaut, cogvideox, *_ = (parse(["--config", name]).config for name in PACKAGED)
     for config in (dreamshaper, juggernaut, cogvideox):
-        assert (config.steps, config.reflection_steps, config.inversion, config.strength) == (50, 49, "paper", 1.0)
+        assert (config.steps, reflected_steps(config), config.rounds) == (50, range(49), 1)
+        assert (config.inversion, config.strength) == ("paper", 1.0)
     scales = [
         [getattr(config, role).guidance_scale for role in ("base", "strong", "weak")]
         for config in (dreamshaper, juggernaut, cogvideox)
@@ -208,7 +209,7 @@ def planned(minimal, *argv):
 def test_sizes_that_a_model_cannot_do(minimal):
     assert planned(minimal) is None and planned(minimal, "--height", "480", "--frames", "49") is None
     assert "height 100: must be a multiple of 16 for this model; use 96 or 112" in planned(minimal, "--height", "100")
-    assert "frames 48: this model makes 1 + 4 k frames; use 45 or 49" in planned(minimal, "--frames", "48")
+    assert "frames 48: this model makes 1 + 8 k frames; use 41 or 49" in planned(minimal, "--frames", "48")
     animatediff = ["--model.family", "animatediff"]
     assert planned(minimal, *animatediff, "--frames", "32", "--width", "72") is None
     assert "frames 33: this model makes at most 32" in planned(minimal, *animatediff, "--frames", "33")
@@ -245,7 +246,7 @@ def test_limits_are_read_from_a_models_folder(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(settings))
     model = configs.ModelConfig("cogvideox", str(tmp_path))
-    assert dataclasses.astuple(limits_of(model)) == (16, 2, 1024)
+    assert dataclasses.astuple(limits_of(model)) == (16, 4, 1024)
     assert dataclasses.astuple(limits_of(dataclasses.replace(model, family="animatediff"))) == (8, 1, 12)
 
 

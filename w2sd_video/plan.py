@@ -91,7 +91,8 @@ def limits_of(model: ModelConfig) -> Limits:
             adapter = _settings(path_of(model.motion_adapter), "")
         return Limits(math.lcm(8, scale), 1, adapter.get("motion_max_seq_length", 32))
     patch = _settings(folder, "transformer").get("patch_size", 2)
-    return Limits(math.lcm(8, scale * patch), vae.get("temporal_compression_ratio", 4), 1024)
+    step = 2 * vae.get("temporal_compression_ratio", 4)  # its VAE decodes latent frames in pairs, after one alone
+    return Limits(math.lcm(8, scale * patch), step, 1024)
 
 
 def weak_panel(config: RenderConfig) -> BranchConfig:

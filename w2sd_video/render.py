@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module, metadata
@@ -116,8 +117,13 @@ def load(config: RenderConfig) -> Any:
     return pipe
 
 
-def sample_clip(pipe: Any, config: RenderConfig) -> tuple[np.ndarray, dict[str, int]]:
-    """Sample the first prompt from the seed: frames, uint8 (frames, height, width, 3), and evaluations by role.
+def sample_clips(
+    pipe: Any, config: RenderConfig, prompts: list[str], seeds: list[int]
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Sample prompts in one batch, each from the noise of its own seed.
+
+    Returns:
+        Clips, uint8 (prompts, frames, height, width, 3), and network evaluations a clip by role.
 
     Raises:
         ConfigError: a scheduler, branch or setting that this pipeline cannot be reflected with; or frames that are not
@@ -145,16 +151,16 @@ def sample_clip(pipe: Any, config: RenderConfig) -> tuple[np.ndarray, dict[str, 
         except (TypeError, ValueError) as error:
             raise ConfigError(_first_line(error)) from error
         result = pipe(
-            prompt=config.prompts[0],
+            prompt=prompts,
             num_inference_steps=config.steps,
             guidance_scale=_call_guidance(config),
-            generator=torch.Generator("cpu").manual_seed(config.seed),  # the CPU's: one seed, one noise on any device
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],  # the CPU's, on any device
             output_type="np",
             **{name: value for name, value in sizes.items() if value is not None},
             **config.call,
         )
     try:
-        return to_uint8(result.frames[0]), dict(run.nfe)
+        return to_uint8(result.frames), dict(run.nfe)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -165,7 +171,7 @@ def _render_one(pipe: Any, config: RenderConfig, path: Path) -> None:
     clips, nfe = {}, {}
     for label, one in panels(config).items():
         pipe.set_progress_bar_config(desc=f"{label}: " if one is not config else None, leave=False)
-        clips[label], nfe[label] = sample_clip(pipe, one)
+        (clips[label],), nfe[label] = sample_clips(pipe, one, one.prompts, [one.seed])
     seconds = round(time.perf_counter() - started, 2)
     _write(path, clips, config.fps)
     _write_sidecar(path, config, nfe, seconds, clips["W2SD"].shape)
@@ -235,7 +241,8 @@ def _quiet() -> Iterator[None]:
     if shows_downloads:
         enable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         for logging, level in before:
             logging.set_verbosity(level)
