@@ -13,7 +13,7 @@ scheduler = diffusers.DDIMScheduler(clip_sample=False)
 
 
 def mixture_noise(latents: torch.Tensor, timestep: torch.Tensor, share_right: float) -> torch.Tensor:
-    """Return the exact noise prediction for the two peaks (standard deviation 0.5) under their share of the right one."""
+    """Return the exact noise prediction for peaks of standard deviation 0.5, by the share of the right one."""
     product = scheduler.alphas_cumprod[int(timestep)]
     alpha, sigma = product**0.5, (1 - product) ** 0.5
     spread = (0.25 * product + sigma**2) ** 0.5

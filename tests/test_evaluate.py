@@ -1,0 +1,74 @@
+"""The evaluation on the miniatures: few prompts, few steps, real weights."""
+
+import numpy as np
+import pytest
+
+from w2sd_video import evaluate
+from w2sd_video.config import parse
+from w2sd_video.plan import evaluations
+
+QUICK = ["--steps", "2", "--number-of-prompts", "3", "--number-of-seeds", "2"]
+
+
+def test_the_strong_rival_has_as_many_evaluations_as_w2sd():
+    config = parse(["a red circle moving left", "--config", "miniature-cogvideox"]).config
+    compared = evaluate.arms(config)
+    cost = {name: sum(evaluations(arm).values()) for name, arm in compared.items()}
+    assert abs(cost[evaluate.EQUAL] - cost["W2SD, paper"]) <= cost["strong"] / config.steps
+    assert cost["weak"] == cost["strong"] < cost["W2SD, paper"] < cost["W2SD, implicit"]
+    assert {arm.inversion for name, arm in compared.items() if "W2SD, " in name} >= {"paper", "explicit", "current"}
+
+
+def test_it_measures_prints_a_table_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "runs"
+    argv = ["--config", "miniature-cogvideox", *QUICK, "--folder", str(folder)]
+    assert evaluate.main(argv) == 0
+    table = capsys.readouterr().out
+    assert all(f"| {name} |" in table for name in ("weak", "strong", evaluate.EQUAL, "W2SD, implicit"))
+    assert (folder / "table.md").read_text().strip() == table.strip()
+    scores = sorted(folder.glob("*.npz"))
+    assert len(scores) == 14 and not list(folder.glob(".*part*"))
+
+    scores[0].unlink()
+    measured = []
+    once = evaluate.measure
+    monkeypatch.setattr(evaluate, "measure", lambda *args: measured.append(args) or once(*args))
+    evaluate.main(argv)
+    again = capsys.readouterr().out
+    assert len(measured) == 1
+    assert [line.rsplit("|", 2)[0] for line in again.splitlines()] == [
+        line.rsplit("|", 2)[0] for line in table.splitlines()
+    ], "the same clips again, but for the seconds"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--config", "cogvideox-5b-guidance"], "only miniatures can be measured"),
+        (["--config", "nothing"], "unknown config 'nothing'"),
+        (["--number-of-prompts", "433"], "number_of_prompts 433: must be from 1 to 432"),
+        (["--stepz", "3"], "--stepz"),
+    ],
+)
+def test_bad_input_is_one_line(argv, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([*argv, "--folder", str(tmp_path / "new")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_folder_of_another_evaluation_is_left_alone(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(SystemExit):
+        evaluate.main([*QUICK, "--folder", str(tmp_path)])
+    assert "is not empty and holds no evaluation" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_standard_errors():
+    values = np.array([0.0, 1.0, 2.0, 3.0])
+    assert evaluate._error(values) == pytest.approx(values.std(ddof=1) / 2)
+    # For a mean, the jackknife is the standard error itself.
+    left_out = [float(np.delete(values, i).mean()) for i in range(4)]
+    assert evaluate._jackknife(left_out) == pytest.approx(evaluate._error(values))

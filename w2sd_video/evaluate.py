@@ -1,0 +1,234 @@
+"""Measure a miniature's arms: ``python -m w2sd_video.evaluate --config miniature-cogvideox``.
+
+Every arm samples the same prompts from the same noise: the weak and the strong model alone, W2SD with each inversion,
+and the strong model with as many network evaluations as W2SD. Options that are not listed here are those of
+``w2sd_video.render`` and change the configuration (``--steps 16``). An interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from tqdm import tqdm
+
+from w2sd_video.config import DEFAULT_CONFIG, ConfigError, RenderConfig, fail, parse
+from w2sd_video.plan import MINIATURE, check_plan, evaluations, panels
+from w2sd_video.render import load, sample_clips
+from w2sd_video.sampler import Inversion
+
+REFERENCE_SEEDS = 8
+"""Real clips a prompt that the Fréchet distance is measured against; their seeds are no sample's."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured of one arm and one seed.
+
+    Attributes:
+        right: whether shape, colour and direction are all as the prompt says, (prompts,) of bool.
+        features: of the classifier, (prompts, dimensions).
+        nfe: network evaluations a clip.
+        seconds: for a clip.
+    """
+
+    right: np.ndarray
+    features: np.ndarray
+    nfe: int
+    seconds: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the evaluation that a command line names, print its table and write it beside the scores."""
+    options, rest = _options().parse_known_args(sys.argv[1:] if argv is None else argv)
+    try:
+        config = parse(["a red circle moving left", "--config", options.config, *rest]).config
+        check_plan(config)
+        if not config.model.pretrained.startswith(MINIATURE):
+            raise ConfigError(f"config {options.config}: only miniatures can be measured, for they have a classifier")
+        for name, most in (("number_of_prompts", 432), ("number_of_seeds", 1000), ("batch", 1024)):
+            if not 1 <= getattr(options, name) <= most:
+                raise ConfigError(f"{name} {getattr(options, name)}: must be from 1 to {most}")
+        folder = _folder(Path(options.folder or f"runs/{options.config}"), config, options)
+        table = evaluate(config, folder, options.number_of_prompts, options.number_of_seeds, options.batch)
+    except ConfigError as error:
+        fail(str(error))
+    _write_whole(folder / "table.md", table.encode())
+    print(table)
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m w2sd_video.evaluate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", default=DEFAULT_CONFIG, help="configuration of a miniature: its name or a file")
+    parser.add_argument("--number-of-prompts", type=int, default=256, help="distinct prompts of the world, 1 to 432")
+    parser.add_argument("--number-of-seeds", type=int, default=3, help="clips a prompt and an arm")
+    parser.add_argument("--batch", type=int, default=64, help="clips sampled together")
+    parser.add_argument("--folder", help="where scores and table are written; runs/CONFIG unless told")
+    return parser
+
+
+def arms(config: RenderConfig) -> dict[str, RenderConfig]:
+    """Return the settings to be compared, by name; `config` is W2SD as it is configured."""
+    alone = panels(replace(config, compare=True))
+    reflected = {f"W2SD, {inversion}": replace(config, inversion=inversion) for inversion in get_args(Inversion)}
+    cost = sum(evaluations(reflected["W2SD, paper"]).values())
+    a_step = evaluations(alone["strong"])["base"] / config.steps
+    longer = replace(alone["strong"], steps=round(cost / a_step))
+    return {"weak": alone["weak"], "strong": alone["strong"], EQUAL: longer, **reflected}
+
+
+EQUAL = "strong, NFE of W2SD"
+
+
+def evaluate(config: RenderConfig, folder: Path, n_prompts: int, n_seeds: int, batch: int) -> str:
+    """Measure every arm that is not measured yet, and return the table in Markdown."""
+    from w2sd_video.miniatures import classifier, world
+
+    order = np.random.default_rng(0).permutation(len(world.prompts()))[:n_prompts]
+    prompts = [world.prompts()[i] for i in order]
+    pipe = None
+    scores: dict[str, list[Scores]] = {}
+    wanted = [(name, seed) for name in arms(config) for seed in range(n_seeds)]
+    for name, seed in tqdm(wanted, desc="arms x seeds"):
+        file = folder / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}.npz"
+        if not file.exists():
+            if pipe is None:
+                pipe = load(config)
+                pipe.set_progress_bar_config(disable=True)
+            _save(file, measure(pipe, arms(config)[name], prompts, seed, batch))
+        scores.setdefault(name, []).append(_read(file))
+    real = world.clips(prompts * REFERENCE_SEEDS, range(10**6, 10**6 + n_prompts * REFERENCE_SEEDS))
+    unseen = world.clips(prompts * n_seeds, range(2 * 10**6, 2 * 10**6 + n_prompts * n_seeds))
+    reference, floor = classifier.features(real), classifier.features(unseen)
+    return _table(config, scores, reference, floor, n_prompts, n_seeds)
+
+
+def measure(pipe: Any, config: RenderConfig, prompts: Sequence[str], seed: int, batch: int) -> Scores:
+    """Sample every prompt once and score the clips; a clip's noise follows from its prompt's place and the seed."""
+    from w2sd_video.miniatures import classifier, world
+
+    started = time.perf_counter()
+    clips, nfe = [], {}
+    for start in range(0, len(prompts), batch):
+        part = list(prompts[start : start + batch])
+        seeds = [seed * 10**4 + start + k for k in range(len(part))]
+        sampled, nfe = sample_clips(pipe, config, part, seeds)
+        clips.append(sampled)
+    seconds = (time.perf_counter() - started) / len(prompts)
+    videos = np.concatenate(clips)
+    wanted = [world.parse(prompt) for prompt in prompts]
+    right = [
+        all(getattr(one, head) == getattr(other, head) for head in classifier.HEADS)
+        for one, other in zip(wanted, classifier.classify(videos), strict=True)
+    ]
+    return Scores(np.array(right), classifier.features(videos), sum(nfe.values()), seconds)
+
+
+def _table(
+    config: RenderConfig,
+    scores: dict[str, list[Scores]],
+    reference: np.ndarray,
+    floor: np.ndarray,
+    n_prompts: int,
+    n_seeds: int,
+) -> str:
+    from w2sd_video.miniatures.classifier import frechet_distance
+
+    rows = [
+        f"{config.model.pretrained}, {n_prompts} prompts x {n_seeds} seeds, {config.steps} steps, "
+        f"base guidance {config.base.guidance_scale:g}",
+        "",
+        "| arm | NFE | joint adherence | against equal NFE | Fréchet distance | seconds a clip |",
+        "|---|---|---|---|---|---|",
+    ]
+    rival = _shares(scores[EQUAL])
+    for name, runs in scores.items():
+        shares = _shares(runs)
+        distances = [frechet_distance(np.concatenate(part), reference) for part in _left_out(runs)]
+        distance = frechet_distance(np.concatenate([run.features for run in runs]), reference)
+        seconds = np.mean([run.seconds for run in runs])
+        difference = "" if name == EQUAL else f"{(shares - rival).mean():+.3f} ± {_error(shares - rival):.3f}"
+        rows.append(
+            f"| {name} | {runs[0].nfe} | {shares.mean():.3f} ± {_error(shares):.3f} | {difference} "
+            f"| {distance:.1f} ± {_jackknife(distances):.1f} | {seconds:.3f} |"
+        )
+    rows += [
+        f"| real clips | | | | {frechet_distance(floor, reference):.1f} | |",
+        "",
+        "±: standard error over prompts (adherence; its difference is paired), jackknife over seeds (distance).",
+    ]
+    return "\n".join(rows)
+
+
+def _shares(runs: list[Scores]) -> np.ndarray:
+    """Return for each prompt the share of seeds that are right."""
+    return np.mean([run.right for run in runs], axis=0)
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def _left_out(runs: list[Scores]) -> list[list[np.ndarray]]:
+    """Return the features without each seed in turn."""
+    if len(runs) < 2:
+        return []
+    return [[run.features for run in runs if run is not left] for left in runs]
+
+
+def _jackknife(values: list[float]) -> float:
+    """Return the jackknife standard error of a statistic from its values without each part in turn."""
+    if not values:
+        return float("nan")
+    spread = np.array(values) - np.mean(values)
+    return float(np.sqrt((len(values) - 1) / len(values) * (spread**2).sum()))
+
+
+def _folder(folder: Path, config: RenderConfig, options: argparse.Namespace) -> Path:
+    """Return the folder of this evaluation, new or to go on with; refuse another evaluation's."""
+    settings = {"config": asdict(config), "prompts": options.number_of_prompts}
+    settings["config"] |= {"output": None, "prompts": None}
+    settings = json.loads(json.dumps(settings))
+    file = folder / "evaluation.json"
+    try:
+        if file.exists():
+            if json.loads(file.read_text()) != settings:
+                raise ConfigError(f"folder {folder}: holds an evaluation of other settings; name another with --folder")
+        elif folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"folder {folder}: is not empty and holds no evaluation; name another with --folder")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_whole(file, json.dumps(settings, indent=2).encode())
+    except OSError as error:
+        raise ConfigError(f"folder {folder}: cannot be written: {error.strerror}") from error
+    return folder
+
+
+def _save(file: Path, scores: Scores) -> None:
+    beside = file.with_name(f".{file.stem}.part.npz")
+    np.savez(beside, **asdict(scores))
+    os.replace(beside, file)
+
+
+def _read(file: Path) -> Scores:
+    with np.load(file) as kept:
+        return Scores(kept["right"], kept["features"], int(kept["nfe"]), float(kept["seconds"]))
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_bytes(data)
+    os.replace(beside, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
