@@ -80,7 +80,8 @@ def load(
     Args:
         pretrained: hub id, folder or single `.safetensors` file of an SD1.5 or SDXL checkpoint; or folder of a saved
             AnimateDiff pipeline.
-        motion_adapter: hub id, folder or module; None is the saved pipeline's own, or the usual one for the checkpoint.
+        motion_adapter: hub id, folder or module (taken over, not copied); None is the saved pipeline's own, or the
+            usual one for the checkpoint.
         weights: second UNets by name, for `Branch(weights=name)`: a hub id or folder (of a pipeline, or of the UNet
             alone), a single file, or a module. A UNet saved with motion layers of its own keeps them if they differ.
         dtype: None is float16, and float32 on the CPU.
@@ -266,7 +267,7 @@ def _load_adapter(source: Source | MotionAdapter, own: Config, dtype: torch.dtyp
                 "pass a motion adapter that was made for this checkpoint"
             )
     if isinstance(source, MotionAdapter):
-        return source.eval()
+        return source.to(dtype).eval()  # its layers become the pipeline's
     return load_part(MotionAdapter, source, dtype, subfolder)
 
 

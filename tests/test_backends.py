@@ -197,6 +197,11 @@ def test_dtype(saved):
         dtype=torch.float16,
         device="cpu",
     )
+    given = tiny.motion_adapter()
+    assert (
+        animatediff.load(saved / "sd", motion_adapter=given, dtype=torch.float16, device="cpu").unet.dtype
+        == given.dtype
+    )
     for module in (pipe.unet, registered(pipe)["weak"], pipe.vae, pipe.text_encoder):
         assert {p.dtype for p in module.parameters()} == {torch.float16}
 
