@@ -100,10 +100,10 @@ def load(
         ModuleNotFoundError: xformers is asked for and not installed.
         ValueError: a checkpoint of another class or shape, found before its weights are loaded; an unknown setting.
     """
-    device = pick_device(device)
-    check_memory(memory, device)
-    check_attention(attention, device)
-    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+    target = pick_device(device)
+    check_memory(memory, target)
+    check_attention(attention, target)
+    dtype = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
     weights = weights or {}
     if _is_single_file(pretrained):
         pipe = _load_file(pretrained, motion_adapter, weights, dtype, config)
@@ -114,7 +114,7 @@ def load(
     seconds = {name: _load_second(pipe.unet, source, dtype, config) for name, source in weights.items()}
     # The motion layers belong to the pipeline's UNet while things are placed: hooks of offloading must not double.
     adapter, pipe.motion_adapter = pipe.motion_adapter, None
-    place(pipe, "unet", seconds.values(), device, memory)
+    place(pipe, "unet", seconds.values(), target, memory)
     pipe.motion_adapter = adapter
     for model in (adapter, *seconds.values()):
         if model is not None:

@@ -65,12 +65,12 @@ def load(
         FileNotFoundError: a checkpoint that is not there.
         ValueError: a checkpoint of another class or shape, found before any weight is loaded; an unknown setting.
     """
-    device = pick_device(device)
-    check_memory(memory, device)
+    target = pick_device(device)
+    check_memory(memory, target)
     pipeline_class(pretrained, {"CogVideoXPipeline"})
     own, _ = denoiser_config(pretrained, CogVideoXTransformer3DModel, "transformer", _DENOISERS)
     found = {name: _check_second(own, name, source) for name, source in (weights or {}).items()}
-    dtype = dtype or _native_dtype(own, device)
+    dtype = dtype or _native_dtype(own, target)
 
     pipe = load_part(CogVideoXPipeline, pretrained, dtype, variant=variant)
     spare_memory(pipe.vae)
@@ -80,7 +80,7 @@ def load(
             seconds[name] = source.eval()
         else:
             seconds[name] = load_part(CogVideoXTransformer3DModel, source, dtype, found[name])
-    place(pipe, "transformer", seconds.values(), device, memory)
+    place(pipe, "transformer", seconds.values(), target, memory)
     for name, module in seconds.items():
         register(pipe, name, module)
     return pipe
