@@ -510,6 +510,20 @@ def test_several_samples_are_the_single_ones():
     close(together, torch.cat(apart))
 
 
+def test_offloading_hooks_go_on_working_call_after_call():
+    """A pipeline sets its offloading hooks anew at the end of every call."""
+    pipe, call = tiny.cogvideox()
+    with reflection(pipe, strong=STRONG, weak=WEAK):
+        expected = run(pipe, call)
+    pipe.enable_model_cpu_offload(device="cpu")
+    stock = run(pipe, call)
+    with reflection(pipe, strong=STRONG, weak=WEAK) as reflected:
+        for _ in range(2):
+            assert torch.equal(run(pipe, call), expected)
+            assert reflected.nfe["strong"] == 2 * (STEPS - 1)
+    assert torch.equal(run(pipe, call), stock)
+
+
 # --- refusals ----------------------------------------------------------------------------------------------------
 
 

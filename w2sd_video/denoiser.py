@@ -103,6 +103,7 @@ class DenoiserSwitch:
         self._pipe = pipe
         self._denoiser = denoiser
         self._forward: Callable[..., Any] = denoiser.forward
+        self._enter_context: Callable[..., Any] | None = None
         self.names_its_calls = hasattr(denoiser, "cache_context")
         self._signature = _named_signature(denoiser)
         self._latents_name = next(iter(self._signature.parameters))
@@ -124,25 +125,27 @@ class DenoiserSwitch:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Put the switch in the denoiser's place, and take it out at the end."""
-        replaced = {"forward": self._answer_as_forward()}
+        """Put the switch in the denoiser's place for one call of the pipeline, and take it out at the end.
+
+        Offloading hooks take the place of ``forward`` too, and a pipeline sets them anew at the end of each call: what
+        is no longer ours then stays.
+        """
+        own = self._denoiser.__dict__
+        self._context, self._doubled, self._kept = None, None, (None, {})
+        self._forward, self._enter_context = self._denoiser.forward, getattr(self._denoiser, "cache_context", None)
+        replaced: dict[str, Any] = {"forward": self._answer_as_forward()}
         if self.names_its_calls:
             replaced["cache_context"] = self._named_cache_context
-        before = {name: self._denoiser.__dict__[name] for name in replaced if name in self._denoiser.__dict__}
-        self._enter_context = getattr(self._denoiser, "cache_context", None)
-        self._denoiser.__dict__.update(replaced)
+        before = {name: own[name] for name in replaced if name in own}
+        own.update(replaced)
         try:
             yield
         finally:
-            for name in replaced:
-                del self._denoiser.__dict__[name]
-            self._denoiser.__dict__.update(before)
-
-    def forget(self) -> None:
-        """Drop what was kept from an earlier call of the pipeline."""
-        self._context = None
-        self._doubled = None
-        self._kept = (None, {})
+            for name, ours in replaced.items():
+                if own.get(name) is ours:
+                    del own[name]
+                    own.update({name: before[name]} if name in before else {})
+            self._kept = (None, {})
 
     def _answer_as_forward(self) -> Callable[..., Any]:
         """Return the switch as a function with the signature of the forward whose place it takes."""

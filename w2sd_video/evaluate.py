@@ -117,7 +117,8 @@ def measure(pipe: Any, config: RenderConfig, prompts: Sequence[str], seed: int, 
     from w2sd_video.miniatures import classifier, world
 
     started = time.perf_counter()
-    clips, nfe = [], {}
+    clips: list[np.ndarray] = []
+    nfe: dict[str, int] = {}
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         seeds = [seed * 10**4 + start + k for k in range(len(part))]

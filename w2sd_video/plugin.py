@@ -84,11 +84,7 @@ def reflection(
     switches = [DenoiserSwitch(pipe, denoiser, branches, state) for denoiser in denoisers]
     run = Run(nfe=dict.fromkeys(branches, 0))
     call = _PipelineCall(type(pipe), branches, settings, walk, switches, state, run)
-    with ExitStack() as stack:
-        for switch in switches:
-            stack.enter_context(switch.installed())
-        stack.enter_context(_swapped(pipe, "scheduler", presented(walk)))
-        stack.enter_context(_of_class(pipe, call.pipeline_class()))
+    with _swapped(pipe, "scheduler", presented(walk)), _of_class(pipe, call.pipeline_class()):
         yield run
 
 
@@ -136,12 +132,13 @@ class _PipelineCall:
         bound.apply_defaults()
         scale = bound.arguments.get("guidance_scale")
         self._state.begin_call(scale if isinstance(scale, (int, float)) else None)
-        for switch in self._switches:
-            switch.forget()
-        self._rehearse(pipe, bound)
-        _set_callback(bound, self._state)
         try:
-            result = self._original.__call__(*bound.args, **bound.kwargs)
+            with ExitStack() as stack:
+                for switch in self._switches:
+                    stack.enter_context(switch.installed())
+                self._rehearse(pipe, bound)
+                _set_callback(bound, self._state)
+                result = self._original.__call__(*bound.args, **bound.kwargs)
         finally:
             self._run.nfe = {role: self._state.nfe[role] for role in ("base", "strong", "weak")}
             self._run.steps, self._run.reflected_steps = self._walk.total_steps, self._walk.reflected_steps
@@ -155,7 +152,7 @@ class _PipelineCall:
         bar = make_bar(total=self._walk.total_steps)
         if self._state.rehearsing is not None:
             bar.disable = True
-        elif not bar.disable:
+        elif self._walk.reflected_steps and not bar.disable:
             note = f"W2SD, {self._walk.reflected_steps} of {self._walk.total_steps} steps reflected"
             bar.set_description(f"{bar.desc}{note}" if bar.desc else note)
         move, bar.update = bar.update, lambda n=1: None
