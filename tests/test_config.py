@@ -228,7 +228,7 @@ def test_models_that_are_not_there(minimal, tmp_path):
 
 
 def test_words_that_a_miniature_does_not_know(minimal, monkeypatch, tmp_path):
-    monkeypatch.setattr("w2sd_video.plan.locate", lambda source: str(tmp_path))
+    monkeypatch.setattr("w2sd_video.plan.path_of", lambda source: tmp_path)
     miniature = ["--model.pretrained", "miniature:any"]
     said = planned(minimal, *miniature, "a purple circle moving left")
     assert "'purple'" in said and "red, green, blue, yellow" in said

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
+import peft
 import pytest
 import tiny
 import torch
@@ -198,6 +199,20 @@ def test_evaluations_are_foretold(cogvideox, inversion, scales):
             continue  # no gap
         for one in panels(config).values():
             assert sample_clips(pipe, one, one.prompts, [0])[1] == evaluations(one)
+
+
+def test_a_lora_gap(cogvideox):
+    pipe = tiny.cogvideox()[0]
+    pipe.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    layers = peft.get_peft_model_state_dict(pipe.transformer, adapter_name="style")
+    type(pipe).save_lora_weights("lora", transformer_lora_layers=layers)
+    options = ["--model.lora.style", "./lora", "--weak.weights", "null", "--base.lora.style", "0"]
+    render(*options, "-o", "none", "--reflection-steps", "0")
+    render("-o", "plain", "--reflection-steps", "0")
+    assert np.array_equal(frames_of("none"), frames_of("plain")), "a scale of 0 is no adapter"
+    render(*options, "-o", "gap", "--strong.lora.style", "4", "--weak.lora.style", "-4")
+    render(*options, "-o", "swapped", "--strong.lora.style", "-4", "--weak.lora.style", "4")
+    assert not np.array_equal(frames_of("gap"), frames_of("swapped"))
 
 
 def test_a_dry_run_loads_and_writes_nothing(cogvideox, capsys, monkeypatch):

@@ -26,20 +26,14 @@ class Limits:
     most_frames: int
 
 
-def locate(source: str) -> str:
-    """Return the folder of a packaged model; any other path or hub id stays as it is."""
-    if not source.startswith(MINIATURE):
-        return source
-    return str(Path(__file__).parent / "miniatures" / "weights" / source.removeprefix(MINIATURE))
-
-
 def path_of(source: str) -> Path | None:
     """Return the folder, or the single .safetensors file, that a source names; None for a hub id.
 
     Raises:
         ConfigError: a path where nothing is, or a name that is neither.
     """
-    path = Path(locate(source)).expanduser()
+    miniature = Path(__file__).parent / "miniatures" / "weights" / source.removeprefix(MINIATURE)
+    path = miniature if source.startswith(MINIATURE) else Path(source).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
         return path
     if source.startswith(MINIATURE):
@@ -48,6 +42,11 @@ def path_of(source: str) -> Path | None:
     if source.startswith(("/", ".", "~")) or len(parts) != 2 or not all(parts):
         raise ConfigError(f"model {source!r}: no such folder, and not a hub id like 'owner/name'")
     return None
+
+
+def locate(source: str) -> str:
+    """Return the path that a source names; a hub id stays as it is."""
+    return str(path_of(source) or source)
 
 
 def check_plan(config: RenderConfig) -> None:
@@ -140,20 +139,20 @@ def evaluations(config: RenderConfig) -> dict[str, int]:
 
 def parameters(model: ModelConfig) -> dict[str, float | None]:
     """Return the millions of parameters of each component, None where neither a folder nor the configuration tells."""
-    found: dict[str, float | None] = dict(model.parameters)
+    known: dict[str, float | None] = dict(model.parameters)
     folder = path_of(model.pretrained)
     if folder and (folder / "model_index.json").is_file():
         index = json.loads((folder / "model_index.json").read_text())
         counts = {name: _millions(folder / name) for name in index if not name.startswith("_")}
-        found |= {name: count for name, count in counts.items() if count}
+        known |= {name: count for name, count in counts.items() if count}
     sources = dict(model.weights)
     if model.motion_adapter:
         sources["motion_adapter"] = model.motion_adapter
     for name, source in sources.items():
         folder = path_of(source)
         inner = folder and folder / _DENOISER[model.family]
-        found[name] = _millions(inner if inner and inner.is_dir() else folder) if folder else found.get(name)
-    return found
+        known[name] = _millions(inner if inner and inner.is_dir() else folder) if folder else known.get(name)
+    return known
 
 
 def describe(config: RenderConfig) -> str:

@@ -20,7 +20,17 @@ import numpy as np
 import yaml
 
 from w2sd_video.config import BranchConfig, ConfigError, RenderConfig, fail, parse
-from w2sd_video.plan import check_plan, describe, filled, locate, nfe_in_words, pair_in_words, panels, steps_in_words
+from w2sd_video.plan import (
+    MINIATURE,
+    check_plan,
+    describe,
+    filled,
+    locate,
+    nfe_in_words,
+    pair_in_words,
+    panels,
+    steps_in_words,
+)
 from w2sd_video.video import (
     VideoError,
     check_output,
@@ -78,13 +88,14 @@ def render(config: RenderConfig) -> list[Path]:
         LoadError: a model that is not there, cannot be reached, or has another shape.
     """
     _check_device(config.device)
-    with _quiet():
-        pipe = load(config)
-    _check_call(pipe, config)
     paths = outputs(config)
-    for number, (prompt, path) in enumerate(zip(config.prompts, paths, strict=True)):
-        one = dataclasses.replace(config, prompts=[prompt], seed=config.seed + number, output=str(path))
-        _render_one(pipe, one, path)
+    with _threads(config.model.pretrained):
+        with _quiet():
+            pipe = load(config)
+        _check_call(pipe, config)
+        for number, (prompt, path) in enumerate(zip(config.prompts, paths, strict=True)):
+            one = dataclasses.replace(config, prompts=[prompt], seed=config.seed + number, output=str(path))
+            _render_one(pipe, one, path)
     return paths
 
 
@@ -111,7 +122,7 @@ def load(config: RenderConfig) -> Any:
             **more,
         )
         for name, source in model.lora.items():
-            pipe.load_lora_weights(source, adapter_name=name)
+            pipe.load_lora_weights(locate(source), adapter_name=name)
     except (OSError, ValueError) as error:
         raise LoadError(f"model {model.pretrained}: {_first_line(error)}") from error
     return pipe
@@ -227,6 +238,19 @@ def _call_guidance(config: RenderConfig) -> float:
 
 
 @contextmanager
+def _threads(pretrained: str) -> Iterator[None]:
+    """Sample miniatures in one thread: layers so small lose by being shared out, most of all on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if pretrained.startswith(MINIATURE) else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the notes and bars of the libraries, but for the bars of downloads."""
     from diffusers.utils import logging as diffusers_logging
@@ -241,7 +265,8 @@ def _quiet() -> Iterator[None]:
     if shows_downloads:
         enable_progress_bars()
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         for logging, level in before:
