@@ -36,6 +36,23 @@ def register(pipe: Any, name: str, module: nn.Module) -> None:
     _SECONDS.setdefault(pipe, {})[name] = module
 
 
+def second_denoiser(pipe: Any, weights: nn.Module | str) -> nn.Module:
+    """Return what the `weights` of a branch mean: a module itself, or the one registered under a name.
+
+    Raises:
+        ValueError: nothing is registered under the name; the message lists the names there are.
+    """
+    if isinstance(weights, nn.Module):
+        return weights
+    known = registered(pipe)
+    if weights not in known:
+        raise ValueError(
+            f"no second denoiser named {weights!r} is loaded for this pipeline; loaded are "
+            f"{', '.join(sorted(known)) or 'none'} (a backend's load takes weights={{{weights!r}: checkpoint}})"
+        )
+    return known[weights]
+
+
 def registered(pipe: Any) -> dict[str, nn.Module]:
     """Return the second denoisers of a pipeline by name; an empty dictionary where there are none."""
     return dict(_SECONDS.get(pipe, {}))

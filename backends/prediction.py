@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from w2sd_video.backends import registered
+from w2sd_video.backends import second_denoiser
 from w2sd_video.branch import Branch
 from w2sd_video.lora import LoraScales
 from w2sd_video.sampler import Predict
@@ -44,7 +44,10 @@ def guided_predictor(
     """
     default = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
     scales = {role: default if b.guidance_scale is None else b.guidance_scale for role, b in branches.items()}
-    modules = {role: _module(pipe, denoiser, branch) for role, branch in branches.items()}
+    modules = {
+        role: denoiser if branch.weights is None else second_denoiser(pipe, branch.weights)
+        for role, branch in branches.items()
+    }
     loras = {role: LoraScales(modules[role], branch.lora) for role, branch in branches.items() if branch.lora}
     texts: dict[Any, tuple[Text, Text]] = {}
     text_of: dict[str, tuple[Text, Text]] = {}
@@ -70,18 +73,6 @@ def guided_predictor(
         return (without + scale * (with_text - without)).to(latents.dtype)
 
     return predict
-
-
-def _module(pipe: Any, denoiser: nn.Module, branch: Branch) -> nn.Module:
-    if isinstance(branch.weights, str):
-        known = registered(pipe)
-        if branch.weights not in known:
-            raise ValueError(
-                f"no weights named {branch.weights!r} are loaded; loaded are {', '.join(sorted(known)) or 'none'} "
-                "(pass weights={name: checkpoint} to the backend's load)"
-            )
-        return known[branch.weights]
-    return denoiser if branch.weights is None else branch.weights
 
 
 def _for_batch(text: Text, size: int) -> Text:

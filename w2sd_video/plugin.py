@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from w2sd_video.backends import second_denoiser
 from w2sd_video.branch import Branch
 from w2sd_video.denoiser import CallState, DenoiserSwitch, Rehearsal, RehearsalOver, prompt_key, with_signature
 from w2sd_video.sampler import Inversion, Reflection, Role
@@ -222,18 +223,7 @@ def _resolved(pipe: Any, role: Role, branch: Branch, denoisers: int) -> Branch:
             f"{type(pipe).__name__} has two denoisers, and the {role} branch's weights name one; a second pair of "
             "weights for a two-stage model is not supported"
         )
-    if isinstance(branch.weights, nn.Module):
-        return branch
-    from w2sd_video.backends import registered
-
-    modules = registered(pipe)
-    if branch.weights not in modules:
-        raise ValueError(
-            f"no second denoiser named {branch.weights!r} is loaded for this pipeline; loaded are "
-            f"{', '.join(sorted(modules)) or 'none'} (load it by a backend: "
-            f"load(..., weights={{{branch.weights!r}: ...}}))"
-        )
-    return replace(branch, weights=modules[branch.weights])
+    return replace(branch, weights=second_denoiser(pipe, branch.weights))
 
 
 def _with_prompt(arguments: dict[str, Any], prompt: Any, pipeline: str) -> dict[str, Any]:
