@@ -129,7 +129,7 @@ def test_prompts_weights_and_defaults(family):
     half = default(latents.half(), time, "base")
     assert half.dtype == torch.float16
 
-    with pytest.raises(ValueError, match="no second denoiser named 'strange' is loaded for this pipeline; loaded are weak"):
+    with pytest.raises(ValueError, match="no second denoiser named 'strange' is loaded for this pipeline"):
         backend.predictor(pipe, call["prompt"], strong=alone, weak=Branch(weights="strange"))
     with pytest.raises(ValueError, match="no LoRA adapter named style"):
         backend.predictor(pipe, call["prompt"], strong=alone, weak=Branch(lora={"style": 1.0}))
