@@ -224,7 +224,11 @@ def test_models_that_are_not_there(minimal, tmp_path):
     assert "'sd15': no such folder, and not a hub id" in planned(minimal, "--model.pretrained", "sd15")
     assert "no such miniature" in planned(minimal, "--model.pretrained", "miniature:wan")
     assert "no such folder" in planned(minimal, "--model.weights.weak", missing)
+    assert "no such folder" in planned(minimal, "--model.lora.style", "./none.safetensors")
     assert planned(minimal, "--model.weights.weak", str(tmp_path)) is None
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{")
+    assert "vae/config.json is not JSON" in planned(minimal, "--model.pretrained", str(tmp_path))
 
 
 def test_words_that_a_miniature_does_not_know(minimal, monkeypatch, tmp_path):

@@ -56,12 +56,9 @@ def check_plan(config: RenderConfig) -> None:
         ConfigError: a missing model folder, a word that a miniature does not know, a size that the model cannot do.
     """
     model = config.model
-    for source in [
-        model.pretrained,
-        *model.weights.values(),
-        *([model.motion_adapter] if model.motion_adapter else []),
-    ]:
-        path_of(source)
+    for source in (model.pretrained, model.motion_adapter, *model.weights.values(), *model.lora.values()):
+        if source:
+            path_of(source)
     if model.pretrained.startswith(MINIATURE):
         _check_vocabulary(config)
     limits = limits_of(model)
@@ -224,7 +221,12 @@ def _check_vocabulary(config: RenderConfig) -> None:
 def _settings(folder: Path | None, component: str) -> dict[str, Any]:
     """Return a component's config.json, or nothing for what is not on this machine."""
     file = folder and folder / component / "config.json"
-    return json.loads(file.read_text()) if file and file.is_file() else {}
+    if not file or not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"model: {file} is not JSON, so the folder is damaged: {error}") from error
 
 
 def _millions(path: Path) -> float | None:
