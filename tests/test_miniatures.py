@@ -144,7 +144,7 @@ def test_training_reads_the_text_that_the_pipeline_gives_its_denoiser(pipe, trac
 
 def test_stages_are_chosen_by_name_by_track_or_all():
     assert train.select(["all"]) == list(train.STAGES)
-    assert train.select(["animatediff"]) == ["image_vae", "unet_weak", "unet_strong", "motion"]
+    assert train.select(["animatediff"]) == ["image_vae", "unet_base", "unet_strong", "unet_weak", "motion"]
     assert train.select(["motion", "classifier"]) == ["classifier", "motion"]
     with pytest.raises(ValueError, match="unknown stage 'vae'"):
         train.select(["vae"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, UNet2DConditionModel, UNetMotionModel
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -32,7 +31,7 @@ CALL: dict[str, dict[str, Any]] = {
 
 def load_pipeline(track: str) -> DiffusionPipeline:
     """The pipeline of "animatediff" or "cogvideox" with its strong model, float32 on the CPU, without progress bars."""
-    pipe = DiffusionPipeline.from_pretrained(WEIGHTS / track, torch_dtype=torch.float32, local_files_only=True)
+    pipe = DiffusionPipeline.from_pretrained(WEIGHTS / track, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -43,7 +42,7 @@ def load_weak(pipe: DiffusionPipeline) -> UNetMotionModel | CogVideoXTransformer
     For AnimateDiff, the weak spatial network under the pipeline's own motion layers.
     """
     if hasattr(pipe, "motion_adapter"):
-        spatial = UNet2DConditionModel.from_pretrained(WEIGHTS / "animatediff" / "unet_weak", torch_dtype=torch.float32)
+        spatial = UNet2DConditionModel.from_pretrained(WEIGHTS / "animatediff" / "unet_weak")
         return UNetMotionModel.from_unet2d(spatial, pipe.motion_adapter).eval()
     folder = WEIGHTS / "cogvideox" / "transformer_weak"
-    return CogVideoXTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    return CogVideoXTransformer3DModel.from_pretrained(folder).eval()

@@ -28,7 +28,7 @@ class Budget:
 
     minutes: float
     max_steps: int | None = None
-    pool: int = 12000
+    pool: int = 16000
 
 
 def fit(
@@ -85,7 +85,7 @@ def fit(
                 _put(trained, average)
                 watch()
                 _put(trained, current)
-    _save(path, trained, average, optimizer, step, seconds)
+    _save(path, trained, average, optimizer, step, min(seconds, time.monotonic() - started))
     _put(trained, average)
     log.info("%s: done after %d steps, loss %.4f", name, step, mean)
 

@@ -3,8 +3,9 @@
 Stages, in the order they need each other, with their planned minutes on one CPU core:
 
     classifier          3   judge of shape, colour and direction, on true clips           seed 8
-    animatediff         image_vae 6, unet_weak 9, unet_strong 13, motion 40               seeds 1, 3, 4, 5
-    cogvideox           video_vae 10, transformer_weak 22, transformer_strong 39          seeds 2, 6, 7
+    animatediff         image_vae 6, unet_base 9, unet_strong 11, unet_weak 1, motion 36  seeds 1, 3, 4, 9, 5
+    cogvideox           video_vae 17, video_decoder 6, transformer_weak 19, transformer_strong 33
+                            seeds 2, 10, 6, 7
 
 A stage reads what earlier ones left in DIR, keeps a checkpoint there each minute and resumes from it. `--stage` takes
 stages, a whole track by its name, or `all`; the two tracks do not need each other and train side by side in two
@@ -39,12 +40,14 @@ class Stage:
 STAGES = {
     "classifier": Stage("classifier", train_classifier, 3),
     "image_vae": Stage("animatediff", train_vae.train_image_vae, 6),
-    "unet_weak": Stage("animatediff", train_animatediff.train_weak, 9),
-    "unet_strong": Stage("animatediff", train_animatediff.train_strong, 13),
-    "motion": Stage("animatediff", train_animatediff.train_motion, 40),
-    "video_vae": Stage("cogvideox", train_vae.train_video_vae, 10),
-    "transformer_weak": Stage("cogvideox", train_cogvideox.train_weak, 22),
-    "transformer_strong": Stage("cogvideox", train_cogvideox.train_strong, 39),
+    "unet_base": Stage("animatediff", train_animatediff.train_base, 9),
+    "unet_strong": Stage("animatediff", train_animatediff.train_strong, 11),
+    "unet_weak": Stage("animatediff", train_animatediff.train_weak, 1),
+    "motion": Stage("animatediff", train_animatediff.train_motion, 36),
+    "video_vae": Stage("cogvideox", train_vae.train_video_vae, 17),
+    "video_decoder": Stage("cogvideox", train_vae.train_video_decoder, 6),
+    "transformer_weak": Stage("cogvideox", train_cogvideox.train_weak, 19),
+    "transformer_strong": Stage("cogvideox", train_cogvideox.train_strong, 33),
 }
 EXPORTS = {
     "classifier": export.export_classifier,

@@ -1,7 +1,8 @@
 """Training of the AnimateDiff track, by the recipe of the paper's video experiment.
 
-A text-to-image UNet is trained on frames, with its text encoder: the weak model. The same UNet trained on is the strong
-model. One motion adapter for both is then trained on clips, the spatial weights frozen.
+A text-to-image UNet is trained on frames together with its text encoder. Trained on, it is the strong model; trained on
+with captions of which most are wrong, as captions from the web are, it is the weak one. One motion adapter for both is
+then trained on clips, their spatial weights frozen. (A weak UNet trained from scratch can't share the adapter.)
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from .fit import Budget, fit
 from .models import clip_text_encoder, clip_tokenizer, ddim_scheduler, motion_adapter, unet
 
 FRAMES = 8
+WRONG_CAPTIONS = 0.6
+"""Share of the weak UNet's frames that carry another frame's caption."""
 
 
 def pool(out: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,45 +35,59 @@ def pool(out: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return encoded_pool(out / "animatediff_pool.pt", encode, count, FRAMES, seed=11)
 
 
-def train_weak(out: Path, budget: Budget, seed: int = 3) -> None:
-    """Train UNet and text encoder on frames; saved to `out/unet_weak` and `out/clip`."""
+def train_base(out: Path, budget: Budget, seed: int = 3) -> None:
+    """Train UNet and text encoder on frames; saved to `out/unet_base` and `out/clip`."""
     torch.manual_seed(seed)
-    latents, labels = pool(out, budget.pool)
     tokenizer = clip_tokenizer()
     denoiser, text_encoder = unet(), clip_text_encoder(tokenizer)
-    tokens, scheduler = prompt_tokens(tokenizer), ddim_scheduler()
-    noising = Noising(latents.flatten(0, 1), labels.repeat_interleave(FRAMES), scheduler.alphas_cumprod)
+    tokens, noising = prompt_tokens(tokenizer), _frames(out, budget)
 
     def loss() -> torch.Tensor:
         noisy, t, label, v = noising.draw(48)
         return v_loss(denoiser(noisy, t, text_encoder(tokens[label])[0]).sample, v)
 
     def save() -> None:
-        denoiser.save_pretrained(out / "unet_weak")
+        denoiser.save_pretrained(out / "unet_base")
         text_encoder.save_pretrained(out / "clip")
 
-    fit("unet_weak", nn.ModuleList([denoiser, text_encoder]), loss, out, budget, watch=save)
+    fit("unet_base", nn.ModuleList([denoiser, text_encoder]), loss, out, budget, watch=save)
     save()
 
 
 def train_strong(out: Path, budget: Budget, seed: int = 4) -> None:
-    """Train the weak UNet on, its text encoder kept; saved to `out/unet_strong`."""
+    """Train the base UNet on, its text encoder kept; saved to `out/unet_strong`."""
     torch.manual_seed(seed)
-    latents, labels = pool(out, budget.pool)
-    network = UNet2DConditionModel.from_pretrained(out / "unet_weak")
-    network.train()
-    embeddings = _embeddings(out)
-    noising = Noising(latents.flatten(0, 1), labels.repeat_interleave(FRAMES), ddim_scheduler().alphas_cumprod)
+    _train_on("unet_strong", _frames(out, budget), out, budget)
+
+
+def train_weak(out: Path, budget: Budget, seed: int = 9) -> None:
+    """Train the base UNet on with wrong captions among the right ones; saved to `out/unet_weak`."""
+    torch.manual_seed(seed)
+    frames = _frames(out, budget)
+    others = frames.labels[torch.randperm(len(frames.labels))]
+    frames.labels = torch.where(torch.rand(len(others)) < WRONG_CAPTIONS, others, frames.labels)
+    _train_on("unet_weak", frames, out, budget)
+
+
+def _train_on(name: str, frames: Noising, out: Path, budget: Budget) -> None:
+    denoiser, embeddings = UNet2DConditionModel.from_pretrained(out / "unet_base"), _embeddings(out)
+    denoiser.train()
 
     def loss() -> torch.Tensor:
-        noisy, t, label, v = noising.draw(48)
-        return v_loss(network(noisy, t, embeddings[label]).sample, v)
+        noisy, t, label, v = frames.draw(48)
+        return v_loss(denoiser(noisy, t, embeddings[label]).sample, v)
 
     def save() -> None:
-        network.save_pretrained(out / "unet_strong")
+        denoiser.save_pretrained(out / name)
 
-    fit("unet_strong", network, loss, out, budget, watch=save)
+    fit(name, denoiser, loss, out, budget, watch=save)
     save()
+
+
+def _frames(out: Path, budget: Budget) -> Noising:
+    """The frames of all clips, one by one."""
+    latents, labels = pool(out, budget.pool)
+    return Noising(latents.flatten(0, 1), labels.repeat_interleave(FRAMES), ddim_scheduler().alphas_cumprod)
 
 
 def train_motion(out: Path, budget: Budget, seed: int = 5) -> None:

@@ -46,16 +46,37 @@ def train_video_vae(out: Path, budget: Budget, seed: int = 2) -> AutoencoderKLCo
     return _finish(vae, videos, out / "video_vae")
 
 
+def train_video_decoder(out: Path, budget: Budget, seed: int = 10) -> AutoencoderKLCogVideoX:
+    """Train the video decoder on, on slightly wrong latents such as a denoiser makes; `out/video_vae` is written anew.
+
+    The encoder is kept, so that latents stay what they are: this may run beside the denoiser's training.
+    """
+    torch.manual_seed(seed)
+    rng, vae = np.random.default_rng(seed), AutoencoderKLCogVideoX.from_pretrained(out / "video_vae")
+    vae.encoder.requires_grad_(False)
+
+    def loss() -> torch.Tensor:
+        x = random_clips(rng, 4, 9)[0].movedim(1, 2)
+        latents = vae.encode(x).latent_dist.mean
+        return _picture_loss(vae.decode(latents + 0.1 * latents.std() * torch.randn_like(latents)).sample, x)
+
+    fit("video_decoder", vae, loss, out, budget, decay=0.99)
+    vae.save_pretrained(out / "video_vae")
+    return vae
+
+
 def _vae_loss(vae: AutoencoderKL | AutoencoderKLCogVideoX, x: torch.Tensor) -> torch.Tensor:
     posterior = vae.encode(x).latent_dist
-    error = vae.decode(posterior.sample()).sample - x
+    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
+    return _picture_loss(vae.decode(posterior.sample()).sample, x) + KL_WEIGHT * kl.flatten(1).sum(1).mean()
+
+
+def _picture_loss(made: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Squared and absolute error, the sprite and its edge counting for more than the background."""
     light = x.amax(1 if x.ndim == 4 else (1, 2), keepdim=True).flatten(1, -3)  # n, 1, 32, 32
     near = functional.max_pool2d((light > -0.7).float(), 5, stride=1, padding=2)
-    error = error * (
-        1 + near.view(len(x), *[1] * (x.ndim - 3), SIZE, SIZE)
-    )  # the sprite and its edge count for more than the background
-    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
-    return error.square().mean() + 0.3 * error.abs().mean() + KL_WEIGHT * kl.flatten(1).sum(1).mean()
+    error = (made - x) * (1 + near.view(len(x), *[1] * (x.ndim - 3), SIZE, SIZE))
+    return error.square().mean() + 0.3 * error.abs().mean()
 
 
 @torch.no_grad()
