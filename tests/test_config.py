@@ -241,6 +241,21 @@ def test_words_that_a_miniature_does_not_know(minimal, monkeypatch, tmp_path):
     assert "'big'" in planned(minimal, *miniature, "a red circle moving left", "--weak.prompt", "a big circle")
 
 
+def test_memory_is_estimated_from_the_headers_of_a_folder(minimal, tmp_path):
+    for name, size in {"transformer": 3000, "vae": 500, "weak": 3000}.items():
+        (tmp_path / name).mkdir()
+        header = json.dumps({"__metadata__": {}, "a": {"shape": [size, 1000]}, "b": {"shape": []}}).encode()
+        (tmp_path / name / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "x", "transformer": [], "vae": []}))
+    options = ["--model.pretrained", str(tmp_path), "--model.weights.weak", str(tmp_path / "weak")]
+    said = describe(parse(["--config", minimal, *options]).config)
+    assert "about 26 MB of weights in float32 (transformer 3 M, vae 0.5 M, weak 3 M); activations" in said
+    options += ["--dtype", "bfloat16", "--model.memory", "offload", "--model.weights.other", "a/b"]
+    said = describe(parse(["--config", minimal, *options]).config)
+    assert "about 13 MB of weights in bfloat16" in said and "at most 12 MB of them on the device" in said
+    assert "size unknown: other" in said
+
+
 def test_limits_are_read_from_a_models_folder(tmp_path):
     for name, settings in {
         "vae": {"block_out_channels": [1, 2, 3], "temporal_compression_ratio": 2},

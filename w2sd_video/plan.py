@@ -262,15 +262,18 @@ def _memory_in_words(config: RenderConfig, counts: dict[str, float | None]) -> s
     unknown = [name for name, millions in counts.items() if not millions]
     if not known:
         return "unknown: state the millions of parameters of the components in model.parameters"
-    to_gb = _BYTES[config.dtype] * 1e6 / 1e9
     parts = ", ".join(f"{name} {millions:.4g} M" for name, millions in known.items())
-    total = sum(known.values()) * to_gb
-    said = f"about {total:.3g} GB of weights in {config.dtype} ({parts})"
+    said = f"about {_size(sum(known.values()), config.dtype)} of weights in {config.dtype} ({parts})"
     if config.model.memory == "offload":
         denoisers = {_DENOISER[config.model.family], "motion_adapter", *config.model.weights}  # they stay together
         together = sum(millions for name, millions in known.items() if name in denoisers)
-        said += f", at most {max(together, *known.values()) * to_gb:.3g} GB of them on the device at a time"
+        said += f", at most {_size(max(together, *known.values()), config.dtype)} of them on the device at a time"
     if config.model.memory == "sequential":
         said += ", a layer of them on the device at a time"
     missing = f"; not counted, size unknown: {', '.join(unknown)}" if unknown else ""
     return f"{said}; activations come on top{missing}"
+
+
+def _size(millions: float, dtype: str) -> str:
+    megabytes = millions * _BYTES[dtype]
+    return f"{megabytes / 1000:.3g} GB" if megabytes >= 1000 else f"{megabytes:.3g} MB"

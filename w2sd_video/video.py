@@ -111,7 +111,7 @@ def check_output(path: str | Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        hint = f"; create it first: mkdir -p {path.parent}" if isinstance(error, FileNotFoundError) else ""
+        hint = "" if path.parent.exists() else f"; create it first: mkdir -p {path.parent}"
         raise VideoError(f"output {path}: cannot write into {path.parent}: {error.strerror}{hint}") from error
 
 
