@@ -12,7 +12,7 @@ from torch import nn
 
 from w2sd_video.backends import second_denoiser
 from w2sd_video.branch import Branch
-from w2sd_video.lora import LoraScales
+from w2sd_video.lora import LoraScales, check_loaded
 from w2sd_video.sampler import Predict
 
 Text = dict[str, torch.Tensor]
@@ -48,6 +48,8 @@ def guided_predictor(
         role: denoiser if branch.weights is None else second_denoiser(pipe, branch.weights)
         for role, branch in branches.items()
     }
+    for role, branch in branches.items():
+        check_loaded(branch.lora or {}, [modules[role]])
     loras = {role: LoraScales(modules[role], branch.lora) for role, branch in branches.items() if branch.lora}
     texts: dict[Any, tuple[Text, Text]] = {}
     text_of: dict[str, tuple[Text, Text]] = {}

@@ -48,7 +48,7 @@ def state(pipe):
         "attributes": {name: id(value) for name, value in pipe.__dict__.items() if name in pipe.components},
         "config": dict(pipe.config),
         "scheduler": (id(pipe.scheduler), {k: str(v) for k, v in vars(pipe.scheduler).items()}),
-        "modules": [(id(module), sorted(vars(module))) for module in modules],
+        "modules": [(id(module), sorted(vars(module)), id(vars(module).get("forward"))) for module in modules],
         "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in modules],
     }
 
@@ -105,6 +105,7 @@ def plain_loop(latents, scheduler, levels, predict, read):
     for i, t in enumerate(scheduler.timesteps):
         (alpha, sigma), (alpha_below, sigma_below) = levels[i], levels[i + 1]
         if i < steps - 1:
+            unreflected = latents
             clean, noise = read(latents, predict(latents, t, "strong"), i)
             lower = alpha_below * clean + sigma_below * noise
             weak_clean, weak_noise = read(lower, predict(lower, t, "weak"), i)
@@ -112,6 +113,9 @@ def plain_loop(latents, scheduler, levels, predict, read):
                 latents = alpha * (lower - sigma_below * weak_noise) / alpha_below + sigma * weak_noise
             else:
                 latents = (lower - alpha_below * weak_clean) / sigma_below
+            if isinstance(scheduler, diffusers.UniPCMultistepScheduler) and i > 0:
+                # Its corrector scales the latents of the step before by sigma over sigma: what is added goes in there.
+                scheduler.last_sample = scheduler.last_sample + (latents - unreflected) * levels[i - 1][1] / sigma
         prediction = predict(latents, t, "base")
         if isinstance(scheduler, diffusers.CogVideoXDPMScheduler):
             back = scheduler.timesteps[i - 1] if i else None
@@ -252,8 +256,6 @@ def test_wan_equals_the_plain_loop_though_it_guides_by_two_calls(solver, two_sta
         )
     pipe.scheduler.set_timesteps(STEPS)
     scheduler = copy.deepcopy(pipe.scheduler)
-    # Where the latents were reflected UniPC's corrector must not build them again from the step before.
-    scheduler.disable_corrector = list(range(STEPS - 2))
     levels = [(1 - s, s) for s in map(float, scheduler.sigmas)]
     text, negative = pipe.encode_prompt(call["prompt"], max_sequence_length=tiny.TEXT_LENGTH)
 
@@ -510,6 +512,56 @@ def test_several_samples_are_the_single_ones():
     close(together, torch.cat(apart))
 
 
+def test_guidance_in_two_calls_without_names():
+    """Wan's video-to-video calls its transformer twice and does not say which call is which."""
+    text_to_video, call = tiny.wan()
+    names = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+    pipe = diffusers.WanVideoToVideoPipeline(**{name: getattr(text_to_video, name) for name in names})
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    call |= {"video": [torch.rand((3, 32, 32), generator=generator) for _ in range(9)], "strength": 0.8}
+    del call["num_frames"]
+    other = "a blue square over the sea"
+    with reflection(pipe, strong=Branch(), weak=Branch()):
+        expected = run(pipe, call, prompt=other, guidance_scale=4.0)
+    role = Branch(prompt=other, guidance_scale=4.0)
+    with reflection(pipe, strong=role, weak=role, base=role) as reflected:
+        close(run(pipe, call), expected)
+    assert reflected.nfe == {"base": 2 * 4, "strong": 2 * 3, "weak": 2 * 3}
+
+
+def test_a_pipeline_that_writes_into_its_latents_is_reflected_alike():
+    from w2sd_video import Reflection
+    from w2sd_video.rehearsal import CallState
+    from w2sd_video.scheduler import Walk, presented
+
+    def loop(in_place):
+        state = CallState()
+        scheduler = presented(Walk(diffusers.DDIMScheduler(clip_sample=False), Reflection(), state))
+        scheduler.set_timesteps(STEPS)
+        latents = noise_like((1, 4, 8, 8))
+        for t in scheduler.timesteps:
+            gain = {"base": 1.0, "strong": 1.2, "weak": 0.8}[state.role]
+            following = scheduler.step(gain * torch.tanh(latents), t, latents).prev_sample
+            if in_place:
+                latents[:] = following
+            else:
+                latents = following
+        return latents
+
+    assert torch.equal(loop(in_place=True), loop(in_place=False))
+
+
+def test_a_compiled_denoiser_is_told_its_arguments_by_name():
+    pipe, call = tiny.cogvideox()
+    gap = {"strong": STRONG, "weak": Branch(weights=tiny.randomise(copy.deepcopy(pipe.transformer)))}
+    with reflection(pipe, **gap):
+        expected = run(pipe, call)
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    with reflection(pipe, **gap):
+        close(run(pipe, call), expected)
+
+
 def test_offloading_hooks_go_on_working_call_after_call():
     """A pipeline sets its offloading hooks anew at the end of every call."""
     pipe, call = tiny.cogvideox()
@@ -530,6 +582,16 @@ def test_offloading_hooks_go_on_working_call_after_call():
 def test_what_cannot_be_reflected_is_refused_with_a_reason_before_sampling():
     pipe, call = tiny.stable_diffusion()
     good = pipe.scheduler
+    with (
+        pytest.raises(ValueError, match="being reflected already"),
+        reflection(pipe, strong=STRONG, weak=WEAK),
+        reflection(pipe, strong=STRONG, weak=WEAK),
+    ):
+        run(pipe, call)
+    with pytest.raises(ValueError, match="replaced inside"), reflection(pipe, strong=STRONG, weak=WEAK):
+        pipe.scheduler = diffusers.EulerDiscreteScheduler()
+        run(pipe, call)
+    assert pipe.scheduler is good
     for scheduler, said in [
         (diffusers.LCMScheduler(), "consistency"),
         (diffusers.KDPM2DiscreteScheduler(), "use one of"),

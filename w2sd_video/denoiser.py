@@ -4,86 +4,28 @@ Pipelines lay classifier-free guidance out in one of four ways:
 
 * ``batch``: [unconditional, conditional] in one doubled batch. The switch combines the halves at the branch's scale
   and returns the result for both, which the pipeline's own combination leaves unchanged, whatever its scale.
-* ``calls``: two calls, named "cond" and "uncond" by ``cache_context``. Both are answered with the combined prediction.
+* ``calls``: a conditional and an unconditional call. Both are answered with the combined prediction.
 * ``embedded``: a ``guidance`` argument of a guidance-distilled network, which is rescaled.
 * ``single``: the pipeline was called without guidance.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from w2sd_video.branch import Branch
+from w2sd_video.halves import Arguments, is_doubled, split_halves, take_half
 from w2sd_video.lora import LoraScales
+from w2sd_video.rehearsal import COND, UNCOND, CallState, output_like, prompt_key, zeros_for
 from w2sd_video.sampler import Role
 
-COND, UNCOND = "cond", "uncond"
-Arguments = dict[str, Any]
-
 _CONDITIONAL_FIRST = ("DiTPipeline", "LuminaPipeline")
-_NOT_BATCHED = ("image_rotary_emb", "rotary_emb", "freqs_cis", "img_ids", "txt_ids")
-_FOLLOWS_LATENTS = ("timestep", "residual", "controlnet", "block_samples")
-
-
-class RehearsalOver(BaseException):
-    """Ends a rehearsal: the denoiser's arguments are known. Not an error, so no ``except Exception`` may take it."""
-
-
-class Rehearsal:
-    """What a pipeline gives its denoiser before the first step, by the name of the call (None where it has no name)."""
-
-    def __init__(self) -> None:
-        self.calls: dict[str | None, Arguments] = {}
-
-    def record(self, context: str | None, arguments: Arguments, latents_name: str) -> Any:
-        """Keep the arguments; answer the first of two calls with zeros, and end the rehearsal after the last."""
-        self.calls[context] = arguments
-        if context not in (COND, UNCOND) or len(self.calls) == 2:
-            raise RehearsalOver
-        nothing = torch.zeros_like(arguments[latents_name])
-        return (nothing,) if arguments.get("return_dict") is False else Transformer2DModelOutput(sample=nothing)
-
-
-@dataclasses.dataclass
-class CallState:
-    """What the switches of a pipeline need to know of the running call.
-
-    Attributes:
-        role: the role that the next evaluation answers for.
-        request: counts the sampler's requests, so that evaluations of one request can be told from the next.
-        shares_latents: the request is the weak one at the strong one's latents and timestep (``current``).
-        nfe: network evaluations by role.
-        rehearsing: set while the pipeline only shows what it gives its denoiser.
-        rehearsals: what it showed, by the prompt it was given (None: its own).
-        guidance_scale: the pipeline's own scale in this call, if it has one.
-        step_taken: whether the scheduler's own step was the last to be taken.
-        call: the index of that step in a stock loop.
-    """
-
-    role: Role = "base"
-    request: int = 0
-    shares_latents: bool = False
-    nfe: Counter[str] = dataclasses.field(default_factory=Counter)
-    rehearsing: Rehearsal | None = None
-    rehearsals: dict[Any, Rehearsal] = dataclasses.field(default_factory=dict)
-    guidance_scale: float | None = None
-    step_taken: bool = False
-    call: int = 0
-
-    def begin_call(self, guidance_scale: float | None) -> None:
-        """Forget the earlier call."""
-        self.guidance_scale = guidance_scale
-        self.nfe.clear()
-        self.rehearsals.clear()
 
 
 class DenoiserSwitch:
@@ -92,31 +34,28 @@ class DenoiserSwitch:
     Args:
         pipe: the pipeline, asked for its guidance.
         denoiser: its UNet or transformer.
-        branches: the setting of each role.
+        branches: the setting of each role; second weights are modules here.
         state: shared with the scheduler that drives the sampler.
 
     Raises:
-        ValueError: a LoRA that is not loaded, or second weights of another shape.
+        ValueError: second weights of another shape, or a LoRA that is fused into the weights.
     """
 
     def __init__(self, pipe: Any, denoiser: nn.Module, branches: Mapping[Role, Branch], state: CallState) -> None:
         self._pipe = pipe
         self._denoiser = denoiser
+        self._config: Mapping[str, Any] = getattr(denoiser, "config", {})
         self._forward: Callable[..., Any] = denoiser.forward
-        self._enter_context: Callable[..., Any] | None = None
-        self.names_its_calls = hasattr(denoiser, "cache_context")
+        self._enter_context: Callable[..., Any] | None = getattr(denoiser, "cache_context", None)
         self._signature = _named_signature(denoiser)
         self._latents_name = next(iter(self._signature.parameters))
         self._branches = branches
         self._state = state
-        self._context: str | None = None
-        self._doubled: bool | None = None
         self._modules: dict[Role, nn.Module] = {}
         self._lora: dict[Role, LoraScales] = {}
-        self._kept: tuple[Any, dict[str, Any]] = (None, {})
+        self._forget()
         for role, branch in branches.items():
-            module = denoiser if branch.weights is None else branch.weights
-            assert isinstance(module, nn.Module)
+            module = branch.weights if isinstance(branch.weights, nn.Module) else denoiser
             if module is not denoiser:
                 check_same_shape(denoiser, module)
             self._modules[role] = module
@@ -130,12 +69,12 @@ class DenoiserSwitch:
         Offloading hooks take the place of ``forward`` too, and a pipeline sets them anew at the end of each call: what
         is no longer ours then stays.
         """
+        self._forget()
         own = self._denoiser.__dict__
-        self._context, self._doubled, self._kept = None, None, (None, {})
-        self._forward, self._enter_context = self._denoiser.forward, getattr(self._denoiser, "cache_context", None)
-        replaced: dict[str, Any] = {"forward": self._answer_as_forward()}
-        if self.names_its_calls:
-            replaced["cache_context"] = self._named_cache_context
+        self._forward = self._denoiser.forward
+        replaced: dict[str, Any] = {"forward": with_signature(self._forward_as_named, self._signature)}
+        if self._enter_context is not None:
+            replaced["cache_context"] = self._cache_context
         before = {name: own[name] for name in replaced if name in own}
         own.update(replaced)
         try:
@@ -145,22 +84,26 @@ class DenoiserSwitch:
                 if own.get(name) is ours:
                     del own[name]
                     own.update({name: before[name]} if name in before else {})
-            self._kept = (None, {})
+            self._forget()
 
-    def _answer_as_forward(self) -> Callable[..., Any]:
-        """Return the switch as a function with the signature of the forward whose place it takes."""
+    def _forget(self) -> None:
+        """Drop what is known of one call of the pipeline."""
+        self._context: str | None = None
+        self._doubled: dict[int, bool] = {}
+        self._answered: tuple[int, int] = (-1, 0)
+        self._texts: dict[Any, Arguments] = {}
+        self._kept: tuple[int, dict[str, torch.Tensor]] = (-1, {})
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            arguments: Arguments = {}
-            for name, value in self._signature.bind(*args, **kwargs).arguments.items():
-                is_rest = self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-                arguments.update(value if is_rest else {name: value})
-            return self._answer(arguments)
-
-        return with_signature(forward, self._signature)
+    def _forward_as_named(self, *args: Any, **kwargs: Any) -> Any:
+        """Bring positional and keyword arguments to their names, and answer."""
+        arguments: Arguments = {}
+        for name, value in self._signature.bind(*args, **kwargs).arguments.items():
+            is_rest = self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            arguments.update(value if is_rest else {name: value})
+        return self._answer(arguments)
 
     @contextmanager
-    def _named_cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
+    def _cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
         """Remember the name that the pipeline gives its call."""
         assert self._enter_context is not None
         before, self._context = self._context, name
@@ -172,102 +115,112 @@ class DenoiserSwitch:
 
     def _answer(self, arguments: Arguments) -> Any:
         state = self._state
+        samples = arguments[self._latents_name]
         if state.rehearsing is not None:
-            return state.rehearsing.record(self._context, arguments, self._latents_name)
-        branch = self._branches[state.role]
-        layout = self._layout(arguments)
+            last = self._context not in (COND, UNCOND) and self._is_guided() and self._is_doubled(samples)
+            state.rehearsing.record(self._context, arguments, is_last=last)
+            return zeros_for(samples, arguments)
+        branch, layout, name = self._branches[state.role], self._layout(arguments), self._name_of_call()
         if branch.guidance_scale is None or layout in ("single", "embedded"):
-            half = self._context if layout == "calls" else None
-            arguments = self._with_prompt(arguments, half)
+            arguments = self._with_text(arguments, name, name)
             if branch.guidance_scale is not None:
                 arguments = self._with_scale(arguments, branch.guidance_scale, layout)
             return self._evaluate(arguments, 2 if layout == "batch" else 1)
-        return self._guided(arguments, branch.guidance_scale, layout)
+        return self._guided(arguments, branch.guidance_scale, layout, name)
+
+    def _is_guided(self) -> bool:
+        """Return whether the pipeline was called with classifier-free guidance."""
+        guided = getattr(self._pipe, "do_classifier_free_guidance", None)
+        return (self._state.guidance_scale or 0) > 1 if guided is None else bool(guided)
+
+    def _is_doubled(self, samples: torch.Tensor) -> bool:
+        """Return whether samples come twice; compared once a call of the pipeline, for it waits for the device."""
+        if len(samples) not in self._doubled:
+            self._doubled[len(samples)] = is_doubled(samples, self._config)
+        return self._doubled[len(samples)]
 
     def _layout(self, arguments: Arguments) -> str:
         """Return how this call lays guidance out."""
         if arguments.get("guidance") is not None:
             return "embedded"
-        rehearsal = self._rehearsal(None)
-        if self._context in (COND, UNCOND) and rehearsal is not None:
-            return "calls" if UNCOND in rehearsal.calls else "single"
-        guided = getattr(self._pipe, "do_classifier_free_guidance", None)
-        if guided is None:
-            guided = self._state.guidance_scale is not None and self._state.guidance_scale > 1
-        if not guided:
+        rehearsal = self._state.rehearsals.get(None)
+        if rehearsal is not None and rehearsal.layout != "single":
+            return rehearsal.layout
+        if self._context in (COND, UNCOND) or not self._is_guided():
             return "single"
-        if self._context == UNCOND:
-            return "calls"
-        if self._doubled is None:  # asked once a call of the pipeline: comparing waits for the device
-            first, second = _halves(arguments[self._latents_name])
-            self._doubled = first.shape == second.shape and torch.equal(first, second)
-        return "batch" if self._doubled else "unknown"
+        return "batch" if self._is_doubled(arguments[self._latents_name]) else "unknown"
+
+    def _name_of_call(self) -> str | None:
+        """Return the name of this call: the pipeline's, or its place among the two calls that the rehearsal saw."""
+        request, count = self._answered
+        count = count + 1 if request == self._state.request else 1
+        self._answered = (self._state.request, count)
+        if self._context in (COND, UNCOND):
+            return self._context
+        rehearsal = self._state.rehearsals.get(None)
+        if rehearsal is not None and rehearsal.layout == "calls":
+            return COND if count == 1 else UNCOND
+        return None
 
     def _with_scale(self, arguments: Arguments, guidance_scale: float, layout: str) -> Arguments:
         """Tell an embedded guidance the branch's scale; without guidance only a scale of 1 can be had."""
-        own = getattr(self._pipe, "guidance_scale", None) or self._state.guidance_scale
+        own = self._state.guidance_scale
         if layout == "embedded":
             if not own:
-                raise ValueError("the pipeline's own guidance_scale is 0, so its embedded guidance cannot be rescaled")
+                raise ValueError(
+                    f"the pipeline's own guidance_scale is {own}, so its embedded guidance cannot be rescaled"
+                )
             return arguments | {"guidance": arguments["guidance"] * (guidance_scale / own)}
         if guidance_scale != 1:
             raise ValueError(
-                f"a branch has guidance_scale={guidance_scale}, but the pipeline was called without classifier-free "
-                f"guidance (guidance_scale={own}), so it has no unconditional prompt; call it with guidance_scale > 1"
+                f"a branch has guidance_scale={guidance_scale}, but this call of {type(self._pipe).__name__} evaluates "
+                f"no unconditional prompt (its guidance_scale is {own}); call it with guidance_scale > 1, or with a "
+                "negative_prompt and true_cfg_scale > 1 where it takes that"
             )
         return arguments
 
-    def _guided(self, arguments: Arguments, scale: float, layout: str) -> Any:
+    def _guided(self, arguments: Arguments, scale: float, layout: str, name: str | None) -> Any:
         """Return ``uncond + scale * (cond - uncond)`` in the place of every half, evaluating only what it takes."""
         if layout == "unknown":
             raise ValueError(
-                f"{type(self._pipe).__name__} neither doubles its batch for guidance nor names its two calls, so a "
-                "branch cannot set its guidance_scale"
+                f"{type(self._pipe).__name__} evaluates its guidance neither in one doubled batch nor in two calls, so "
+                "a branch cannot set its guidance_scale"
             )
-        needed = [name for name, weight in ((COND, scale), (UNCOND, 1 - scale)) if weight != 0]
-        key, (kept_for, halves) = self._key(), self._kept
+        needed = [half for half, weight in ((COND, scale), (UNCOND, 1 - scale)) if weight != 0]
+        key = self._evaluations_key()
+        kept_for, halves = self._kept
         if kept_for != key:
             halves = {}
-        missing = [name for name in needed if name not in halves]
-        evaluate = self._evaluate_doubled if layout == "batch" else self._evaluate_named
-        halves.update(evaluate(arguments, missing))
+        missing = [half for half in needed if half not in halves]
+        if layout == "batch":
+            halves |= self._evaluate_doubled(self._with_text(arguments, None, None), missing)
+        else:
+            halves |= {half: self._evaluate(self._with_text(arguments, name, half), 1)[0] for half in missing}
         self._kept = (key, halves)
+        prediction = halves[needed[0]]
         if len(needed) == 2:
             prediction = halves[UNCOND] + scale * (halves[COND] - halves[UNCOND])
-        else:
-            prediction = halves[needed[0]]
-        if layout == "batch":
-            prediction = torch.cat([prediction, prediction])
-        return (prediction,) if arguments.get("return_dict") is False else Transformer2DModelOutput(sample=prediction)
+        return output_like(torch.cat([prediction, prediction]) if layout == "batch" else prediction, arguments)
 
     def _evaluate_doubled(self, arguments: Arguments, names: list[str]) -> dict[str, torch.Tensor]:
         """Evaluate the named halves of a doubled batch: both at once, or one alone."""
-        arguments = self._with_prompt(arguments, None)
+        conditional_first = any(base.__name__ in _CONDITIONAL_FIRST for base in type(self._pipe).__mro__)
+        is_second = {COND: not conditional_first, UNCOND: conditional_first}
         if len(names) == 2:
-            first, second = _halves(self._evaluate(arguments, 2)[0])
-            return {name: second if self._is_second(name) else first for name in names}
-        size = len(arguments[self._latents_name])
+            halves = split_halves(self._evaluate(arguments, 2)[0])
+            return {name: halves[is_second[name]] for name in names}
+        samples = arguments[self._latents_name]
         return {
             name: self._evaluate(
-                {key: take_half(value, key, size, self._is_second(name)) for key, value in arguments.items()}, 1
+                {key: take_half(value, key, samples, is_second[name]) for key, value in arguments.items()}, 1
             )[0]
             for name in names
         }
 
-    def _evaluate_named(self, arguments: Arguments, names: list[str]) -> dict[str, torch.Tensor]:
-        """Evaluate the named ones of two calls, each with the text that the pipeline gives it."""
-        return {name: self._evaluate(self._with_prompt(arguments, name), 1)[0] for name in names}
-
-    def _key(self) -> Any:
-        """Return what evaluations are shared by: one request, or two at the same latents that differ in guidance."""
-        state = self._state
-        shared = state.shares_latents and self._branches["strong"].same_but_guidance(self._branches["weak"])
-        return state.request - 1 if shared else state.request
-
-    def _is_second(self, half: str) -> bool:
-        """Return whether a half of the doubled batch is its second one."""
-        conditional_first = any(base.__name__ in _CONDITIONAL_FIRST for base in type(self._pipe).__mro__)
-        return (half == COND) != conditional_first
+    def _evaluations_key(self) -> int:
+        """Return the request whose evaluations count: this one, or that before it if only guidance differs."""
+        strong, weak = self._branches["strong"], self._branches["weak"]
+        return self._state.request - (self._state.shares_latents and strong.same_but_guidance(weak))
 
     def _evaluate(self, arguments: Arguments, evaluations: int) -> Any:
         role = self._state.role
@@ -279,80 +232,40 @@ class DenoiserSwitch:
                 stack.enter_context(self._lora[role].applied())
             return run(**arguments)
 
-    def _rehearsal(self, prompt: Any) -> Rehearsal | None:
-        return self._state.rehearsals.get(prompt)
-
-    def _with_prompt(self, arguments: Arguments, half: str | None) -> Arguments:
-        """Return the arguments with the text of the branch's prompt, for a half of a guidance in two calls."""
-        own, other = self._rehearsal(None), self._rehearsal(prompt_key(self._branches[self._state.role].prompt))
-        if own is None or other is None:
+    def _with_text(self, arguments: Arguments, name: str | None, half: str | None) -> Arguments:
+        """Return the arguments of a call with the text of one half, in the words of the branch's prompt."""
+        prompt = prompt_key(self._branches[self._state.role].prompt)
+        own, other = self._state.rehearsals.get(None), self._state.rehearsals.get(prompt)
+        if own is None or other is None or (name == half and other is own):
             return arguments
-        shown, wanted = own.calls[self._context], other.calls[half or self._context]
-        changed = {
-            name: wanted.get(name)
-            for name in {**shown, **wanted}
-            if name != self._latents_name
-            and not any(part in name for part in _FOLLOWS_LATENTS)
-            and not _equal(shown.get(name), wanted.get(name))
-        }
-        return arguments | changed
+        key = (prompt, name, half)
+        if key not in self._texts:
+            self._texts[key] = own.changes(name, other, half, self._latents_name)
+        return arguments | self._texts[key]
 
 
 def _named_signature(denoiser: nn.Module) -> inspect.Signature:
-    """Return the signature of a denoiser's forward; of its class's where a wrapper of the user's hides the names."""
+    """Return the signature of a denoiser's forward; of its class's where a wrapper hides the names (torch.compile)."""
     signature = inspect.signature(denoiser.forward)
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in signature.parameters.values()):
-        signature = inspect.signature(type(denoiser).forward.__get__(denoiser))
+        inner = uncompiled(denoiser)
+        signature = inspect.signature(type(inner).forward.__get__(inner))
     return signature
 
 
+def uncompiled(denoiser: nn.Module) -> nn.Module:
+    """Return the module that ``torch.compile`` wrapped, or the module itself."""
+    return getattr(denoiser, "_orig_mod", denoiser)
+
+
 def with_signature(function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
-    """Give a function the signature that ``inspect`` shows for another: pipelines look at it."""
-    function.__signature__ = signature  # type: ignore[attr-defined]
-    return function
+    """Return a function that shows a signature to ``inspect``: pipelines look at it."""
 
+    def shown(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
 
-def prompt_key(prompt: Any) -> Any:
-    """Return a prompt as something that can be looked up."""
-    return prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
-
-
-def take_half(value: Any, name: str, size: int, second: bool) -> Any:
-    """Return one half of what is batched in an argument of a doubled batch of ``size``; the rest stays as it is.
-
-    Text and side networks' residuals of frame-wise models come once a frame, so their length is a multiple.
-    """
-    if name in _NOT_BATCHED:
-        return value
-    if isinstance(value, Mapping):
-        return {key: take_half(item, key, size, second) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(take_half(item, name, size, second) for item in value)
-    if not isinstance(value, torch.Tensor) or value.ndim == 0:
-        return value
-    per_frame = name.startswith("encoder_") or "residual" in name
-    if len(value) == size or (per_frame and len(value) % size == 0):
-        cut = len(value) // 2
-        return value[cut:] if second else value[:cut]
-    return value
-
-
-def _halves(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first and the second half of a batch."""
-    return batch[: len(batch) // 2], batch[len(batch) // 2 :]
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Compare arguments of a denoiser, tensors by value."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        return False
-    return one is other or bool(one == other)
+    shown.__signature__ = signature  # type: ignore[attr-defined]
+    return shown
 
 
 def check_same_shape(denoiser: nn.Module, second: nn.Module) -> None:
@@ -361,6 +274,7 @@ def check_same_shape(denoiser: nn.Module, second: nn.Module) -> None:
     Raises:
         ValueError: another class, or another size of what goes in or out; the message names both values.
     """
+    denoiser, second = uncompiled(denoiser), uncompiled(second)
     if not isinstance(second, type(denoiser)):
         raise ValueError(
             f"the second denoiser is a {type(second).__name__}, the pipeline's is a {type(denoiser).__name__}; "

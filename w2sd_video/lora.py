@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,18 +20,13 @@ class LoraScales:
             keeps its state.
 
     Raises:
-        ValueError: an adapter that was never loaded (the message lists the loaded ones), or one fused into the weights.
+        ValueError: an adapter that is fused into the weights.
     """
 
     def __init__(self, denoiser: nn.Module, scales: Mapping[str, float]) -> None:
-        layers: list[Any] = [layer for layer in denoiser.modules() if isinstance(getattr(layer, "scaling", None), dict)]
-        loaded = {name for layer in layers for name in layer.scaling}
-        if unknown := set(scales) - loaded:
-            raise ValueError(
-                f"no LoRA adapter named {', '.join(sorted(unknown))} is loaded; loaded are "
-                f"{', '.join(sorted(loaded)) or 'none'} (load it by pipe.load_lora_weights(..., adapter_name=...))"
-            )
-        self._states = [(layer, _state(layer, scales)) for layer in layers if set(scales) & set(layer.scaling)]
+        self._states = [
+            (layer, _state(layer, scales)) for layer in _lora_layers(denoiser) if set(scales) & set(layer.scaling)
+        ]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -44,6 +39,24 @@ class LoraScales:
         finally:
             for layer, state in before:
                 layer.__dict__.update(state)
+
+
+def check_loaded(scales: Mapping[str, float], denoisers: Iterable[nn.Module]) -> None:
+    """Refuse an adapter that none of a model's denoisers has (of two stages one may).
+
+    Raises:
+        ValueError: naming it and the loaded ones.
+    """
+    loaded = {name for denoiser in denoisers for layer in _lora_layers(denoiser) for name in layer.scaling}
+    if unknown := set(scales) - loaded:
+        raise ValueError(
+            f"no LoRA adapter named {', '.join(sorted(unknown))} is loaded; loaded are "
+            f"{', '.join(sorted(loaded)) or 'none'} (load it by pipe.load_lora_weights(..., adapter_name=...))"
+        )
+
+
+def _lora_layers(denoiser: nn.Module) -> list[Any]:
+    return [layer for layer in denoiser.modules() if isinstance(getattr(layer, "scaling", None), dict)]
 
 
 def _state(layer: Any, scales: Mapping[str, float]) -> dict[str, Any]:

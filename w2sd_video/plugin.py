@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,12 +12,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from w2sd_video.backends import second_denoiser
 from w2sd_video.branch import Branch
-from w2sd_video.denoiser import CallState, DenoiserSwitch, Rehearsal, RehearsalOver, prompt_key, with_signature
+from w2sd_video.denoiser import DenoiserSwitch, with_signature
+from w2sd_video.lora import check_loaded
+from w2sd_video.rehearsal import CallState, Rehearsal, RehearsalOver, prompt_key
 from w2sd_video.sampler import Inversion, Reflection, Role
-from w2sd_video.scheduler import Walk, presented
+from w2sd_video.scheduler import Walk, is_presented, presented
 from w2sd_video.trajectory import Trajectory
 
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -79,13 +83,22 @@ def reflection(
     denoisers = _denoisers(pipe)
     branches: dict[Role, Branch] = {"base": base or Branch(), "strong": strong, "weak": weak}
     branches = {role: _resolved(pipe, role, branch, len(denoisers)) for role, branch in branches.items()}
+    for branch in branches.values():
+        second = [branch.weights] if isinstance(branch.weights, nn.Module) else denoisers
+        check_loaded(branch.lora or {}, second)
     state = CallState()
     _check_loop(pipe)
+    if reflection_steps != 0 and any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers):
+        raise ValueError(
+            "the denoiser has a cache enabled, which would answer one role with what it kept of another; call its "
+            "disable_cache() before reflecting"
+        )
     walk = Walk(pipe.scheduler, settings, state)
     switches = [DenoiserSwitch(pipe, denoiser, branches, state) for denoiser in denoisers]
     run = Run(nfe=dict.fromkeys(branches, 0))
-    call = _PipelineCall(type(pipe), branches, settings, walk, switches, state, run)
-    with _swapped(pipe, "scheduler", presented(walk)), _of_class(pipe, call.pipeline_class()):
+    scheduler = presented(walk)
+    call = _PipelineCall(pipe, scheduler, branches, settings, walk, switches, state, run)
+    with _swapped(pipe, "scheduler", scheduler), _of_class(pipe, call.pipeline_class()):
         yield run
 
 
@@ -94,7 +107,8 @@ class _PipelineCall:
 
     def __init__(
         self,
-        original: type,
+        pipe: Any,
+        scheduler: Any,
         branches: Mapping[Role, Branch],
         settings: Reflection,
         walk: Walk,
@@ -102,10 +116,12 @@ class _PipelineCall:
         state: CallState,
         run: Run,
     ) -> None:
-        self._original = original
-        self._signature = inspect.signature(original.__call__)
-        off = settings.reflection_steps == 0
-        self._used = [branch for role, branch in branches.items() if role == "base" or not off]
+        self._original = type(pipe)
+        self._scheduler = scheduler
+        self._signature = inspect.signature(type(pipe).__call__)
+        self._off = settings.reflection_steps == 0
+        self._used = [branch for role, branch in branches.items() if role == "base" or not self._off]
+        self._doubles_batch = bool(re.search(r"torch\.cat\(\[\w+\] \* 2", _source(pipe)))
         self._walk = walk
         self._switches = switches
         self._state = state
@@ -119,6 +135,10 @@ class _PipelineCall:
             def __call__(self, *args: Any, **kwargs: Any) -> Any:
                 return call.run(self, args, kwargs)
 
+            @property
+            def num_timesteps(self) -> int:
+                return call.stock_calls
+
             def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
                 return call.progress_bar(self, super().progress_bar, iterable)
 
@@ -131,8 +151,12 @@ class _PipelineCall:
         """Call the pipeline, reflected."""
         bound = self._signature.bind(pipe, *args, **kwargs)
         bound.apply_defaults()
-        scale = bound.arguments.get("guidance_scale")
-        self._state.begin_call(scale if isinstance(scale, (int, float)) else None)
+        if pipe.scheduler is not self._scheduler:
+            raise ValueError("the pipeline's scheduler was replaced inside the block; replace it before reflecting")
+        if not self._off:
+            _check_arguments(pipe, bound.arguments)
+        self._state.begin_call(bound.arguments.get("guidance_scale"))
+        self._walk.image_strength = bound.arguments.get("strength")
         try:
             with ExitStack() as stack:
                 for switch in self._switches:
@@ -148,12 +172,17 @@ class _PipelineCall:
             raise RuntimeError(f"{self._original.__name__} never called scheduler.step, so nothing was reflected")
         return result
 
+    @property
+    def stock_calls(self) -> int:
+        """How often a stock loop would go round."""
+        return self._walk.stock_calls
+
     def progress_bar(self, pipe: Any, make_bar: Callable[..., Any], iterable: Any) -> Any:
         """Return a bar of real steps: the walk moves it, not the pipeline's loop."""
-        bar = make_bar(total=self._walk.total_steps)
         if self._state.rehearsing is not None:
-            bar.disable = True
-        elif self._walk.reflected_steps and not bar.disable:
+            return tqdm(iterable, disable=True)
+        bar = make_bar(total=self._walk.total_steps)
+        if self._walk.reflected_steps and not bar.disable:
             note = f"W2SD, {self._walk.reflected_steps} of {self._walk.total_steps} steps reflected"
             bar.set_description(f"{bar.desc}{note}" if bar.desc else note)
         move, bar.update = bar.update, lambda n=1: None
@@ -164,7 +193,8 @@ class _PipelineCall:
         """Learn what the pipeline gives its denoiser for each prompt and for both named calls, if a branch needs it."""
         prompts = list(dict.fromkeys(prompt_key(branch.prompt) for branch in self._used if branch.prompt is not None))
         guided = any(branch.guidance_scale is not None for branch in self._used)
-        if not prompts and not (guided and any(switch.names_its_calls for switch in self._switches)):
+        # Where one look at the source shows a doubled batch, its halves are found without a rehearsal.
+        if not prompts and (not guided or self._doubles_batch):
             return
         for prompt in [None, *prompts]:
             arguments = dict(bound.arguments)
@@ -206,12 +236,45 @@ def _check_loop(pipe: Any) -> None:
         TypeError: no such loop, or a scheduler that cannot be reflected.
     """
     Trajectory.check(pipe.scheduler)
-    try:
-        source = inspect.getsource(sys.modules[type(pipe).__module__])
-    except (OSError, TypeError, KeyError):
-        return
-    if "scheduler.step(" not in source:
+    if is_presented(pipe.scheduler):
+        raise ValueError("the pipeline is being reflected already; end that block before beginning another")
+    source = _source(pipe)
+    if source and "scheduler.step(" not in source:
         raise TypeError(f"{type(pipe).__name__} cannot be reflected: it has no loop over scheduler.step")
+
+
+def _source(pipe: Any) -> str:
+    """Return the source of a pipeline's module, or nothing where there is none."""
+    try:
+        return inspect.getsource(sys.modules[type(pipe).__module__])
+    except (OSError, TypeError, KeyError):
+        return ""
+
+
+def _check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse what a pipeline counts in turns of its loop, of which a reflected one has more than steps.
+
+    Raises:
+        ValueError: the argument, its value and what to do instead.
+    """
+    neutral = {"control_guidance_start": 0.0, "control_guidance_end": 1.0}
+    for name in ("denoising_start", "denoising_end", "skip_guidance_layers", *neutral):
+        value = arguments.get(name)
+        values = value if isinstance(value, (list, tuple)) and name in neutral else [value]
+        if any(one is not None and one != neutral.get(name) for one in values):
+            raise ValueError(
+                f"{name}={value} cannot be reflected: the pipeline would count it in turns of the reflected loop; "
+                "leave it at its default, or reflect no step (reflection_steps=0)"
+            )
+    denoiser, vae = _denoisers(pipe)[0], getattr(pipe, "vae", None)
+    channels = [
+        getattr(part, "config", {}).get(key) for part, key in ((denoiser, "in_channels"), (vae, "latent_channels"))
+    ]
+    if arguments.get("mask_image") is not None and channels[0] == channels[1]:
+        raise ValueError(
+            f"{type(pipe).__name__} with this denoiser keeps the unmasked part by noising it anew in every turn, which "
+            "cannot be reflected; use an inpainting checkpoint, or reflect no step (reflection_steps=0)"
+        )
 
 
 def _resolved(pipe: Any, role: Role, branch: Branch, denoisers: int) -> Branch:
@@ -230,14 +293,16 @@ def _with_prompt(arguments: dict[str, Any], prompt: Any, pipeline: str) -> dict[
     """Return a pipeline's arguments with another prompt, one a sample."""
     if "prompt" not in arguments:
         raise ValueError(f"a branch has a prompt, but {pipeline} takes none")
-    own = arguments["prompt"]
-    samples = len(own) if isinstance(own, list) else 1
+    own, embedded_own = arguments["prompt"], arguments.get("prompt_embeds")
+    if arguments.get("negative_prompt_embeds") is not None:
+        raise ValueError("a branch has a prompt, but the call has negative_prompt_embeds; pass negative_prompt as text")
+    samples = len(own) if isinstance(own, list) else 1 if embedded_own is None else len(embedded_own)
     texts = [prompt] * samples if isinstance(prompt, str) else list(prompt)
     if len(texts) != samples:
         raise ValueError(f"a branch has {len(texts)} prompts, but the pipeline was called with {samples}")
     embedded = [name for name in arguments if name.startswith(("prompt_", "pooled_prompt_"))]
     unset = {name: None for name in embedded if isinstance(arguments[name], torch.Tensor)}
-    return arguments | unset | {"prompt": texts if isinstance(own, list) else texts[0]}
+    return arguments | unset | {"prompt": texts[0] if samples == 1 and not isinstance(own, list) else texts}
 
 
 def _set_callback(bound: inspect.BoundArguments, state: CallState) -> None:

@@ -98,12 +98,14 @@ class Request:
         step: the step whose timestep the network is to be told.
         input_scale: what the latents are divided by before the network sees them.
         role: which setting of the model is to answer.
+        shares_latents: whether the request before asked for the same latents and step, in another role.
     """
 
     latents: torch.Tensor
     step: int
     input_scale: float
     role: Role
+    shares_latents: bool = False
 
 
 def reflect_step(
@@ -127,8 +129,8 @@ def reflect_step(
             latents = trajectory.reflect(latents, strong, weak, i, strength=settings.strength, reading=reading)
         else:
             inverted = latents
-            for _ in range(1 if settings.inversion == "current" else settings.iterations):
-                weak = yield Request(inverted, i, scale_here, "weak")
+            for iteration in range(1 if settings.inversion == "current" else settings.iterations):
+                weak = yield Request(inverted, i, scale_here, "weak", shares_latents=iteration == 0)
                 inverted = _reflect_at_one_level(trajectory, latents, strong, inverted, weak, i)
             latents = latents + settings.strength * (inverted - latents)
     return latents
@@ -222,9 +224,9 @@ def sample(
     for call, timestep in enumerate(scheduler.timesteps):
         step = step_of_call.get(call)
         if step is not None and step in reflected:
-            walk = reflect_step(trajectory, latents, step, settings)
-            latents = _drive(walk, answer)
-            trust_reflected_latents(scheduler, call)
+            unreflected = latents
+            latents = _drive(reflect_step(trajectory, latents, step, settings), answer)
+            shift_history(scheduler, trajectory, step, latents - unreflected)
         nfe["base"] += 1
         scaled = scheduler.scale_model_input(latents, timestep) if scales_input else latents
         prediction = predict(scaled, timestep, "base")
@@ -246,13 +248,18 @@ def _drive(
         return end.value
 
 
-def trust_reflected_latents(scheduler: Any, call: int) -> None:
-    """Switch off the corrector of a predictor-corrector scheduler (UniPC) at a call whose latents were reflected.
+def shift_history(scheduler: Any, trajectory: Trajectory, i: int, displacement: torch.Tensor) -> None:
+    """Shift the latents that a corrector (UniPC) starts from, so that a displacement at step ``i`` survives it.
 
-    The corrector builds the current latents again from the previous ones, and would throw the displacement away.
+    UniPC builds the latents at ``level(i)`` again from those of the step before, times a ratio of the two levels, and
+    would throw away what a reflection added to them.
     """
-    if hasattr(scheduler, "disable_corrector"):
-        scheduler.disable_corrector = [*scheduler.disable_corrector, call - 1]
+    before = getattr(scheduler, "last_sample", None)
+    if before is None or i == 0:
+        return
+    last, here = trajectory.level(i - 1), trajectory.level(i)
+    ratio = here.sigma / last.sigma if scheduler.predict_x0 else here.alpha / last.alpha
+    scheduler.last_sample = before + displacement.to(before.dtype) / ratio
 
 
 def _step_function(

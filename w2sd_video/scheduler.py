@@ -12,13 +12,13 @@ import functools
 import inspect
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from w2sd_video.denoiser import CallState, RehearsalOver, with_signature
-from w2sd_video.sampler import Reflection, Request, reflect_step, requests_of_step, trust_reflected_latents
+from w2sd_video.denoiser import with_signature
+from w2sd_video.rehearsal import CallState, RehearsalOver
+from w2sd_video.sampler import Reflection, Request, reflect_step, requests_of_step, shift_history
 from w2sd_video.trajectory import Trajectory
 
 
@@ -75,18 +75,24 @@ class Walk:
         self.at = 0
         self.total_steps = 0
         self.reflected_steps = 0
+        self.image_strength: float | None = None
         self.on_step: Callable[[], None] = lambda: None
         self._settings = settings
         self._state = state
         self._begin = 0
         self._slices_count_turns = False
+        self._unreflected: torch.Tensor | None = None
         self._reflection: Generator[Request, torch.Tensor, torch.Tensor] | None = None
         self._old_sample: torch.Tensor | None = None
-        self._corrector_off = list(getattr(self.wrapped, "disable_corrector", []))
         self._step_signature = inspect.signature(self.wrapped.step)
         self._timesteps_signature = inspect.signature(self.wrapped.set_timesteps)
         self.set_timesteps = with_signature(functools.partial(self._set_timesteps), self._timesteps_signature)
         self.step = with_signature(functools.partial(self._step), self._step_signature)
+
+    @property
+    def stock_calls(self) -> int:
+        """How often a stock loop would go round."""
+        return len(self.wrapped.timesteps) - self._begin if self.turns else 0
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -122,8 +128,10 @@ class Walk:
             return self.wrapped.scale_model_input(sample, *args, **kwargs)
         return sample if request.input_scale == 1.0 else sample / request.input_scale
 
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        """Refuse: each copy would reflect on its own, against the others."""
+    def __deepcopy__(self, memo: Any) -> Any:
+        """Refuse to be copied while reflecting: each copy would reflect on its own, against the others."""
+        if self._settings.reflection_steps == 0:
+            return copy.deepcopy(self.wrapped, memo)
         raise ValueError(
             "this pipeline copies its scheduler (several latents walk side by side, as in joint audio and video), "
             "which cannot be reflected"
@@ -138,8 +146,6 @@ class Walk:
     def _plan(self, begin: int) -> None:
         """Lay out the turns from a call of the wrapped scheduler on; steps are counted from there."""
         self._begin, self.at, self._reflection, self._old_sample = begin, 0, None, None
-        if self._corrector_off or hasattr(self.wrapped, "disable_corrector"):
-            self.wrapped.disable_corrector = list(self._corrector_off)
         self._trajectory = Trajectory(self.wrapped)
         steps = [step for step, call in enumerate(self._trajectory.calls) if call >= begin]
         if not steps:
@@ -161,8 +167,17 @@ class Walk:
         self._announce()
 
     def _call_of_slice(self, start: int) -> int:
-        """Return the call meant by the start of a slice: pipelines with their own sigmas count what we showed them."""
-        return round(start * len(self.wrapped.timesteps) / len(self.turns)) if self._slices_count_turns else start
+        """Return the call meant by the start of a slice, counted in calls.
+
+        Pipelines with their own sigmas count the turns that we showed them instead: of these they leave out the share
+        that image-to-image's ``strength`` says, and so do we of the calls.
+        """
+        if not self._slices_count_turns:
+            return start
+        total = len(self.wrapped.timesteps)
+        if self.image_strength is None:
+            return round(start * total / len(self.turns))
+        return int(max(total - min(total * self.image_strength, total), 0))
 
     def _begin_at(self, start: int) -> torch.Tensor:
         self._plan(self._call_of_slice(start))
@@ -171,15 +186,9 @@ class Walk:
     def _announce(self) -> None:
         """Tell the denoiser's switch which role the next evaluation answers for."""
         request = self.turns[self.at].request if self.at < len(self.turns) else None
-        before = self.turns[self.at - 1].request if self.at > 0 else None
         self._state.request += 1
         self._state.role = request.role if request else "base"
-        self._state.shares_latents = (
-            self._settings.inversion in ("current", "implicit")
-            and request is not None
-            and before is not None
-            and (before.role, request.role) == ("strong", "weak")
-        )
+        self._state.shares_latents = request is not None and request.shares_latents
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
@@ -200,7 +209,7 @@ class Walk:
 
     def _checked_turn(self, arguments: dict[str, Any]) -> Turn:
         """Return the turn that this step answers, or say that the pipeline does not walk as it should."""
-        if arguments.get("per_token_timesteps") is not None:
+        if arguments.get("per_token_timesteps") is not None and self.reflected_steps:
             raise ValueError("a pipeline that gives each token its own timestep cannot be reflected")
         turn = self.turns[self.at] if self.at < len(self.turns) else None
         if turn is None or float(arguments["timestep"]) != float(turn.timestep):
@@ -215,6 +224,7 @@ class Walk:
         """Hand the pipeline's prediction to the sampler, and return the latents to be evaluated next."""
         latents = arguments["sample"]
         if turn.begins is not None:
+            self._unreflected = latents = latents.clone()  # pipelines may write into what they handed over
             self._reflection = reflect_step(self._trajectory, latents, turn.begins, self._settings)
             next(self._reflection)
         assert self._reflection is not None
@@ -225,8 +235,10 @@ class Walk:
 
     def _take_step(self, turn: Turn, arguments: dict[str, Any]) -> Any:
         """Take the wrapped scheduler's own step, with what it would have been given in a loop of its own."""
-        if self.at > 0 and self.turns[self.at - 1].request is not None:
-            trust_reflected_latents(self.wrapped, turn.call)
+        if self._unreflected is not None:
+            step = self._trajectory.calls.index(turn.call)
+            shift_history(self.wrapped, self._trajectory, step, arguments["sample"] - self._unreflected)
+            self._unreflected = None
         if "timestep_back" in arguments:
             first = turn.call == self._begin
             back = None if first else self.wrapped.timesteps[turn.call - 1]
@@ -241,6 +253,8 @@ class Walk:
         if "timestep_back" in self._step_signature.parameters:
             return latents, self._old_sample
         if arguments.get("return_dict", True):
+            from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
             return SchedulerOutput(prev_sample=latents)
         return (latents,)
 
@@ -250,6 +264,11 @@ def _without_variance(prediction: torch.Tensor, latents: torch.Tensor) -> torch.
     if prediction.shape == latents.shape:
         return prediction
     return prediction[:, : latents.shape[1]]
+
+
+def is_presented(scheduler: Any) -> bool:
+    """Return whether a scheduler is one that a reflection put into a pipeline."""
+    return type(scheduler).__qualname__ == f"{presented.__name__}.<locals>.Presented"
 
 
 _WALKED = ("timesteps", "sigmas", "set_timesteps", "set_begin_index", "scale_model_input", "step", "__deepcopy__")
