@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def export_animatediff(out: Path, weights: Path) -> None:
         part.to(torch.float16)
     pipe.save_pretrained(folder)
     UNet2DConditionModel.from_pretrained(out / "unet_weak").to(torch.float16).save_pretrained(folder / "unet_weak")
+    _forget_origin(folder)
 
 
 def export_cogvideox(out: Path, weights: Path) -> None:
@@ -54,8 +56,19 @@ def export_cogvideox(out: Path, weights: Path) -> None:
     pipe.save_pretrained(folder)
     weak = CogVideoXTransformer3DModel.from_pretrained(out / "transformer_weak")
     weak.to(torch.float16).save_pretrained(folder / "transformer_weak")
+    _forget_origin(folder)
 
 
 def export_classifier(out: Path, weights: Path) -> None:
     """Copy `out/classifier` to `weights/classifier`."""
     shutil.copytree(out / "classifier", weights / "classifier", dirs_exist_ok=True)
+
+
+def _forget_origin(folder: Path) -> None:
+    """Drop the paths of the checkpoints, which diffusers notes in its configs, and let everyone read the weights."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
