@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from w2sd_video.config import DEFAULT_CONFIG, ConfigError, RenderConfig, fail, parse
 from w2sd_video.plan import MINIATURE, check_plan, evaluations, panels
-from w2sd_video.render import load, sample_clips
+from w2sd_video.render import load, quiet, sample_clips
 from w2sd_video.sampler import Inversion
 
 REFERENCE_SEEDS = 8
@@ -102,7 +102,8 @@ def evaluate(config: RenderConfig, folder: Path, n_prompts: int, n_seeds: int, b
         file = folder / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}.npz"
         if not file.exists():
             if pipe is None:
-                pipe = load(config)
+                with quiet():
+                    pipe = load(config)
                 pipe.set_progress_bar_config(disable=True)
             _save(file, measure(pipe, arms(config)[name], prompts, seed, batch))
         scores.setdefault(name, []).append(_read(file))

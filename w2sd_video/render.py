@@ -90,7 +90,7 @@ def render(config: RenderConfig) -> list[Path]:
     _check_device(config.device)
     paths = outputs(config)
     with _threads(config.model.pretrained):
-        with _quiet():
+        with quiet():
             pipe = load(config)
         _check_call(pipe, config)
         for number, (prompt, path) in enumerate(zip(config.prompts, paths, strict=True)):
@@ -251,7 +251,7 @@ def _threads(pretrained: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the notes and bars of the libraries, but for the bars of downloads."""
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
