@@ -1,6 +1,6 @@
 """Miniature models of both tracks, trained on a world whose every clip is known.
 
-from w2sd_video.miniatures import load_pipeline, load_weak
+from w2sd_video.miniatures import CALL, load_pipeline
 
 pipe = load_pipeline("cogvideox")
 frames = pipe("a red circle moving left", **CALL["cogvideox"]).frames[0]
@@ -16,12 +16,12 @@ from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, UNet2DCond
 WEIGHTS = Path(__file__).parent / "weights"
 
 CALL: dict[str, dict[str, Any]] = {
-    "animatediff": {"num_frames": 8, "height": 32, "width": 32, "num_inference_steps": 20, "guidance_scale": 3.0},
+    "animatediff": {"num_frames": 8, "height": 32, "width": 32, "num_inference_steps": 10, "guidance_scale": 3.0},
     "cogvideox": {
         "num_frames": 9,
         "height": 32,
         "width": 32,
-        "num_inference_steps": 20,
+        "num_inference_steps": 10,
         "guidance_scale": 3.0,
         "max_sequence_length": 12,
     },

@@ -29,7 +29,7 @@ def train_classifier(out: Path, budget: Budget, seed: int = 8) -> None:
         return torch.stack([functional.cross_entropy(one, labels[:, i]) for i, one in enumerate(logits)]).sum()
 
     fit("classifier", model, loss, out, budget, lr=2e-3, decay=0.99)
-    measured = measure(model.eval(), np.random.default_rng(seed + 1000))
+    measured = measure(model.eval(), np.random.default_rng(seed + 1000), min(2000, budget.pool))
     log.info("classifier: %s", measured)
     model.save_pretrained(out / "classifier", **measured)
 
@@ -44,7 +44,7 @@ def _batch(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Te
 
 
 @torch.no_grad()
-def measure(model: Classifier, rng: np.random.Generator, count: int = 1000) -> dict[str, float]:
+def measure(model: Classifier, rng: np.random.Generator, count: int) -> dict[str, float]:
     """Accuracy on fresh clips of the world: of every head, joint, and of the direction when clips run backwards."""
     videos, index = random_clips(rng, count, FRAMES)
     right = torch.stack([logits.argmax(1) == LABELS[index, i] for i, logits in enumerate(model(videos).values())], 1)

@@ -29,7 +29,7 @@ def train_image_vae(out: Path, budget: Budget, seed: int = 1) -> AutoencoderKL:
         return _vae_loss(vae, frames)
 
     fit("image_vae", vae, loss, out, budget, lr=2e-3, decay=0.995)
-    frames = random_clips(np.random.default_rng(seed + 1000), 32, 8)[0].flatten(0, 1)
+    frames = random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 8)[0].flatten(0, 1)
     return _finish(vae, frames, out / "image_vae")
 
 
@@ -42,7 +42,7 @@ def train_video_vae(out: Path, budget: Budget, seed: int = 2) -> AutoencoderKLCo
         return _vae_loss(vae, random_clips(rng, 4, 9)[0].movedim(1, 2))
 
     fit("video_vae", vae, loss, out, budget, lr=2e-3, decay=0.995)
-    videos = random_clips(np.random.default_rng(seed + 1000), 32, 9)[0].movedim(1, 2)
+    videos = random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 9)[0].movedim(1, 2)
     return _finish(vae, videos, out / "video_vae")
 
 
