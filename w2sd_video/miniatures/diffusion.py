@@ -21,12 +21,15 @@ class Noising:
         """`latents` (n, ...) in half precision, `labels` (n,) indices into PROMPTS, `alphas_cumprod` (steps,)."""
         self.latents, self.labels, self.alphas_cumprod = latents, labels, alphas_cumprod
 
-    def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Noised latents, their timesteps, their prompts' indices, and the v to be predicted."""
+    def draw(self, count: int, lean: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Noised latents, their timesteps, their prompts' indices, and the v to be predicted.
+
+        Timesteps are uniform; a `lean` above 1 draws more of the little noised ones, where details are made.
+        """
         pick = torch.randint(len(self.latents), (count,))
         clean = self.latents[pick].float()
         labels = torch.where(torch.rand(count) < DROPOUT, UNCONDITIONAL, self.labels[pick])
-        t = torch.randint(len(self.alphas_cumprod), (count,))
+        t = (len(self.alphas_cumprod) * torch.rand(count) ** lean).long().clamp(max=len(self.alphas_cumprod) - 1)
         level = self.alphas_cumprod[t].float().view(-1, *[1] * (clean.ndim - 1))
         noise = torch.randn_like(clean)
         alpha, sigma = level.sqrt(), (1 - level).sqrt()
