@@ -12,7 +12,7 @@ stages, a whole track by its name, or `all`; the two tracks do not need each oth
 processes with `--threads 1`. When a track's last stage is over, its pipeline is written to `--weights`, in half
 precision. Lengths are planned in minutes, so two runs agree in their seeds and data but not in their number of steps.
 
-The weights that come with the package were made stage by stage while these settled, on a busy machine, in so many steps:
+The weights that come with the package were made while the stages settled, on a busy machine, in so many steps:
 classifier 822, image_vae 1162, unet_base 2329 (new tokens and text encoder after 920), unet_strong 1980, unet_weak 300,
 motion 1727 (with the base in the weak UNet's place), video_vae 1779, video_decoder 718, transformer_weak 1680,
 transformer_strong 6255 (with two restarts of the learning rate), transformer_details 190.
