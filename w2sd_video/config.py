@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import jsonargparse
 import yaml
 
-DEFAULT_CONFIG = "miniature-cogvideox"
+DEFAULT_CONFIG = "miniature-animatediff"
 """The packaged configuration that is used where none is named."""
 
 Value = int | float | bool | str | None
