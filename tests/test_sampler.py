@@ -226,6 +226,7 @@ SCHEDULERS = {
     "UniPCMultistepScheduler": {},
     "LMSDiscreteScheduler": {},
     "HeunDiscreteScheduler": {},
+    "DPMSolverSDEScheduler": {"noise_sampler_seed": 0},
     "FlowMatchEulerDiscreteScheduler": {},
     "CogVideoXDDIMScheduler": {"prediction_type": "v_prediction", "clip_sample": False},
     "CogVideoXDPMScheduler": {"prediction_type": "v_prediction", "clip_sample": False},

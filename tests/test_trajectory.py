@@ -41,7 +41,6 @@ CASES = [
 
 
 def make(name, setting, steps=T):
-    pytest.importorskip("torchsde") if name == "DPMSolverSDEScheduler" else None
     scheduler = getattr(diffusers, name)(**setting)
     scheduler.set_timesteps(steps)
     return scheduler
