@@ -489,7 +489,7 @@ def test_a_callback_can_still_change_the_latents():
 
 def test_the_scheduler_passes_for_the_one_it_wraps():
     pipe, _ = tiny.animatediff()
-    own = pipe.scheduler
+    own, signature = pipe.scheduler, inspect.signature(pipe.__call__)
     with reflection(pipe, strong=STRONG, weak=WEAK):
         assert isinstance(pipe.scheduler, diffusers.DDIMScheduler) and pipe.scheduler is not own
         for method in ("step", "set_timesteps"):
@@ -497,6 +497,7 @@ def test_the_scheduler_passes_for_the_one_it_wraps():
             assert shown == true
         assert pipe.scheduler.config == own.config and isinstance(pipe, diffusers.AnimateDiffPipeline)
         assert type(pipe).__name__ == "AnimateDiffPipeline"
+        assert inspect.signature(pipe.__call__) == signature
 
 
 def test_several_samples_are_the_single_ones():

@@ -10,6 +10,7 @@ import torch
 Arguments = dict[str, Any]
 
 _NOT_BATCHED = ("image_rotary_emb", "rotary_emb", "freqs_cis", "img_ids", "txt_ids")
+_LAYERS_FIRST = ("encoder_hidden_states_llama3",)
 
 
 def split_halves(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +35,7 @@ def is_doubled(samples: torch.Tensor, config: Mapping[str, Any]) -> bool:
 def take_half(value: Any, name: str, samples: torch.Tensor, second: bool) -> Any:
     """Return one half of what is batched in an argument that goes with doubled samples; the rest stays as it is.
 
-    Frame-wise models are given text and residuals of side networks once a frame, and some networks text once a layer.
+    Frame-wise models are given text and residuals of side networks once a frame, and HiDream text once a layer.
     """
     if name in _NOT_BATCHED:
         return value
@@ -45,11 +46,11 @@ def take_half(value: Any, name: str, samples: torch.Tensor, second: bool) -> Any
     if not isinstance(value, torch.Tensor) or value.ndim == 0:
         return value
     size = len(samples)
+    if name in _LAYERS_FIRST:
+        return value[:, size // 2 :] if second else value[:, : size // 2]
     frames = samples.shape[2] if samples.ndim == 5 else 1
     if len(value) in (size, size * frames) or ("residual" in name and len(value) % size == 0):
         return split_halves(value)[second]
-    if name.startswith("encoder_") and value.ndim > 1 and value.shape[1] == size:
-        return value[:, size // 2 :] if second else value[:, : size // 2]
     return value
 
 

@@ -142,7 +142,7 @@ class _PipelineCall:
             def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
                 return call.progress_bar(self, super().progress_bar, iterable)
 
-        with_signature(Reflecting.__call__, self._signature)
+        Reflecting.__call__ = with_signature(Reflecting.__call__, self._signature)  # type: ignore[method-assign]
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(Reflecting, name, getattr(self._original, name))
         return Reflecting
