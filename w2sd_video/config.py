@@ -19,6 +19,8 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import jsonargparse
 import yaml
 
+from w2sd_video.sampler import Reflection
+
 DEFAULT_CONFIG = "miniature-animatediff"
 """The packaged configuration that is used where none is named."""
 
@@ -220,12 +222,7 @@ def check(config: RenderConfig) -> None:
 
 def reflected_steps(config: RenderConfig) -> range:
     """Return the steps that are reflected, counted from the noisiest."""
-    chosen = config.reflection_steps
-    if chosen is None:
-        return range(config.steps - 1)
-    if isinstance(chosen, int):
-        return range(chosen)
-    return range(round(chosen[0] * config.steps), round(chosen[1] * config.steps))
+    return Reflection(config.reflection_steps).steps(config.steps)
 
 
 def _check_range(name: str, value: float | None, low: float, high: float) -> None:

@@ -24,6 +24,7 @@ from w2sd_video.config import DEFAULT_CONFIG, ConfigError, RenderConfig, fail, p
 from w2sd_video.plan import MINIATURE, check_plan, evaluations, panels
 from w2sd_video.render import load, quiet, sample_clips
 from w2sd_video.sampler import Inversion
+from w2sd_video.video import write_whole
 
 REFERENCE_SEEDS = 8
 """Real clips a prompt that the Fréchet distance is measured against; their seeds are no sample's."""
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         table = evaluate(config, folder, options.number_of_prompts, options.number_of_seeds, options.batch)
     except ConfigError as error:
         fail(str(error))
-    _write_whole(folder / "table.md", table.encode())
+    write_whole(folder / "table.md", table)
     print(table)
     return 0
 
@@ -209,7 +210,7 @@ def _folder(folder: Path, config: RenderConfig, options: argparse.Namespace) -> 
             raise ConfigError(f"folder {folder}: is not empty and holds no evaluation; name another with --folder")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(file, json.dumps(settings, indent=2).encode())
+            write_whole(file, json.dumps(settings, indent=2))
     except OSError as error:
         raise ConfigError(f"folder {folder}: cannot be written: {error.strerror}") from error
     return folder
@@ -224,12 +225,6 @@ def _save(file: Path, scores: Scores) -> None:
 def _read(file: Path) -> Scores:
     with np.load(file) as kept:
         return Scores(kept["right"], kept["features"], int(kept["nfe"]), float(kept["seconds"]))
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(data)
-    os.replace(beside, path)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import os
 import platform
 import sys
 import time
@@ -40,6 +39,7 @@ from w2sd_video.video import (
     to_uint8,
     write_picture,
     write_video,
+    write_whole,
 )
 
 
@@ -217,9 +217,7 @@ def _write_sidecar(
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("w2sd-video", "torch", "diffusers", "transformers")},
     }
-    part = path.with_name(f".{path.name}.json.part")
-    part.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, f"{path}.json")
+    write_whole(Path(f"{path}.json"), json.dumps(said, indent=2, ensure_ascii=False) + "\n")
 
 
 def _branch(branch: BranchConfig) -> Any:

@@ -142,6 +142,13 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
         os.replace(Path(scratch) / path.name, path)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, that appears whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
 def _replace(path: Path, part: Path, earlier: Path) -> None:
     if not path.is_dir():
         return os.replace(part, path)
