@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from torch import nn
+
+STAGES = ("high", "low")
+"""The denoisers of a two-stage model, by the noise that they work on; the first steps are the high one's."""
 
 
 @dataclass(frozen=True)
@@ -16,35 +19,66 @@ class Branch:
     Attributes:
         guidance_scale: w of classifier-free guidance, ``uncond + w * (cond - uncond)``; any real number. At 1 no
             unconditional half is evaluated, at 0 no conditional one. Guidance-distilled models are told it instead.
-        weights: a second denoiser: a module, or the name under which a backend loaded one.
+            A pair is for the high and the low noise stage of a two-stage model.
+        weights: a second denoiser: a module, or the name under which a backend loaded one; of a two-stage model a pair
+            of modules, or the name of a pair.
         lora: scale of each LoRA adapter by its name, negative ones too; adapters not named keep their scale.
         prompt: text that takes the place of the prompt of the call: one for all samples, or one a sample.
+        negative_prompt: the same for the negative prompt; the pipeline must be called with guidance.
+        experts: which experts of a mixture a token is sent to: "top" or "bottom", or how many, at least 1. Of a
+            two-stage model "high" or "low", the denoiser that does all steps.
+        control_scale: conditioning scale of every ControlNet; at 0 none is evaluated.
+        ip_adapter_scale: scale of every IP-Adapter; at 0 its attention is not evaluated.
+        skip_layers: blocks that are left out: their numbers in order of execution (negative ones from the end), or
+            their names as submodules of the denoiser.
+        perturbed_layers: blocks whose self-attention map is the identity, named in the same way.
 
     Raises:
         TypeError: a field of another type.
-        ValueError: a number that is not finite.
+        ValueError: a number that is not finite, experts that are none of these, or no layers in a list of them.
     """
 
-    guidance_scale: float | None = None
-    weights: nn.Module | str | None = None
+    guidance_scale: float | tuple[float, float] | None = None
+    weights: nn.Module | str | tuple[nn.Module, nn.Module] | None = None
     lora: Mapping[str, float] | None = None
     prompt: str | Sequence[str] | None = None
+    negative_prompt: str | Sequence[str] | None = None
+    experts: int | str | None = None
+    control_scale: float | None = None
+    ip_adapter_scale: float | None = None
+    skip_layers: Sequence[int | str] | None = None
+    perturbed_layers: Sequence[int | str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no pipeline could use."""
-        if self.guidance_scale is not None:
-            _check_number("guidance_scale", self.guidance_scale)
-        if self.weights is not None and not isinstance(self.weights, (nn.Module, str)):
-            raise TypeError(f"weights must be a module or the name of one, got {type(self.weights).__name__}")
+        for scale in self.guidance_scale if _is_pair(self.guidance_scale) else (self.guidance_scale,):
+            _check_number("guidance_scale", scale)
+        for module in self.weights if _is_pair(self.weights) else (self.weights,):
+            if module is not None and not isinstance(module, (nn.Module, str)):
+                raise TypeError(
+                    f"weights must be a module, a pair of them, or the name of one, got {type(module).__name__}"
+                )
         if self.lora is not None:
             if not isinstance(self.lora, Mapping):
                 raise TypeError(f"lora must map adapter names to scales, got {self.lora!r}")
             for name, scale in self.lora.items():
                 _check_number(f"lora[{name!r}]", scale)
-        if self.prompt is not None:
-            texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-            if not all(isinstance(text, str) for text in texts):
-                raise TypeError(f"prompt must be text, or one text a sample; got {self.prompt!r}")
+        _check_text("prompt", self.prompt)
+        _check_text("negative_prompt", self.negative_prompt)
+        _check_experts(self.experts)
+        _check_number("control_scale", self.control_scale)
+        _check_number("ip_adapter_scale", self.ip_adapter_scale)
+        _check_layers("skip_layers", self.skip_layers)
+        _check_layers("perturbed_layers", self.perturbed_layers)
+
+    @property
+    def text(self) -> tuple[object, object] | None:
+        """The prompt and the negative prompt as something that can be looked up; None if neither is set."""
+        texts = (self.prompt, self.negative_prompt)
+        if texts == (None, None):
+            return None
+        prompt, negative = (text if text is None or isinstance(text, str) else tuple(text) for text in texts)
+        return prompt, negative
 
     def described(self) -> str:
         """Return the fields that are set, for a person."""
@@ -54,14 +88,47 @@ class Branch:
 
     def same_but_guidance(self, other: Branch) -> bool:
         """Return whether two branches differ in nothing but their guidance scale."""
-        return (self.weights, self.lora, self.prompt) == (other.weights, other.lora, other.prompt)
+        return replace(self, guidance_scale=None) == replace(other, guidance_scale=None)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2
 
 
 def _check_number(name: str, value: object) -> None:
+    if value is None:
+        return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
+
+
+def _check_text(name: str, value: object) -> None:
+    texts = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if value is not None and not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be text, or one text a sample; got {value!r}")
+
+
+def _check_experts(value: object) -> None:
+    known = ("top", "bottom", *STAGES)
+    if value is None or (isinstance(value, str) and value in known):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError(f"experts must be {', '.join(known)} or a number, got {value!r}")
+    if isinstance(value, str) or value < 1:
+        raise ValueError(f"experts must be {', '.join(known)} or a number of at least 1, got {value!r}")
+
+
+def _check_layers(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a list of block numbers or names, got {value!r}")
+    if wrong := [one for one in value if isinstance(one, bool) or not isinstance(one, (int, str))]:
+        raise TypeError(f"{name} must hold block numbers or names, got {wrong[0]!r}")
+    if not value:
+        raise ValueError(f"{name} is empty; name at least one block, or leave it out")
 
 
 def _short(value: object) -> str:
