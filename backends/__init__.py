@@ -12,16 +12,19 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 # Kept beside the pipelines, not on them: the user's pipeline gains no attribute, and nothing outlives it.
-_SECONDS: WeakKeyDictionary[Any, dict[str, nn.Module]] = WeakKeyDictionary()
+Second = nn.Module | tuple[nn.Module, nn.Module]
+
+_SECONDS: WeakKeyDictionary[Any, dict[str, Second]] = WeakKeyDictionary()
 
 
-def register(pipe: Any, name: str, module: nn.Module) -> None:
+def register(pipe: Any, name: str, module: Second) -> None:
     """Make a second denoiser known under a name, for `Branch(weights=name)` with this pipeline.
 
     Args:
         pipe: a diffusers pipeline; it is left as it is. `pipe.to(...)` does not move the second denoiser.
         name: any text but the empty one; a name registered before is given to the new module.
-        module: takes and gives tensors of the same shapes as the pipeline's own denoiser.
+        module: takes and gives tensors of the same shapes as the pipeline's own denoiser; of a two-stage pipeline a
+            pair of them, for high and for low noise.
 
     Raises:
         TypeError: the module is not a torch module, or the name not text.
@@ -31,18 +34,18 @@ def register(pipe: Any, name: str, module: nn.Module) -> None:
         raise TypeError(f"the name of a second denoiser must be text, got {name!r}")
     if not name:
         raise ValueError("the name of a second denoiser must not be empty")
-    if not isinstance(module, nn.Module):
+    if not all(isinstance(one, nn.Module) for one in (module if isinstance(module, tuple) else (module,))):
         raise TypeError(f"the second denoiser {name!r} must be a torch module, got {type(module).__name__}")
     _SECONDS.setdefault(pipe, {})[name] = module
 
 
-def second_denoiser(pipe: Any, weights: nn.Module | str) -> nn.Module:
+def second_denoiser(pipe: Any, weights: Second | str) -> Second:
     """Return what the `weights` of a branch mean: a module itself, or the one registered under a name.
 
     Raises:
         ValueError: nothing is registered under the name; the message lists the names there are.
     """
-    if isinstance(weights, nn.Module):
+    if not isinstance(weights, str):
         return weights
     known = registered(pipe)
     if weights not in known:
@@ -53,6 +56,6 @@ def second_denoiser(pipe: Any, weights: nn.Module | str) -> nn.Module:
     return known[weights]
 
 
-def registered(pipe: Any) -> dict[str, nn.Module]:
+def registered(pipe: Any) -> dict[str, Second]:
     """Return the second denoisers of a pipeline by name; an empty dictionary where there are none."""
     return dict(_SECONDS.get(pipe, {}))

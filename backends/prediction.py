@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import nn
 
 from w2sd_video.backends import second_denoiser
 from w2sd_video.branch import Branch
-from w2sd_video.lora import LoraScales, check_loaded
+from w2sd_video.gaps import swapped, swaps_of
+from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.sampler import Predict
 
 Text = dict[str, torch.Tensor]
@@ -50,7 +50,7 @@ def guided_predictor(
     }
     for role, branch in branches.items():
         check_loaded(branch.lora or {}, [modules[role]])
-    loras = {role: LoraScales(modules[role], branch.lora) for role, branch in branches.items() if branch.lora}
+    swaps = {role: swaps_of(modules[role], branch) for role, branch in branches.items()}
     texts: dict[Any, tuple[Text, Text]] = {}
     text_of: dict[str, tuple[Text, Text]] = {}
     for role, branch in branches.items():
@@ -64,7 +64,7 @@ def guided_predictor(
     def predict(latents: torch.Tensor, timestep: torch.Tensor, role: str) -> torch.Tensor:
         (unconditional, conditional), scale, module = text_of[role], scales[role], modules[role]
         samples = latents.to(next(iter(conditional.values())).dtype)
-        with loras[role].applied() if role in loras else nullcontext():
+        with swapped(swaps[role]):
             if scale in (0, 1):
                 text = _for_batch(conditional if scale == 1 else unconditional, len(samples))
                 return evaluate(module, samples, timestep, text).to(latents.dtype)

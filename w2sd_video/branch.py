@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import nn
 
@@ -51,13 +52,11 @@ class Branch:
 
     def __post_init__(self) -> None:
         """Refuse values that no pipeline could use."""
-        for scale in self.guidance_scale if _is_pair(self.guidance_scale) else (self.guidance_scale,):
+        for scale in _one_or_pair(self.guidance_scale):
             _check_number("guidance_scale", scale)
-        for module in self.weights if _is_pair(self.weights) else (self.weights,):
+        for module in _one_or_pair(self.weights):
             if module is not None and not isinstance(module, (nn.Module, str)):
-                raise TypeError(
-                    f"weights must be a module, a pair of them, or the name of one, got {type(module).__name__}"
-                )
+                raise TypeError(f"weights must be a module or the name of one, got {type(module).__name__}")
         if self.lora is not None:
             if not isinstance(self.lora, Mapping):
                 raise TypeError(f"lora must map adapter names to scales, got {self.lora!r}")
@@ -91,8 +90,8 @@ class Branch:
         return replace(self, guidance_scale=None) == replace(other, guidance_scale=None)
 
 
-def _is_pair(value: object) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2
+def _one_or_pair(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) and len(value) == 2 else (value,)
 
 
 def _check_number(name: str, value: object) -> None:

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from w2sd_video.branch import Branch
+from w2sd_video.gaps import Swap, swapped, swaps_of
 from w2sd_video.halves import Arguments, is_doubled, split_halves, take_half
-from w2sd_video.lora import LoraScales
-from w2sd_video.rehearsal import COND, UNCOND, CallState, output_like, prompt_key, zeros_for
+from w2sd_video.rehearsal import COND, UNCOND, CallState, output_like, zeros_for
 from w2sd_video.sampler import Role
 
 _CONDITIONAL_FIRST = ("DiTPipeline", "LuminaPipeline")
@@ -34,11 +34,11 @@ class DenoiserSwitch:
     Args:
         pipe: the pipeline, asked for its guidance.
         denoiser: its UNet or transformer.
-        branches: the setting of each role; second weights are modules here.
+        branches: the setting of each role for this denoiser; second weights are a module here, scales numbers.
         state: shared with the scheduler that drives the sampler.
 
     Raises:
-        ValueError: second weights of another shape, or a LoRA that is fused into the weights.
+        ValueError: second weights of another shape, or a setting that this denoiser cannot be given.
     """
 
     def __init__(self, pipe: Any, denoiser: nn.Module, branches: Mapping[Role, Branch], state: CallState) -> None:
@@ -52,38 +52,28 @@ class DenoiserSwitch:
         self._branches = branches
         self._state = state
         self._modules: dict[Role, nn.Module] = {}
-        self._lora: dict[Role, LoraScales] = {}
+        self._swaps: dict[Role, list[Swap]] = {}
         self._forget()
         for role, branch in branches.items():
             module = branch.weights if isinstance(branch.weights, nn.Module) else denoiser
             if module is not denoiser:
                 check_same_shape(denoiser, module)
             self._modules[role] = module
-            if branch.lora:
-                self._lora[role] = LoraScales(module, branch.lora)
+            self._swaps[role] = swaps_of(module, branch)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Put the switch in the denoiser's place for one call of the pipeline, and take it out at the end.
-
-        Offloading hooks take the place of ``forward`` too, and a pipeline sets them anew at the end of each call: what
-        is no longer ours then stays.
-        """
+        """Put the switch in the denoiser's place for one call of the pipeline, and take it out at the end."""
         self._forget()
-        own = self._denoiser.__dict__
         self._forward = self._denoiser.forward
         replaced: dict[str, Any] = {"forward": with_signature(self._forward_as_named, self._signature)}
+        replaced["forward"].unswitched = self._forward
         if self._enter_context is not None:
             replaced["cache_context"] = self._cache_context
-        before = {name: own[name] for name in replaced if name in own}
-        own.update(replaced)
         try:
-            yield
+            with swapped([(self._denoiser, replaced)]):
+                yield
         finally:
-            for name, ours in replaced.items():
-                if own.get(name) is ours:
-                    del own[name]
-                    own.update({name: before[name]} if name in before else {})
             self._forget()
 
     def _forget(self) -> None:
@@ -121,12 +111,19 @@ class DenoiserSwitch:
             state.rehearsing.record(self._context, arguments, is_last=last)
             return zeros_for(samples, arguments)
         branch, layout, name = self._branches[state.role], self._layout(arguments), self._name_of_call()
-        if branch.guidance_scale is None or layout in ("single", "embedded"):
+        if branch.negative_prompt is not None and layout in ("single", "embedded"):
+            raise ValueError(
+                f"a branch has a negative_prompt, but this call of {type(self._pipe).__name__} evaluates no "
+                "unconditional prompt; call it with guidance"
+            )
+        scale = branch.guidance_scale
+        assert not isinstance(scale, tuple)
+        if scale is None or layout in ("single", "embedded"):
             arguments = self._with_text(arguments, name, name)
-            if branch.guidance_scale is not None:
-                arguments = self._with_scale(arguments, branch.guidance_scale, layout)
+            if scale is not None:
+                arguments = self._with_scale(arguments, scale, layout)
             return self._evaluate(arguments, 2 if layout == "batch" else 1)
-        return self._guided(arguments, branch.guidance_scale, layout, name)
+        return self._guided(arguments, scale, layout, name)
 
     def _is_guided(self) -> bool:
         """Return whether the pipeline was called with classifier-free guidance."""
@@ -226,19 +223,18 @@ class DenoiserSwitch:
         role = self._state.role
         self._state.nfe[role] += evaluations
         module = self._modules[role]
-        run = self._forward if module is self._denoiser else module
-        with ExitStack() as stack:
-            if role in self._lora:
-                stack.enter_context(self._lora[role].applied())
+        # The other denoiser of a two-stage model has a switch of its own, which this evaluation passes by.
+        run = self._forward if module is self._denoiser else getattr(module.forward, "unswitched", module)
+        with swapped(self._swaps[role]):
             return run(**arguments)
 
     def _with_text(self, arguments: Arguments, name: str | None, half: str | None) -> Arguments:
         """Return the arguments of a call with the text of one half, in the words of the branch's prompt."""
-        prompt = prompt_key(self._branches[self._state.role].prompt)
-        own, other = self._state.rehearsals.get(None), self._state.rehearsals.get(prompt)
+        text = self._branches[self._state.role].text
+        own, other = self._state.rehearsals.get(None), self._state.rehearsals.get(text)
         if own is None or other is None or (name == half and other is own):
             return arguments
-        key = (prompt, name, half)
+        key = (text, name, half)
         if key not in self._texts:
             self._texts[key] = own.changes(name, other, half, self._latents_name)
         return arguments | self._texts[key]

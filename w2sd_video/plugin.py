@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +15,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from w2sd_video.backends import second_denoiser
-from w2sd_video.branch import Branch
+from w2sd_video.branch import STAGES, Branch
 from w2sd_video.denoiser import DenoiserSwitch, with_signature
-from w2sd_video.lora import check_loaded
-from w2sd_video.rehearsal import CallState, Rehearsal, RehearsalOver, prompt_key
+from w2sd_video.gaps.control import ControlSwitch
+from w2sd_video.gaps.lora import check_loaded
+from w2sd_video.rehearsal import CallState, Rehearsal, RehearsalOver
 from w2sd_video.sampler import Inversion, Reflection, Role
 from w2sd_video.scheduler import Walk, is_presented, presented
 from w2sd_video.trajectory import Trajectory
@@ -76,16 +77,21 @@ def reflection(
 
     Raises:
         TypeError: a scheduler that is not known or cannot be reflected, or a pipeline without a denoiser.
-        ValueError: a setting out of range, weights or LoRA that are not loaded, a second denoiser of another shape; or,
-            inside the block, a guidance scale or prompt that this pipeline cannot be given.
+        ValueError: a setting out of range, weights or LoRA that are not loaded, a second denoiser of another shape,
+            experts, layers or side networks that the pipeline does not have; or, inside the block, a guidance scale or
+            text that this pipeline cannot be given.
     """
     settings = Reflection(reflection_steps, strength, rounds, inversion, iterations)
     denoisers = _denoisers(pipe)
     branches: dict[Role, Branch] = {"base": base or Branch(), "strong": strong, "weak": weak}
-    branches = {role: _resolved(pipe, role, branch, len(denoisers)) for role, branch in branches.items()}
-    for branch in branches.values():
-        second = [branch.weights] if isinstance(branch.weights, nn.Module) else denoisers
-        check_loaded(branch.lora or {}, second)
+    stages = [
+        {role: _at_stage(pipe, role, branch, denoisers, stage) for role, branch in branches.items()}
+        for stage in range(len(denoisers))
+    ]
+    for role, branch in branches.items():
+        seconds = [stage[role].weights for stage in stages]
+        used = [one if isinstance(one, nn.Module) else own for one, own in zip(seconds, denoisers, strict=True)]
+        check_loaded(branch.lora or {}, used)
     state = CallState()
     _check_loop(pipe)
     if reflection_steps != 0 and any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers):
@@ -94,7 +100,11 @@ def reflection(
             "disable_cache() before reflecting"
         )
     walk = Walk(pipe.scheduler, settings, state)
-    switches = [DenoiserSwitch(pipe, denoiser, branches, state) for denoiser in denoisers]
+    switches: list[DenoiserSwitch | ControlSwitch] = [
+        DenoiserSwitch(pipe, denoiser, stage, state) for denoiser, stage in zip(denoisers, stages, strict=True)
+    ]
+    if any(branch.control_scale is not None for branch in branches.values()):
+        switches.append(ControlSwitch(_controlnet(pipe), branches, state))
     run = Run(nfe=dict.fromkeys(branches, 0))
     scheduler = presented(walk)
     call = _PipelineCall(pipe, scheduler, branches, settings, walk, switches, state, run)
@@ -112,7 +122,7 @@ class _PipelineCall:
         branches: Mapping[Role, Branch],
         settings: Reflection,
         walk: Walk,
-        switches: list[DenoiserSwitch],
+        switches: Sequence[DenoiserSwitch | ControlSwitch],
         state: CallState,
         run: Run,
     ) -> None:
@@ -191,22 +201,22 @@ class _PipelineCall:
 
     def _rehearse(self, pipe: Any, bound: inspect.BoundArguments) -> None:
         """Learn what the pipeline gives its denoiser for each prompt and for both named calls, if a branch needs it."""
-        prompts = list(dict.fromkeys(prompt_key(branch.prompt) for branch in self._used if branch.prompt is not None))
+        texts = list(dict.fromkeys(branch.text for branch in self._used if branch.text is not None))
         guided = any(branch.guidance_scale is not None for branch in self._used)
         # Where one look at the source shows a doubled batch, its halves are found without a rehearsal.
-        if not prompts and (not guided or self._doubles_batch):
+        if not texts and (not guided or self._doubles_batch):
             return
-        for prompt in [None, *prompts]:
+        for text in [None, *texts]:
             arguments = dict(bound.arguments)
-            if prompt is not None:
-                arguments = _with_prompt(arguments, prompt, self._original.__name__)
+            if text is not None:
+                arguments = _with_text(arguments, *text, self._original.__name__)
             self._state.rehearsing = Rehearsal()
             try:
                 with _same_random_state(arguments.get("generator")):
                     rehearsed = inspect.BoundArguments(self._signature, arguments)
                     self._original.__call__(*rehearsed.args, **rehearsed.kwargs)
             except RehearsalOver:
-                self._state.rehearsals[prompt] = self._state.rehearsing
+                self._state.rehearsals[text] = self._state.rehearsing
             finally:
                 self._state.rehearsing = None
 
@@ -243,10 +253,26 @@ def _check_loop(pipe: Any) -> None:
         raise TypeError(f"{type(pipe).__name__} cannot be reflected: it has no loop over scheduler.step")
 
 
+def _controlnet(pipe: Any) -> nn.Module:
+    """Return the ControlNet that a pipeline evaluates in its loop.
+
+    Raises:
+        ValueError: there is none, or it is built into the denoiser.
+    """
+    found, source = getattr(pipe, "controlnet", None), _source(pipe)
+    if not isinstance(found, nn.Module) or (source and "self.controlnet(" not in source):
+        raise ValueError(
+            f"a branch has a control_scale, but {type(pipe).__name__} evaluates no ControlNet; leave it out, or use a "
+            "pipeline with one"
+        )
+    return found
+
+
 def _source(pipe: Any) -> str:
-    """Return the source of a pipeline's module, or nothing where there is none."""
+    """Return the source of the modules in which a pipeline's call is defined, or nothing where there is none."""
+    modules = dict.fromkeys(base.__module__ for base in type(pipe).__mro__ if "__call__" in vars(base))
     try:
-        return inspect.getsource(sys.modules[type(pipe).__module__])
+        return "\n".join(inspect.getsource(sys.modules[name]) for name in modules)
     except (OSError, TypeError, KeyError):
         return ""
 
@@ -277,32 +303,61 @@ def _check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
         )
 
 
-def _resolved(pipe: Any, role: Role, branch: Branch, denoisers: int) -> Branch:
-    """Return a branch whose second denoiser is a module, looked up by its name."""
-    if branch.weights is None:
-        return branch
-    if denoisers > 1:
+def _at_stage(pipe: Any, role: Role, branch: Branch, denoisers: list[nn.Module], stage: int) -> Branch:
+    """Return a branch for one of a pipeline's denoisers: its second weights a module, its scale a number.
+
+    Raises:
+        ValueError: pairs for a model of one stage, a single module for two, or weights that are not loaded.
+    """
+    name, two_stage = type(pipe).__name__, len(denoisers) == len(STAGES)
+    scale, weights, experts = branch.guidance_scale, branch.weights, branch.experts
+    if weights is not None:
+        weights = second_denoiser(pipe, weights)
+    if not two_stage:
+        for field, value in (("guidance_scale", scale), ("weights", weights)):
+            if isinstance(value, (tuple, list)):
+                raise ValueError(f"the {role} branch has a pair of {field}, but {name} has one denoiser; give one")
+        if experts in STAGES:
+            raise ValueError(
+                f"the {role} branch has experts={experts!r}, one denoiser of a two-stage model, but {name} has only one"
+            )
+        return replace(branch, weights=weights)
+    if isinstance(weights, nn.Module):
         raise ValueError(
-            f"{type(pipe).__name__} has two denoisers, and the {role} branch's weights name one; a second pair of "
-            "weights for a two-stage model is not supported"
+            f"{name} has two denoisers, so the weights of the {role} branch must be a pair of modules (high noise, low)"
         )
-    return replace(branch, weights=second_denoiser(pipe, branch.weights))
+    used = stage
+    if experts in STAGES:
+        used, experts = STAGES.index(str(experts)), None
+    if weights is not None:
+        weights = weights[used]
+    elif used != stage:
+        weights = denoisers[used]
+    if isinstance(scale, (tuple, list)):
+        scale = scale[used]
+    return replace(branch, guidance_scale=scale, weights=weights, experts=experts)
 
 
-def _with_prompt(arguments: dict[str, Any], prompt: Any, pipeline: str) -> dict[str, Any]:
-    """Return a pipeline's arguments with another prompt, one a sample."""
-    if "prompt" not in arguments:
-        raise ValueError(f"a branch has a prompt, but {pipeline} takes none")
-    own, embedded_own = arguments["prompt"], arguments.get("prompt_embeds")
-    if arguments.get("negative_prompt_embeds") is not None:
-        raise ValueError("a branch has a prompt, but the call has negative_prompt_embeds; pass negative_prompt as text")
+def _with_text(arguments: dict[str, Any], prompt: Any, negative_prompt: Any, pipeline: str) -> dict[str, Any]:
+    """Return a pipeline's arguments with another prompt, negative prompt, or both, one a sample."""
+    own, embedded_own = arguments.get("prompt"), arguments.get("prompt_embeds")
     samples = len(own) if isinstance(own, list) else 1 if embedded_own is None else len(embedded_own)
-    texts = [prompt] * samples if isinstance(prompt, str) else list(prompt)
-    if len(texts) != samples:
-        raise ValueError(f"a branch has {len(texts)} prompts, but the pipeline was called with {samples}")
-    embedded = [name for name in arguments if name.startswith(("prompt_", "pooled_prompt_"))]
-    unset = {name: None for name in embedded if isinstance(arguments[name], torch.Tensor)}
-    return arguments | unset | {"prompt": texts[0] if samples == 1 and not isinstance(own, list) else texts}
+    if prompt is not None and negative_prompt is None and arguments.get("negative_prompt_embeds") is not None:
+        raise ValueError("a branch has a prompt, but the call has negative_prompt_embeds; pass negative_prompt as text")
+    changed: dict[str, Any] = {}
+    for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+        if text is None:
+            continue
+        if name not in arguments:
+            raise ValueError(f"a branch has a {name}, but {pipeline} takes none")
+        texts = [text] * samples if isinstance(text, str) else list(text)
+        if len(texts) != samples:
+            raise ValueError(f"a branch has {len(texts)} prompts, but the pipeline was called with {samples}")
+        for other, value in arguments.items():
+            if other.startswith((f"{name}_", f"pooled_{name}_", f"{name.replace('_prompt', '_pooled_prompt')}_")):
+                changed |= {other: None} if isinstance(value, torch.Tensor) else {}
+        changed[name] = texts[0] if samples == 1 and not isinstance(own, list) else texts
+    return arguments | changed
 
 
 def _set_callback(bound: inspect.BoundArguments, state: CallState) -> None:

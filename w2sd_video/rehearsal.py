@@ -73,7 +73,7 @@ class CallState:
         shares_latents: the request is a weak one at the latents and timestep of the strong one before it.
         nfe: network evaluations by role.
         rehearsing: set while the pipeline only shows what it gives its denoiser.
-        rehearsals: what it showed, by the prompt it was given (None: its own).
+        rehearsals: what it showed, by the text of the branch (None: its own).
         guidance_scale: the argument of the pipeline's call, if it is a number.
         step_taken: whether the scheduler's own step was the last to be taken.
         call: the index of that step in a stock loop.
@@ -94,11 +94,6 @@ class CallState:
         self.guidance_scale = guidance_scale if isinstance(guidance_scale, (int, float)) else None
         self.nfe.clear()
         self.rehearsals.clear()
-
-
-def prompt_key(prompt: Any) -> Any:
-    """Return a prompt as something that can be looked up."""
-    return prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
 
 
 def zeros_for(samples: torch.Tensor, arguments: Arguments) -> Any:

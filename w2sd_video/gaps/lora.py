@@ -1,18 +1,17 @@
-"""LoRA scales for the length of one evaluation, without touching a weight."""
+"""Scales of LoRA adapters, without touching a weight."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
-_STATE = ("scaling", "_active_adapter", "_disable_adapters")
+from w2sd_video.gaps.swaps import Swap
 
 
-class LoraScales:
-    """Scales of a denoiser's LoRA adapters, worked out once, so that a switch only swaps small dictionaries.
+def lora_scales(denoiser: nn.Module, scales: Mapping[str, float]) -> list[Swap]:
+    """Return the swaps that give the adapters of a denoiser their scales.
 
     Args:
         denoiser: a module into which diffusers (peft) loaded adapters.
@@ -22,23 +21,7 @@ class LoraScales:
     Raises:
         ValueError: an adapter that is fused into the weights.
     """
-
-    def __init__(self, denoiser: nn.Module, scales: Mapping[str, float]) -> None:
-        self._states = [
-            (layer, _state(layer, scales)) for layer in _lora_layers(denoiser) if set(scales) & set(layer.scaling)
-        ]
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Apply the scales; what was there before comes back at the end, also after an exception."""
-        before = [(layer, {name: getattr(layer, name) for name in _STATE}) for layer, _ in self._states]
-        try:
-            for layer, state in self._states:
-                layer.__dict__.update(state)
-            yield
-        finally:
-            for layer, state in before:
-                layer.__dict__.update(state)
+    return [(layer, _state(layer, scales)) for layer in _lora_layers(denoiser) if set(scales) & set(layer.scaling)]
 
 
 def check_loaded(scales: Mapping[str, float], denoisers: Iterable[nn.Module]) -> None:

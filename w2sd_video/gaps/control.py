@@ -1,0 +1,58 @@
+"""The scale of ControlNets, which a pipeline evaluates beside its denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from w2sd_video.branch import Branch
+from w2sd_video.gaps.swaps import swapped
+from w2sd_video.rehearsal import CallState
+from w2sd_video.sampler import Role
+
+
+class ControlSwitch:
+    """Takes the place of a ControlNet's ``forward``, with the scale of the current role.
+
+    At a scale of 0 the ControlNet is not run: residuals of zeros are given, shaped like those that it gave before. A
+    call of the pipeline that begins with such a branch runs it once, to learn the shapes.
+
+    Args:
+        controlnet: one ControlNet, several in one module, or a SparseCtrl.
+        branches: the setting of each role.
+        state: tells the current role.
+    """
+
+    def __init__(self, controlnet: nn.Module, branches: Mapping[Role, Branch], state: CallState) -> None:
+        self._controlnet = controlnet
+        self._scales = {role: branch.control_scale for role, branch in branches.items()}
+        self._state = state
+        self._forward: Callable[..., Any] = controlnet.forward
+        self._zeros: Any = None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Put the switch in the ControlNet's place for one call of the pipeline."""
+        self._forward = self._controlnet.forward
+        try:
+            with swapped([(self._controlnet, {"forward": self._answer})]):
+                yield
+        finally:
+            self._zeros = None
+
+    def _answer(self, *args: Any, **kwargs: Any) -> Any:
+        scale = None if self._state.rehearsing is not None else self._scales[self._state.role]
+        if scale is not None:
+            own = kwargs.get("conditioning_scale")
+            kwargs["conditioning_scale"] = [scale] * len(own) if isinstance(own, (list, tuple)) else scale
+        if scale == 0 and self._zeros is not None:
+            return self._zeros
+        residuals = self._forward(*args, **kwargs)
+        if self._zeros is None:
+            self._zeros = tree_map_only(torch.Tensor, lambda one: one.new_zeros(()).expand(one.shape), residuals)
+        return self._zeros if scale == 0 else residuals

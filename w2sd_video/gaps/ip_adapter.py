@@ -1,0 +1,30 @@
+"""Scales of IP-Adapters: images that a denoiser attends to beside the text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from w2sd_video.gaps.swaps import Swap
+
+
+def ip_adapter_scales(denoiser: nn.Module, scale: float) -> list[Swap]:
+    """Return the swaps that give every IP-Adapter of a denoiser one scale; at 0 its attention is not evaluated.
+
+    Raises:
+        ValueError: a denoiser without an IP-Adapter.
+    """
+    processors = [getattr(module, "processor", None) for module in denoiser.modules()]
+    adapters: list[Any] = [processor for processor in processors if "IPAdapter" in type(processor).__name__]
+    if not adapters:
+        raise ValueError(
+            f"a branch has ip_adapter_scale={scale:g}, but no IP-Adapter is loaded into this "
+            f"{type(denoiser).__name__}; load one by pipe.load_ip_adapter(...)"
+        )
+    return [(adapter, {"scale": _like(adapter.scale, scale)}) for adapter in adapters]
+
+
+def _like(before: Any, scale: float) -> Any:
+    """Return a scale in the form of the one before: one for each adapter, or a number."""
+    return [scale] * len(before) if isinstance(before, (list, tuple)) else scale

@@ -1,0 +1,165 @@
+"""Blocks left out of a denoiser, or whose self-attention looks at nothing but itself.
+
+The weak model is then the same network with less of it (skip-layer, spatiotemporal-skip and perturbed-attention
+guidance): no second model in memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers.hooks._common import _ATTENTION_CLASSES
+from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
+from diffusers.models.attention import BasicTransformerBlock
+from torch import nn
+
+from w2sd_video.gaps.swaps import Swap
+
+Layers = Sequence[int | str]
+_UNET_STAGES = ("down_blocks", "mid_block", "up_blocks")
+
+
+def skipped_layers(denoiser: nn.Module, layers: Layers) -> list[Swap]:
+    """Return the swaps that leave blocks out: they hand on what they were given.
+
+    Raises:
+        ValueError: blocks that the denoiser does not have; when evaluated, a block that gives several tensors of which
+            it is not known which is which.
+    """
+    return [(block, {"forward": _handing_on(block)}) for block in _named("skip_layers", denoiser, layers)]
+
+
+def perturbed_layers(denoiser: nn.Module, layers: Layers) -> list[Swap]:
+    """Return the swaps that make self-attention maps the identity ("perturbed-attention guidance", section 4.1).
+
+    Raises:
+        ValueError: blocks that the denoiser does not have, or that do not attend to themselves; when evaluated, an
+            attention that is not torch's ``scaled_dot_product_attention``.
+    """
+    swaps = []
+    for block in _named("perturbed_layers", denoiser, layers):
+        attentions = [module for name, module in block.named_modules() if _is_self_attention(name, module)]
+        if not attentions:
+            raise ValueError(f"a branch has perturbed_layers, but {type(block).__name__} has no self-attention")
+        swaps += [(attention, {"forward": _with_identity_map(attention)}) for attention in attentions]
+    return swaps
+
+
+def blocks_of(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Return the transformer blocks of a denoiser by their names as submodules, in order of execution.
+
+    Of a UNet these are the blocks of its spatial transformers and of its motion layers.
+    """
+    if any(hasattr(denoiser, stage) for stage in _UNET_STAGES):
+        found = {name: module for name, module in denoiser.named_modules() if isinstance(module, BasicTransformerBlock)}
+        return dict(sorted(found.items(), key=lambda item: _place_in_unet(item[0])))
+    lists = {name: child for name, child in denoiser.named_children() if isinstance(child, nn.ModuleList)}
+    blocks = {
+        f"{name}.{i}": block
+        for name, child in lists.items()
+        if name.endswith(("blocks", "layers"))
+        for i, block in enumerate(child)
+    }
+    if "temporal_transformer_blocks" in lists:  # Latte goes through space and time in turn
+        blocks = dict(sorted(blocks.items(), key=lambda item: (int(item[0].split(".")[1]), "temporal" in item[0])))
+    return blocks
+
+
+def _place_in_unet(name: str) -> tuple[Any, ...]:
+    stage, *rest = name.split(".")
+    *outer, inner = [int(part) for part in rest if part.isdigit()]
+    return _UNET_STAGES.index(stage), outer, "motion_modules" in rest, inner
+
+
+def _named(field: str, denoiser: nn.Module, layers: Layers) -> list[nn.Module]:
+    """Return blocks by number or name; the name of a module that holds blocks means all of them."""
+    blocks = blocks_of(denoiser)
+    names, count = list(blocks), len(blocks)
+    chosen: dict[str, nn.Module] = {}
+    for layer in layers:
+        if isinstance(layer, int):
+            found = [names[layer]] if -count <= layer < count else []
+        else:
+            found = [name for name in names if name == layer or name.startswith(f"{layer}.")]
+        if not found:
+            raise ValueError(
+                f"{field} {layer!r}: this {type(denoiser).__name__} has {count} blocks, 0 to {count - 1} from first to "
+                f"last or -1 to {-count} from the last, named {', '.join(names[:2])} … {', '.join(names[-1:])}"
+            )
+        chosen |= {name: blocks[name] for name in found}
+    return list(chosen.values())
+
+
+def _handing_on(block: nn.Module) -> Callable[..., Any]:
+    """Return a forward that gives back what the block was given, in the order in which it returns it.
+
+    diffusers registers that order for most of its blocks; what is not registered is evaluated once to be seen.
+    """
+    forward = block.forward
+    parameters = inspect.signature(type(block).forward.__get__(block))
+    first = next(iter(parameters.parameters))
+    returned: list[str] | None = _registered_order(block)
+
+    def hand_on(*args: Any, **kwargs: Any) -> Any:
+        nonlocal returned
+        if returned is None:
+            if not isinstance(forward(*args, **kwargs), torch.Tensor):
+                raise ValueError(
+                    f"skip_layers: {type(block).__name__} returns several tensors, and diffusers does not say which is "
+                    "which, so it cannot be left out; name other blocks"
+                )
+            returned = [first]
+        given = parameters.bind(*args, **kwargs).arguments
+        values = [given.get(name) for name in returned]
+        return values[0] if len(values) == 1 else tuple(values)
+
+    return hand_on
+
+
+def _registered_order(block: nn.Module) -> list[str] | None:
+    """Return the arguments that a block returns anew, in order; None where diffusers does not know."""
+    try:
+        known = TransformerBlockRegistry.get(type(block))
+    except ValueError:
+        return None
+    order = {known.return_hidden_states_index: known.hidden_states_argument_name}
+    if known.return_encoder_hidden_states_index is not None:
+        order[known.return_encoder_hidden_states_index] = known.encoder_hidden_states_argument_name
+    return [order[index] for index in sorted(order)]
+
+
+def _is_self_attention(name: str, module: nn.Module) -> bool:
+    if not isinstance(module, _ATTENTION_CLASSES):
+        return False
+    is_cross = getattr(module, "is_cross_attention", None)
+    return not (name.endswith("attn2") if is_cross is None else is_cross)
+
+
+class _IdentityMap(AttentionScoreSkipFunctionMode):
+    """diffusers' mode, in which attention gives back its values, and whether there was any."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= func is nn.functional.scaled_dot_product_attention
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _with_identity_map(attention: nn.Module) -> Callable[..., Any]:
+    forward = attention.forward
+
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        with _IdentityMap() as mode:
+            result = forward(*args, **kwargs)
+        if not mode.seen:
+            raise ValueError(
+                f"perturbed_layers: this {type(attention).__name__} does not attend by torch's own function; set the "
+                "attention backend to native"
+            )
+        return result
+
+    return attend

@@ -1,0 +1,37 @@
+"""Attributes of objects set for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+Swap = tuple[Any, dict[str, Any]]
+"""An object, and what some of its attributes are to be."""
+
+_ABSENT = object()
+
+
+@contextmanager
+def swapped(swaps: Sequence[Swap]) -> Iterator[None]:
+    """Set the attributes; what was there before comes back at the end, also after an exception.
+
+    An attribute that somebody else has set in the meantime stays as they set it: offloading hooks are set anew at the
+    end of a pipeline's call.
+    """
+    undo: list[tuple[dict[str, Any], str, Any, Any]] = []
+    for target, attributes in swaps:
+        own = target.__dict__
+        for name, value in attributes.items():
+            undo.append((own, name, own.get(name, _ABSENT), value))
+            own[name] = value
+    try:
+        yield
+    finally:
+        for own, name, before, ours in reversed(undo):
+            if own.get(name) is not ours:
+                continue
+            if before is _ABSENT:
+                del own[name]
+            else:
+                own[name] = before
