@@ -1,0 +1,268 @@
+"""The network of DiT-MoE: a class-conditional diffusion transformer whose feed-forward layers are mixtures of experts.
+
+Fei et al., "Scaling Diffusion Transformers to 16 Billion Parameters" (arXiv 2407.11633). Names and shapes of the
+parameters are those of the checkpoints at github.com/feizc/DiT-MoE, so their state dicts load as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed, get_timestep_embedding
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import nn
+from torch.nn import functional
+
+_FREQUENCIES = 256
+
+
+class DiTMoETransformer2DModel(ModelMixin, ConfigMixin):
+    """A class-conditional transformer over the patches of a latent image, with routed and shared experts in each block.
+
+    Args:
+        sample_size: height and width of the latents.
+        patch_size: height and width of a patch; it divides `sample_size`.
+        in_channels: of the latents.
+        out_channels: twice `in_channels` where the network predicts its variance too, as all published ones do.
+        num_layers: blocks.
+        num_attention_heads: of each block.
+        attention_head_dim: channels of a head; a token has `num_attention_heads * attention_head_dim`.
+        mlp_ratio: width of a routed expert over the width of a token.
+        num_experts: routed experts of a block.
+        num_experts_per_tok: how many of them a token is sent to.
+        num_shared_experts: experts that every token is sent to, kept as one network of their joint width.
+        num_classes: classes; the label `num_classes` itself is the null class of guidance.
+        qk_norm: queries and keys are normalised, as in the sizes XL and G.
+        timestep_scale: what a timestep of the scheduler is multiplied by. The networks trained with rectified flow were
+            given times from 0 to 1, for which diffusers says 0 to 1000; their scale is 0.001.
+    """
+
+    _no_split_modules = ("DiTMoEBlock",)
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        out_channels: int = 8,
+        num_layers: int = 12,
+        num_attention_heads: int = 6,
+        attention_head_dim: int = 64,
+        mlp_ratio: int = 4,
+        num_experts: int = 8,
+        num_experts_per_tok: int = 2,
+        num_shared_experts: int = 2,
+        num_classes: int = 1000,
+        qk_norm: bool = False,
+        timestep_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        width = num_attention_heads * attention_head_dim
+        self.x_embedder = PatchEmbed(
+            sample_size, sample_size, patch_size, in_channels, embed_dim=width, pos_embed_type=None
+        )
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = LabelEmbedder(num_classes, width)
+        side = sample_size // patch_size
+        positions = get_2d_sincos_pos_embed(width, side, base_size=side, output_type="pt")
+        self.pos_embed = nn.Parameter(positions.float()[None], requires_grad=False)
+        self.blocks = nn.ModuleList(
+            DiTMoEBlock(
+                width, num_attention_heads, mlp_ratio, num_experts, num_experts_per_tok, num_shared_experts, qk_norm
+            )
+            for _ in range(num_layers)
+        )
+        self.final_layer = FinalLayer(width, patch_size**2 * out_channels)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.Tensor,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """Predict epsilon, v or the flow (noise - sample), whichever the network was trained for.
+
+        Args:
+            hidden_states: latents (samples, in_channels, sample_size, sample_size).
+            timestep: of the scheduler, one for all samples or (samples,).
+            class_labels: (samples,), integers from 0 to `num_classes`.
+            return_dict: whether to return an output object instead of a tuple.
+
+        Returns:
+            The prediction, (samples, out_channels, sample_size, sample_size).
+        """
+        times = torch.as_tensor(timestep, device=hidden_states.device).expand(len(hidden_states))
+        tokens = self.x_embedder(hidden_states) + self.pos_embed
+        condition = self.t_embedder(times * self.config.timestep_scale) + self.y_embedder(class_labels)
+        for block in self.blocks:
+            tokens = block(tokens, condition)
+        patches = self.final_layer(tokens, condition)
+        side, size = self.config.sample_size // self.config.patch_size, self.config.patch_size
+        grid = patches.unflatten(2, (size, size, -1)).unflatten(1, (side, side))
+        sample = torch.einsum("nhwpqc->nchpwq", grid).flatten(4, 5).flatten(2, 3)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+
+class TimestepEmbedder(nn.Module):
+    """Timesteps (samples,) to vectors (samples, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, times: torch.Tensor) -> torch.Tensor:
+        """Embed timesteps, which may be fractions."""
+        waves = get_timestep_embedding(times, _FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
+        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """Class labels (samples,) to vectors (samples, width); one more than there are classes stands for none."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, class_labels: torch.Tensor) -> torch.Tensor:
+        """Look labels up."""
+        return self.embedding_table(class_labels)
+
+
+class SelfAttention(nn.Module):
+    """Attention among tokens (samples, tokens, width)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Attend."""
+        query, key, value = _by_head(self.qkv(tokens), self.heads)
+        return self.proj(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+class NormedSelfAttention(nn.Module):
+    """The same with normalised queries and keys, under the names that the larger checkpoints give it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.Wqkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.LayerNorm(width // heads, eps=1e-6)
+        self.k_norm = nn.LayerNorm(width // heads, eps=1e-6)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Attend."""
+        query, key, value = _by_head(self.Wqkv(tokens), self.heads)
+        query, key = self.q_norm(query), self.k_norm(key)
+        return self.out_proj(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+def _by_head(qkv: torch.Tensor, heads: int) -> tuple[torch.Tensor, ...]:
+    """Split (samples, tokens, 3 * width) into queries, keys and values (samples, heads, tokens, channels)."""
+    return qkv.unflatten(2, (3, heads, -1)).transpose(1, 3).unbind(2)
+
+
+class Expert(nn.Module):
+    """A gated feed-forward network (SwiGLU) over tokens (tokens, width)."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Transform each token by itself."""
+        return self.down_proj(functional.silu(self.gate_proj(tokens)) * self.up_proj(tokens))
+
+
+class MoEGate(nn.Module):
+    """The router: sends each token to the `top_k` experts of the highest scores."""
+
+    def __init__(self, width: int, num_experts: int, top_k: int) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.weight = nn.Parameter(torch.empty(num_experts, width).uniform_(-(width**-0.5), width**-0.5))
+
+    def scores(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the probability of each expert for each token, (tokens, experts), in float32."""
+        return functional.linear(tokens, self.weight).float().softmax(dim=-1)
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the numbers and the weights of each token's experts, (tokens, top_k) each.
+
+        The weights are the probabilities as they are: they do not sum to 1.
+        """
+        weights, indices = torch.topk(self.scores(tokens), k=self.top_k, dim=-1, sorted=False)
+        return indices, weights.to(tokens.dtype)
+
+
+class SparseMoE(nn.Module):
+    """Routed experts, of which only those that have tokens are evaluated, and shared ones."""
+
+    def __init__(self, width: int, mlp_ratio: int, num_experts: int, top_k: int, num_shared_experts: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Expert(width, mlp_ratio * width) for _ in range(num_experts))
+        self.gate = MoEGate(width, num_experts, top_k)
+        self.shared_experts = Expert(width, num_shared_experts * width)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum of each token's experts, (samples, tokens, width)."""
+        tokens = hidden_states.flatten(0, 1)
+        indices, weights = self.gate(tokens)
+        order = indices.flatten().argsort(stable=True)
+        counts = indices.flatten().bincount(minlength=len(self.experts)).tolist()
+        by_expert = tokens[order // indices.shape[1]].split(counts)
+        outputs = torch.cat([run(part) for run, part in zip(self.experts, by_expert, strict=True) if len(part)])
+        routed = outputs[order.argsort()].unflatten(0, indices.shape)
+        mixed = (routed * weights[..., None]).sum(dim=1) + self.shared_experts(tokens)
+        return mixed.view_as(hidden_states)
+
+
+class DiTMoEBlock(nn.Module):
+    """Attention and a mixture of experts, both shifted, scaled and gated by the condition (adaLN)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: int,
+        num_experts: int,
+        top_k: int,
+        num_shared_experts: int,
+        qk_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = (NormedSelfAttention if qk_norm else SelfAttention)(width, heads)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.moe = SparseMoE(width, mlp_ratio, num_experts, top_k, num_shared_experts)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Transform tokens (samples, tokens, width) under a condition (samples, width)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)[:, None].chunk(6, dim=2)
+        hidden_states = hidden_states + gate1 * self.attn(self.norm1(hidden_states) * (1 + scale1) + shift1)
+        return hidden_states + gate2 * self.moe(self.norm2(hidden_states) * (1 + scale2) + shift2)
+
+
+class FinalLayer(nn.Module):
+    """Tokens to the pixels of their patches."""
+
+    def __init__(self, width: int, values: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, values)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, tokens: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Return (samples, tokens, values)."""
+        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=2)
+        return self.linear(self.norm_final(tokens) * (1 + scale) + shift)
