@@ -4,7 +4,18 @@ import pytest
 import tiny
 import torch
 
-VARIANTS = {builder.__name__: builder for builder in tiny.BUILDERS} | {
+BUILDERS = (
+    tiny.animatediff,
+    tiny.animatediff_sdxl,
+    tiny.stable_diffusion,
+    tiny.stable_diffusion_xl,
+    tiny.cogvideox,
+    tiny.pixart,
+    tiny.dit,
+    tiny.wan,
+    tiny.flux,
+)
+VARIANTS = {builder.__name__: builder for builder in BUILDERS} | {
     "wan_two_stage": lambda: tiny.wan(two_stage=True),
     "cogvideox_rotary": lambda: tiny.cogvideox(rotary=True),
     "cogvideox_1_5": lambda: tiny.cogvideox(rotary=True, patch_size_t=2),
