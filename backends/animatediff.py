@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from inspect import signature
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import diffusers
@@ -17,7 +16,6 @@ from diffusers import (
     UNet2DConditionModel,
     UNetMotionModel,
 )
-from safetensors import safe_open
 from torch import nn
 
 from w2sd_video.backends import register
@@ -30,6 +28,8 @@ from w2sd_video.backends.loading import (
     check_same,
     denoiser_config,
     filled,
+    is_single_file,
+    kind_of_file,
     load_file,
     load_part,
     pick_device,
@@ -38,7 +38,7 @@ from w2sd_video.backends.loading import (
     spare_memory,
 )
 from w2sd_video.backends.motion import drop_motion, motion_config, same_motion, share_motion, with_motion
-from w2sd_video.backends.prediction import Text, guided_predictor
+from w2sd_video.backends.prediction import Text, Words, guided_predictor, one_a_prompt
 from w2sd_video.branch import Branch
 from w2sd_video.sampler import Predict
 
@@ -105,7 +105,7 @@ def load(
     check_attention(attention, target)
     dtype = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
     weights = weights or {}
-    if _is_single_file(pretrained):
+    if is_single_file(pretrained):
         pipe = _load_file(pretrained, motion_adapter, weights, dtype, config)
     else:
         pipe = _load_folder(pretrained, motion_adapter, weights, dtype, variant)
@@ -128,12 +128,12 @@ def load(
 
 def predictor(
     pipe: Pipeline,
-    prompt: str | Sequence[str],
+    prompt: Words,
     *,
     strong: Branch,
     weak: Branch,
     base: Branch | None = None,
-    negative_prompt: str | None = None,
+    negative_prompt: Words | None = None,
 ) -> Predict:
     """Return `predict(latents, timestep, role)` for `w2sd_video.sampler.sample` or a loop of one's own.
 
@@ -157,14 +157,14 @@ def predictor(
     """
     sdxl = isinstance(pipe, AnimateDiffSDXLPipeline)
 
-    def encode(words: str | Sequence[str]) -> tuple[Text, Text]:
+    def encode(words: Words, negative: Words | None) -> tuple[Text, Text]:
         texts = [words] if isinstance(words, str) else list(words)
         with torch.no_grad():
             encoded = pipe.encode_prompt(
                 prompt=texts,
                 device=pipe._execution_device,
                 do_classifier_free_guidance=True,
-                negative_prompt=None if negative_prompt is None else [negative_prompt] * len(texts),
+                negative_prompt=None if negative is None else one_a_prompt(negative, texts),
                 **{"num_videos_per_prompt" if sdxl else "num_images_per_prompt": 1},
             )
         names = ("encoder_hidden_states", "text_embeds")
@@ -179,7 +179,7 @@ def predictor(
         return module(latents, timestep, tokens, added_cond_kwargs=added, return_dict=False)[0]
 
     branches = {"base": base or Branch(), "strong": strong, "weak": weak}
-    return guided_predictor(pipe, pipe.unet, prompt, branches, encode, evaluate)
+    return guided_predictor(pipe, pipe.unet, prompt, negative_prompt, branches, encode, evaluate)
 
 
 def _sdxl_conditions(pipe: Any, latents: torch.Tensor, pooled: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -230,7 +230,7 @@ def _load_file(
     config: Source | None,
 ) -> Pipeline:
     """Load the pipeline of a single-file checkpoint; diffusers finds its configs on the hub, or in `config`."""
-    kind = _kind_of_file(pretrained)
+    kind = kind_of_file(pretrained)
     family = _STOCK[kind]
     given = {} if config is None else {"config": str(config)}
     stock = load_file(getattr(diffusers, kind), pretrained, dtype, **given)
@@ -279,8 +279,8 @@ def _check_seconds(own: Config, weights: Mapping[str, Source | nn.Module]) -> No
             if type(source).__name__ not in _DENOISERS:
                 raise ValueError(f"{where} is a {type(source).__name__}; allowed are {', '.join(_DENOISERS)}")
             config = filled(type(source), dict(source.config))  # type: ignore[arg-type]
-        elif _is_single_file(source):
-            sdxl = _kind_of_file(source) == "StableDiffusionXLPipeline"
+        elif is_single_file(source):
+            sdxl = kind_of_file(source) == "StableDiffusionXLPipeline"
             if sdxl != (own["addition_embed_type"] == "text_time"):
                 kinds = ("SD1.5", "SDXL") if sdxl else ("SDXL", "SD1.5")
                 raise ValueError(f"{where} is an {kinds[1]} checkpoint, but the pipeline's is an {kinds[0]} one")
@@ -296,7 +296,7 @@ def _load_second(
     """Load a second UNet, the places of motion layers that it shares with the first left empty."""
     if isinstance(source, nn.Module):
         return source.eval() if isinstance(source, UNetMotionModel) else with_motion(source, unet.config)
-    if _is_single_file(source):
+    if is_single_file(source):
         given = {} if config is None else {"config": str(config), "subfolder": "unet"}
         flat = load_file(UNet2DConditionModel, source, dtype, **given)
         check_same(_architecture(unet.config), _architecture(flat.config), where=repr(str(source)))
@@ -323,20 +323,3 @@ def _per_block(value: Any) -> Any:
     """Return a config's number, or its number for every block if they are all the same, or the list of them."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     return values[0] if all(v == values[0] for v in values) else values
-
-
-def _is_single_file(source: Source | nn.Module) -> bool:
-    return isinstance(source, (str, Path)) and Path(source).suffix == ".safetensors"
-
-
-def _kind_of_file(source: Source) -> str:
-    """Return the class of pipeline that a single-file checkpoint is for, from the names of its tensors."""
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(source)!r}")
-    with safe_open(path, framework="pt") as file:
-        names = set(file.keys())
-    if "model.diffusion_model.input_blocks.0.0.weight" not in names:
-        raise ValueError(f"{str(source)!r} is not an SD1.5 or SDXL checkpoint in the original layout")
-    sdxl = "model.diffusion_model.label_emb.0.0.weight" in names
-    return "StableDiffusionXLPipeline" if sdxl else "StableDiffusionPipeline"

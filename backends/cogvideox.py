@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from w2sd_video.backends.loading import (
     place,
     spare_memory,
 )
-from w2sd_video.backends.prediction import Text, guided_predictor
+from w2sd_video.backends.prediction import Text, Words, guided_predictor, one_a_prompt
 from w2sd_video.branch import Branch
 from w2sd_video.sampler import Predict
 
@@ -88,12 +88,12 @@ def load(
 
 def predictor(
     pipe: CogVideoXPipeline,
-    prompt: str | Sequence[str],
+    prompt: Words,
     *,
     strong: Branch,
     weak: Branch,
     base: Branch | None = None,
-    negative_prompt: str | None = None,
+    negative_prompt: Words | None = None,
 ) -> Predict:
     """Return `predict(latents, timestep, role)` for `w2sd_video.sampler.sample` or a loop of one's own.
 
@@ -116,12 +116,12 @@ def predictor(
         ValueError: weights or a LoRA that were not loaded; when called, a number of prompts that does not fit.
     """
 
-    def encode(words: str | Sequence[str]) -> tuple[Text, Text]:
+    def encode(words: Words, negative: Words | None) -> tuple[Text, Text]:
         length = pipe.transformer.config.max_text_seq_length
         texts = [words] if isinstance(words, str) else list(words)
         with torch.no_grad():
             conditional, unconditional = pipe.encode_prompt(
-                texts, [negative_prompt or ""] * len(texts), True, max_sequence_length=length
+                texts, one_a_prompt(negative or "", texts), True, max_sequence_length=length
             )
         return {"encoder_hidden_states": unconditional}, {"encoder_hidden_states": conditional}
 
@@ -135,7 +135,7 @@ def predictor(
         return module(latents, timestep=times, image_rotary_emb=rotary, return_dict=False, **text)[0]
 
     branches = {"base": base or Branch(), "strong": strong, "weak": weak}
-    return guided_predictor(pipe, pipe.transformer, prompt, branches, encode, evaluate)
+    return guided_predictor(pipe, pipe.transformer, prompt, negative_prompt, branches, encode, evaluate)
 
 
 def _check_second(own: Config, name: str, source: Source | nn.Module) -> str | None:

@@ -10,7 +10,10 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import deprecation_utils
+from safetensors import safe_open
 from torch import nn
+
+from w2sd_video.backends import Second
 
 Source = str | Path
 Config = dict[str, Any]
@@ -23,16 +26,15 @@ TILE_ABOVE = 256
 """Pixels; a VAE made for larger frames than this decodes in tiles."""
 
 
-def pipeline_class(pretrained: Source, allowed: Collection[str]) -> str:
-    """Return the class that a checkpoint's `model_index.json` names, without loading a weight.
+def pipeline_index(pretrained: Source) -> Config:
+    """Return what a checkpoint's `model_index.json` says, without loading a weight.
 
     Args:
         pretrained: folder written by `save_pretrained`, or hub id.
-        allowed: names of the classes that the backend can load.
 
     Raises:
         FileNotFoundError: neither a folder nor a hub id that can be reached.
-        ValueError: not a diffusers pipeline, or one of another class.
+        ValueError: not a diffusers pipeline.
     """
     folder = _folder(pretrained)
     if folder and not (folder / "model_index.json").is_file():
@@ -40,7 +42,17 @@ def pipeline_class(pretrained: Source, allowed: Collection[str]) -> str:
             f"{str(pretrained)!r} has no model_index.json, so it is not a diffusers pipeline; "
             "pass a folder that save_pretrained wrote, or a hub id"
         )
-    name = _config(DiffusionPipeline, pretrained, None)["_class_name"]
+    return _config(DiffusionPipeline, pretrained, None)
+
+
+def pipeline_class(pretrained: Source, allowed: Collection[str]) -> str:
+    """Return the class that a checkpoint's `model_index.json` names (see `pipeline_index`).
+
+    Raises:
+        FileNotFoundError: neither a folder nor a hub id that can be reached.
+        ValueError: not a diffusers pipeline, or none of the classes in `allowed`.
+    """
+    name = pipeline_index(pretrained)["_class_name"]
     if name not in allowed:
         raise ValueError(f"{str(pretrained)!r} is a {name}; this backend loads {', '.join(sorted(allowed))}")
     return name
@@ -91,6 +103,29 @@ def load_file(model: Any, source: Source, dtype: torch.dtype, **others: Any) -> 
     return model.from_single_file(str(Path(source).expanduser()), **{_DTYPE: dtype}, **others)
 
 
+def is_single_file(source: Any) -> bool:
+    """Return whether a source is a `.safetensors` file, and not a folder, a hub id or a module."""
+    return isinstance(source, (str, Path)) and Path(source).suffix == ".safetensors"
+
+
+def kind_of_file(source: Source) -> str:
+    """Return the class of pipeline that a single-file checkpoint is for, from the names of its tensors.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: neither SD1.5 nor SDXL in the original layout.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(source)!r}")
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+    if "model.diffusion_model.input_blocks.0.0.weight" not in names:
+        raise ValueError(f"{str(source)!r} is not an SD1.5 or SDXL checkpoint in the original layout")
+    sdxl = "model.diffusion_model.label_emb.0.0.weight" in names
+    return "StableDiffusionXLPipeline" if sdxl else "StableDiffusionPipeline"
+
+
 def filled(model: Any, config: Mapping[str, Any]) -> Config:
     """Return a config with the defaults of the model's constructor for what it leaves out."""
     parameters = inspect.signature(model.__init__).parameters.values()
@@ -133,7 +168,7 @@ def check_memory(memory: str, device: torch.device) -> None:
         raise ValueError(f"memory={memory!r} offloads from an accelerator to the CPU, but the device is the CPU")
 
 
-def place(pipe: Any, denoiser: str, seconds: Iterable[nn.Module], device: torch.device, memory: Memory) -> None:
+def place(pipe: Any, denoiser: str, seconds: Iterable[Second], device: torch.device, memory: Memory) -> None:
     """Put a pipeline and its second denoisers where the memory setting says.
 
     - `device`: everything stays on the device.
@@ -141,20 +176,22 @@ def place(pipe: Any, denoiser: str, seconds: Iterable[nn.Module], device: torch.
       together until another part is called: one transfer each a video, and memory for the two of them.
     - `sequential`: every layer comes to the device for its own call. Slow; for the least memory.
     """
+    pairs = [second if isinstance(second, tuple) else (second,) for second in seconds]
+    placed = [pair for modules in pairs for pair in zip((denoiser, f"{denoiser}_2"), modules, strict=False)]
     if memory == "device":
         pipe.to(device)
-        for second in seconds:
-            second.to(device)
+        for _, module in placed:
+            module.to(device)
     elif memory == "offload":
         pipe.enable_model_cpu_offload(device=device)
-        for second in seconds:
-            _offload_with(pipe, denoiser, second, device)
+        for name, module in placed:
+            _offload_with(pipe, name, module, device)
     else:
         from accelerate import cpu_offload
 
         pipe.enable_sequential_cpu_offload(device=device)
-        for second in seconds:
-            cpu_offload(second, device)
+        for _, module in placed:
+            cpu_offload(module, device)
 
 
 def _offload_with(pipe: Any, denoiser: str, second: nn.Module, device: torch.device) -> None:
@@ -172,7 +209,7 @@ def _offload_with(pipe: Any, denoiser: str, second: nn.Module, device: torch.dev
     second.to("cpu")
     second.register_forward_pre_hook(arrive)
     for name, part in pipe.components.items():
-        if isinstance(part, nn.Module) and name != denoiser:
+        if isinstance(part, nn.Module) and name not in (denoiser, "controlnet"):  # they work at every step together
             # A VAE is called by its encode and decode, which pass its own hooks by.
             parts: Iterable[Any] = (part.encoder, part.decoder) if name == "vae" else (part,)
             for called in parts:
@@ -180,7 +217,12 @@ def _offload_with(pipe: Any, denoiser: str, second: nn.Module, device: torch.dev
 
 
 def spare_memory(vae: Any) -> None:
-    """Let a VAE decode one sample at a time, and in tiles where its frames are large; small ones decode whole."""
+    """Let a VAE decode one sample at a time, and in tiles where its frames are large; small ones decode whole.
+
+    A VAE that has no such modes is left as it is.
+    """
+    if not hasattr(vae, "enable_slicing"):
+        return
     vae.enable_slicing()
     size = vae.config.get("sample_height") or vae.config.get("sample_size") or 0
     if size > TILE_ABOVE:

@@ -10,21 +10,23 @@ import torch
 from torch import nn
 
 from w2sd_video.backends import second_denoiser
-from w2sd_video.branch import Branch
+from w2sd_video.branch import STAGES, Branch
 from w2sd_video.gaps import swapped, swaps_of
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.sampler import Predict
 
 Text = dict[str, torch.Tensor]
 """What a denoiser is told of a prompt: its arguments by name, each with the prompts as first dimension."""
-Encode = Callable[[str | Sequence[str]], tuple[Text, Text]]
+Words = str | Sequence[str]
+Encode = Callable[[Words, Words | None], tuple[Text, Text]]
 Evaluate = Callable[[nn.Module, torch.Tensor, torch.Tensor, Text], torch.Tensor]
 
 
 def guided_predictor(
     pipe: Any,
     denoiser: nn.Module,
-    prompt: str | Sequence[str],
+    prompt: Words,
+    negative_prompt: Words | None,
     branches: Mapping[str, Branch],
     encode: Encode,
     evaluate: Evaluate,
@@ -35,29 +37,38 @@ def guided_predictor(
         pipe: the pipeline.
         denoiser: its own denoiser, for branches without weights.
         prompt: one for all samples, or one a sample.
+        negative_prompt: the same for the unconditional half; None is the pipeline's own choice.
         branches: the setting of each role; a guidance scale left out is the default of the pipeline's call.
-        encode: prompt to (unconditional, conditional) text; called once for each prompt.
+        encode: prompt and negative prompt to (unconditional, conditional) text; called once for each pair of them.
         evaluate: `(module, latents, timestep, text) -> prediction`.
 
     Raises:
-        ValueError: a branch names weights or a LoRA that were not loaded.
+        ValueError: a branch names weights or a LoRA that were not loaded, or is for a pipeline of another kind: with
+            two stages or a ControlNet.
     """
     default = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
-    scales = {role: default if b.guidance_scale is None else b.guidance_scale for role, b in branches.items()}
-    modules = {
-        role: denoiser if branch.weights is None else second_denoiser(pipe, branch.weights)
-        for role, branch in branches.items()
-    }
+    scales: dict[str, float] = {}
+    modules: dict[str, nn.Module] = {}
     for role, branch in branches.items():
-        check_loaded(branch.lora or {}, [modules[role]])
+        scale = default if branch.guidance_scale is None else branch.guidance_scale
+        module = denoiser if branch.weights is None else second_denoiser(pipe, branch.weights)
+        if isinstance(scale, (tuple, list)) or isinstance(module, tuple) or branch.experts in STAGES:
+            raise ValueError(
+                f"the {role} branch is one of a two-stage model, but {type(pipe).__name__} has one denoiser"
+            )
+        if branch.control_scale is not None:
+            raise ValueError(f"the {role} branch has a control_scale, but {type(pipe).__name__} has no ControlNet")
+        check_loaded(branch.lora or {}, [module])
+        scales[role], modules[role] = scale, module
     swaps = {role: swaps_of(modules[role], branch) for role, branch in branches.items()}
     texts: dict[Any, tuple[Text, Text]] = {}
     text_of: dict[str, tuple[Text, Text]] = {}
     for role, branch in branches.items():
         words = prompt if branch.prompt is None else branch.prompt
-        key = words if isinstance(words, str) else tuple(words)
+        negative = negative_prompt if branch.negative_prompt is None else branch.negative_prompt
+        key = tuple(text if text is None or isinstance(text, str) else tuple(text) for text in (words, negative))
         if key not in texts:
-            texts[key] = encode(words)
+            texts[key] = encode(words, negative)
         text_of[role] = texts[key]
 
     @torch.no_grad()
@@ -75,6 +86,20 @@ def guided_predictor(
         return (without + scale * (with_text - without)).to(latents.dtype)
 
     return predict
+
+
+def one_a_prompt(negative_prompt: Words, prompts: Sequence[str]) -> list[str]:
+    """Return a negative prompt for each prompt.
+
+    Raises:
+        ValueError: several negative prompts, but not one a prompt.
+    """
+    texts = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+    if len(texts) != len(prompts):
+        raise ValueError(
+            f"there are {len(texts)} negative prompts but {len(prompts)} prompts; pass one, or one a prompt"
+        )
+    return texts
 
 
 def _for_batch(text: Text, size: int) -> Text:
