@@ -143,7 +143,7 @@ def check_same(own: Mapping[str, Any], other: Mapping[str, Any], *, where: str) 
         if other.get(name) != value:
             raise ValueError(
                 f"{where} has {name}={other.get(name)}, but the pipeline's denoiser has {name}={value}; "
-                "the second denoiser must be a checkpoint of the same architecture"
+                "the two must be of the same architecture"
             )
 
 
