@@ -220,7 +220,8 @@ def test_a_perturbed_block_attends_to_nothing_but_itself(name):
 
 
 def test_cross_attention_is_not_perturbed():
-    network, given = tiny.unet(0), (noise(1, 4, 8, 8), torch.tensor([300]), noise(1, 5, tiny.TEXT_WIDTH))
+    """As many words as there are pixels, so that the shapes of cross-attention do not give it away."""
+    network, given = tiny.unet(0), (noise(1, 4, 8, 8), torch.tensor([300]), noise(1, 16, tiny.TEXT_WIDTH))
     by_hand = copy.deepcopy(network)
     block = by_hand.get_submodule("mid_block.attentions.0.transformer_blocks.0")
     block.attn1.processor = IdentityMap()

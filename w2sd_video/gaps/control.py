@@ -55,4 +55,4 @@ class ControlSwitch:
         residuals = self._forward(*args, **kwargs)
         if self._zeros is None:
             self._zeros = tree_map_only(torch.Tensor, lambda one: one.new_zeros(()).expand(one.shape), residuals)
-        return self._zeros if scale == 0 else residuals
+        return residuals
