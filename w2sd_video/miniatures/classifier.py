@@ -1,4 +1,7 @@
-"""A classifier of the world's clips, and what is measured with it: prompt adherence and Fréchet distance."""
+"""Classifiers of the world's clips and pictures, and what they measure: prompt adherence and Fréchet distance.
+
+Clips are judged by their motion, pictures by the trail behind the sprite; which of the two is at hand is told by shape.
+"""
 
 from __future__ import annotations
 
@@ -14,38 +17,43 @@ from torch import nn
 
 from .world import COLOURS, DIRECTIONS, SHAPES, Attributes, parse
 
-WEIGHTS = Path(__file__).parent / "weights" / "classifier"
+Samples = np.ndarray | torch.Tensor | Sequence
+
+WEIGHTS = Path(__file__).parent / "weights"
 HEADS = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "direction": tuple(DIRECTIONS)}
 FRAMES = 8
-"""Frames it looks at; of longer clips the first ones."""
+"""Frames of a clip that are looked at; of longer clips the first ones."""
+_TIME = {1: [(1, 1, 0)] * 4, FRAMES: [(2, 1, 0), (3, 2, 1), (3, 2, 1), (2, 1, 0)]}
+"""Kernel, stride and padding along time, by the number of frames; all of them end in one frame."""
 
 
 class Classifier(nn.Module):
     """Three-dimensional convolutions over a clip, three linear heads over their pooled features."""
 
-    def __init__(self, width: int = 16) -> None:
-        """`width` is the number of channels at full resolution; there are `8 * width` features."""
+    def __init__(self, frames: int = FRAMES, width: int = 16) -> None:
+        """`frames` is 8, or 1 for pictures; `width` is of the first layer; there are `16 * width` features."""
         super().__init__()
-        self.width = width
+        self.frames, self.width = frames, width
         wide, wider, features = 2 * width, 4 * width, 8 * width
+        first, second, third, last = _TIME[frames]
         self.body = nn.Sequential(
-            nn.Conv3d(3, width, (2, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1)),  # 7 × 16 × 16
+            _convolution(3, width, first, 4, 2),  # 7 × 16 × 16, or 1 × 16 × 16 of a picture
             nn.GroupNorm(4, width),
             nn.SiLU(),
-            nn.Conv3d(width, wide, (3, 4, 4), stride=(2, 2, 2), padding=1),  # 4 × 8 × 8
+            _convolution(width, wide, second, 4, 2),  # 4 × 8 × 8
             nn.GroupNorm(4, wide),
             nn.SiLU(),
-            nn.Conv3d(wide, wider, 3, stride=(2, 1, 1), padding=1),  # 2 × 8 × 8
+            _convolution(wide, wider, third, 3, 1),  # 2 × 8 × 8
             nn.GroupNorm(4, wider),
             nn.SiLU(),
-            nn.Conv3d(wider, features, (2, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),  # 1 × 4 × 4
+            _convolution(wider, features, last, 3, 2),  # 1 × 4 × 4
             nn.SiLU(),
         )
         self.heads = nn.ModuleDict({name: nn.Linear(2 * features, len(labels)) for name, labels in HEADS.items()})
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Clips (n, frames >= 8, 3, 32, 32) in [-1, 1] to features (n, 16 * width)."""
-        grid = self.body(x[:, :FRAMES].transpose(1, 2)).flatten(2)
+        """Clips (n, >= frames, 3, 32, 32) in [-1, 1] to features (n, 16 * width)."""
+        grid = self.body(x[:, : self.frames].transpose(1, 2)).flatten(2)
         return torch.cat([grid.mean(-1), grid.amax(-1)], dim=1)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -57,7 +65,13 @@ class Classifier(nn.Module):
         """Write weights in half precision, and `config.json` with the accuracies `measured`."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({key: value.half() for key, value in self.state_dict().items()}, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps({"width": self.width, "measured": measured}, indent=2) + "\n")
+        config = {"frames": self.frames, "width": self.width, "measured": measured}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _convolution(inside: int, outside: int, time: tuple[int, int, int], kernel: int, stride: int) -> nn.Conv3d:
+    length, step, edge = time
+    return nn.Conv3d(inside, outside, (length, kernel, kernel), stride=(step, stride, stride), padding=(edge, 1, 1))
 
 
 def labels_of(attributes: Attributes) -> list[int]:
@@ -66,51 +80,62 @@ def labels_of(attributes: Attributes) -> list[int]:
 
 
 @cache
-def load_classifier(folder: Path = WEIGHTS) -> Classifier:
-    """The trained classifier, in float32 on the CPU."""
-    model = Classifier(json.loads((folder / "config.json").read_text())["width"])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+def load_classifier(name: str = "classifier", weights: Path = WEIGHTS) -> Classifier:
+    """The trained "classifier" of clips or "image_classifier" of pictures, in float32 on the CPU."""
+    config = json.loads((weights / name / "config.json").read_text())
+    model = Classifier(config["frames"], config["width"])
+    model.load_state_dict(load_file(weights / name / "model.safetensors"))
     return model.float().eval().requires_grad_(False)
 
 
-def as_tensor(videos: np.ndarray | torch.Tensor | Sequence) -> torch.Tensor:
-    """Videos as the classifier wants them, (n, frames, 3, 32, 32) in [-1, 1].
+def as_tensor(samples: Samples) -> torch.Tensor:
+    """Samples as the classifiers want them, (n, frames, 3, 32, 32) in [-1, 1]; pictures have one frame.
 
-    Takes what pipelines give: uint8 or float in [0, 1], (n, frames, 32, 32, 3), also as lists of lists of PIL images.
+    Takes what pipelines give: uint8 or float in [0, 1], clips (n, frames, 32, 32, 3) or pictures (n, 32, 32, 3), also
+    as lists of (lists of) PIL images.
 
     Raises:
-        ValueError: another shape, or fewer than eight frames.
+        ValueError: another shape, or clips of fewer than eight frames.
     """
-    array = videos.numpy(force=True) if isinstance(videos, torch.Tensor) else np.stack([_stack(v) for v in videos])
-    if array.ndim != 5 or array.shape[-1] != 3 or array.shape[1] < FRAMES:
-        raise ValueError(f"want videos of shape (n, frames >= {FRAMES}, height, width, 3), got {array.shape}")
+    array = samples.numpy(force=True) if isinstance(samples, torch.Tensor) else np.stack([_array(s) for s in samples])
+    if array.ndim == 4:
+        array = array[:, None]
+    elif array.ndim != 5 or array.shape[1] < FRAMES:
+        wanted = f"clips of shape (n, frames >= {FRAMES}, height, width, 3) or pictures (n, height, width, 3)"
+        raise ValueError(f"want {wanted}, got {array.shape}")
     scale = 127.5 if array.dtype == np.uint8 else 0.5
     return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, -3).float() / scale - 1
 
 
-def _stack(video: np.ndarray | torch.Tensor | Sequence) -> np.ndarray:
-    return np.stack([np.asarray(frame) for frame in video])
+def _array(sample: np.ndarray | torch.Tensor | Sequence) -> np.ndarray:
+    return np.stack([np.asarray(frame) for frame in sample]) if isinstance(sample, list) else np.asarray(sample)
+
+
+def _judge(samples: torch.Tensor) -> Classifier:
+    return load_classifier("classifier" if samples.shape[1] > 1 else "image_classifier")
 
 
 @torch.no_grad()
-def classify(videos: np.ndarray | torch.Tensor | Sequence) -> list[Attributes]:
-    """What the classifier sees in each of the `videos`, given as to `as_tensor`."""
-    logits = [load_classifier()(part) for part in as_tensor(videos).split(256)]
+def classify(samples: Samples) -> list[Attributes]:
+    """What is seen in each of the `samples`, clips or pictures, given as to `as_tensor`."""
+    x = as_tensor(samples)
+    logits = [_judge(x)(part) for part in x.split(256)]
     seen = {name: torch.cat([part[name] for part in logits]).argmax(1).tolist() for name in HEADS}
     return [Attributes(*(HEADS[name][seen[name][i]] for name in HEADS)) for i in range(len(seen["shape"]))]
 
 
-def adherence(videos: np.ndarray | torch.Tensor | Sequence, prompts: Sequence[str]) -> dict[str, float]:
-    """Shares of the `videos` with the shape, colour and direction of their prompts, and with all three: "joint"."""
-    wanted, seen = [parse(prompt) for prompt in prompts], classify(videos)
+def adherence(samples: Samples, prompts: Sequence[str]) -> dict[str, float]:
+    """Shares of the `samples` with the shape, colour and direction of their prompts, and with all three: "joint"."""
+    wanted, seen = [parse(prompt) for prompt in prompts], classify(samples)
     right = np.array([[getattr(w, h) == getattr(s, h) for h in HEADS] for w, s in zip(wanted, seen, strict=True)])
     return {**dict(zip(HEADS, right.mean(0).tolist(), strict=True)), "joint": float(right.all(1).mean())}
 
 
 @torch.no_grad()
-def features(videos: np.ndarray | torch.Tensor | Sequence) -> np.ndarray:
-    """Penultimate features (n, d) of `videos`, given as to `as_tensor`."""
-    return torch.cat([load_classifier().features(part) for part in as_tensor(videos).split(256)]).numpy()
+def features(samples: Samples) -> np.ndarray:
+    """Penultimate features (n, d) of `samples`, clips or pictures, given as to `as_tensor`."""
+    x = as_tensor(samples)
+    return torch.cat([_judge(x).features(part) for part in x.split(256)]).numpy()
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -14,6 +14,8 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     MotionAdapter,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     UNet2DConditionModel,
 )
 from transformers import CLIPTextModel, T5EncoderModel
@@ -59,9 +61,33 @@ def export_cogvideox(out: Path, weights: Path) -> None:
     _forget_origin(folder)
 
 
+def export_pixart(out: Path, weights: Path) -> None:
+    """Assemble `weights/pixart`: a pipeline with the strong transformer, and the weak one in `transformer_weak`."""
+    folder = weights / "pixart"
+    shutil.rmtree(folder, ignore_errors=True)
+    pipe = PixArtAlphaPipeline(
+        vae=AutoencoderKL.from_pretrained(out / "image_vae"),
+        text_encoder=T5EncoderModel.from_pretrained(out / "t5"),
+        tokenizer=t5_tokenizer(),
+        transformer=PixArtTransformer2DModel.from_pretrained(out / "pixart_strong"),
+        scheduler=ddim_scheduler(),
+    )
+    for part in (pipe.vae, pipe.transformer):
+        part.to(torch.float16)
+    pipe.save_pretrained(folder)
+    weak = PixArtTransformer2DModel.from_pretrained(out / "pixart_weak")
+    weak.to(torch.float16).save_pretrained(folder / "transformer_weak")
+    _forget_origin(folder)
+
+
 def export_classifier(out: Path, weights: Path) -> None:
     """Copy `out/classifier` to `weights/classifier`."""
     shutil.copytree(out / "classifier", weights / "classifier", dirs_exist_ok=True)
+
+
+def export_image_classifier(out: Path, weights: Path) -> None:
+    """Copy `out/image_classifier` to `weights/image_classifier`."""
+    shutil.copytree(out / "image_classifier", weights / "image_classifier", dirs_exist_ok=True)
 
 
 def _forget_origin(folder: Path) -> None:

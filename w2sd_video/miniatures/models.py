@@ -12,6 +12,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     DDIMScheduler,
     MotionAdapter,
+    PixArtTransformer2DModel,
     UNet2DConditionModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -162,8 +163,23 @@ def transformer(width: int = 128, layers: int = 5) -> CogVideoXTransformer3DMode
     )
 
 
+def image_transformer(width: int = 128, layers: int = 6) -> PixArtTransformer2DModel:
+    """The network of the PixArt track: 16 tokens of a picture, attention to the text in every block."""
+    return PixArtTransformer2DModel(
+        num_attention_heads=width // 32,
+        attention_head_dim=32,
+        num_layers=layers,
+        in_channels=4,
+        out_channels=4,
+        patch_size=2,
+        cross_attention_dim=width,
+        caption_channels=TEXT_WIDTH,
+        sample_size=SIZE // 4,
+    )
+
+
 def ddim_scheduler() -> DDIMScheduler:
-    """AnimateDiff's linear schedule, predicting v."""
+    """AnimateDiff's linear schedule, predicting v; the PixArt track's too."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import torch
 
-from . import WEIGHTS, export, train_animatediff, train_cogvideox, train_vae
+from . import WEIGHTS, export, train_animatediff, train_cogvideox, train_pixart, train_vae
 from .fit import Budget
-from .train_classifier import train_classifier
+from .train_classifier import train_classifier, train_image_classifier
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Stage:
 
 STAGES = {
     "classifier": Stage("classifier", train_classifier, 3),
+    "image_classifier": Stage("image_classifier", train_image_classifier, 4),
     "image_vae": Stage("animatediff", train_vae.train_image_vae, 6),
     "unet_base": Stage("animatediff", train_animatediff.train_base, 9),
     "unet_strong": Stage("animatediff", train_animatediff.train_strong, 11),
@@ -54,11 +55,15 @@ STAGES = {
     "transformer_weak": Stage("cogvideox", train_cogvideox.train_weak, 19),
     "transformer_strong": Stage("cogvideox", train_cogvideox.train_strong, 40),
     "transformer_details": Stage("cogvideox", train_cogvideox.train_details, 10),
+    "pixart_weak": Stage("pixart", train_pixart.train_weak, 10),
+    "pixart_strong": Stage("pixart", train_pixart.train_strong, 40),
 }
 EXPORTS = {
     "classifier": export.export_classifier,
+    "image_classifier": export.export_image_classifier,
     "motion": export.export_animatediff,
     "transformer_details": export.export_cogvideox,
+    "pixart_strong": export.export_pixart,
 }
 """After which stage what is written."""
 

@@ -1,0 +1,69 @@
+"""Training of the PixArt track: one transformer on pictures, whose early checkpoint is the weak model.
+
+The text encoder is the CogVideoX track's, the autoencoder the AnimateDiff track's, both as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PixArtTransformer2DModel
+from transformers import T5EncoderModel
+
+from .data import encoded_pool
+from .diffusion import Noising, prompt_tokens, v_loss
+from .fit import Budget, fit
+from .models import ddim_scheduler, image_transformer, t5_tokenizer
+
+PICTURES = 8
+"""Pictures in the pool for each clip of the other tracks' pools."""
+
+
+def pool(out: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encoded pictures (n, 4, 8, 8) and their prompts' indices."""
+    vae = AutoencoderKL.from_pretrained(out / "image_vae")
+
+    def encode(videos: torch.Tensor) -> torch.Tensor:
+        return vae.encode(videos[:, 0]).latent_dist.mean * vae.config.scaling_factor
+
+    return encoded_pool(out / "pixart_pool.pt", encode, PICTURES * count, frames=1, seed=15)
+
+
+@torch.no_grad()
+def masked_embeddings(out: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the pipeline feeds its denoiser for PROMPTS: embeddings (prompts, tokens, width) and their mask."""
+    tokenizer = t5_tokenizer()
+    tokens = prompt_tokens(tokenizer)
+    mask = (tokens != tokenizer.pad_token_id).long()
+    text_encoder = T5EncoderModel.from_pretrained(out / "t5").eval()
+    return text_encoder(tokens, attention_mask=mask)[0], mask
+
+
+def train_weak(out: Path, budget: Budget, seed: int = 16) -> None:
+    """Train the transformer; saved to `out/pixart_weak`."""
+    torch.manual_seed(seed)
+    _train("pixart_weak", image_transformer(), out, budget)
+
+
+def train_strong(out: Path, budget: Budget, seed: int = 17) -> None:
+    """Train the weak transformer on; saved to `out/pixart_strong`."""
+    torch.manual_seed(seed)
+    _train("pixart_strong", PixArtTransformer2DModel.from_pretrained(out / "pixart_weak"), out, budget)
+
+
+def _train(name: str, denoiser: PixArtTransformer2DModel, out: Path, budget: Budget) -> None:
+    denoiser.train()
+    embeddings, mask = masked_embeddings(out)
+    noising = Noising(*pool(out, budget.pool), ddim_scheduler().alphas_cumprod)
+
+    def loss() -> torch.Tensor:
+        noisy, t, label, v = noising.draw(64)
+        text = {"encoder_hidden_states": embeddings[label], "encoder_attention_mask": mask[label]}
+        return v_loss(denoiser(noisy, timestep=t, **text).sample, v)
+
+    def save() -> None:
+        denoiser.save_pretrained(out / name)
+
+    fit(name, denoiser, loss, out, budget, watch=save)
+    save()
