@@ -1,4 +1,4 @@
-"""What it costs to switch LoRA scales between two branches, and by diffusers' own set_adapters, on a UNet of SDXL's size.
+"""What it costs to switch LoRA scales by a branch and by diffusers' own set_adapters, on a UNet of SDXL's size.
 
 python examples/lora_switching.py
 """
