@@ -109,10 +109,11 @@ def load(
     dtype = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
 
     if _is_file(pretrained):
+        decoder = _load_vae(vae, dtype)
         transformer = load_checkpoint(pretrained, dtype, size=size, rectified_flow=rectified_flow)
         pipe = DiTMoEPipeline(
             transformer=transformer,
-            vae=load_part(AutoencoderKL, vae, dtype),
+            vae=decoder,
             scheduler=published_scheduler(rectified_flow=transformer.config.timestep_scale != 1),
         )
     else:
@@ -228,6 +229,16 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{str(path)!r} holds no state dict, neither by itself nor under 'ema' or 'model'")
     return dict(state)
+
+
+def _load_vae(source: Source, dtype: torch.dtype) -> AutoencoderKL:
+    try:
+        return load_part(AutoencoderKL, source, dtype)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"vae={str(source)!r} is neither a folder of an AutoencoderKL nor one on the hub that can be reached; "
+            f"download {VAE} and pass its folder"
+        ) from error
 
 
 def _load_second(pipe: DiTMoEPipeline, name: str, source: Source | nn.Module, dtype: torch.dtype) -> nn.Module:

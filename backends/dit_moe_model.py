@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed, get_timestep_embedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
@@ -131,27 +132,40 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(class_labels)
 
 
-class SelfAttention(nn.Module):
+class _Attention(nn.Module, AttentionModuleMixin):
+    """What both kinds of attention share; the mixin has tools of diffusers know them as attention."""
+
+    processor = None
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def by_head(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Split (samples, tokens, 3 * width) into queries, keys and values (samples, heads, tokens, channels)."""
+        return qkv.unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)
+
+
+class SelfAttention(_Attention):
     """Attention among tokens (samples, tokens, width)."""
 
     def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(heads)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Attend."""
-        query, key, value = _by_head(self.qkv(tokens), self.heads)
-        return self.proj(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        query, key, value = self.by_head(self.qkv(tokens))
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        return self.proj(attended.transpose(1, 2).flatten(2))
 
 
-class NormedSelfAttention(nn.Module):
+class NormedSelfAttention(_Attention):
     """The same with normalised queries and keys, under the names that the larger checkpoints give it."""
 
     def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(heads)
         self.Wqkv = nn.Linear(width, 3 * width)
         self.q_norm = nn.LayerNorm(width // heads, eps=1e-6)
         self.k_norm = nn.LayerNorm(width // heads, eps=1e-6)
@@ -159,14 +173,9 @@ class NormedSelfAttention(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Attend."""
-        query, key, value = _by_head(self.Wqkv(tokens), self.heads)
-        query, key = self.q_norm(query), self.k_norm(key)
-        return self.out_proj(functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-
-
-def _by_head(qkv: torch.Tensor, heads: int) -> tuple[torch.Tensor, ...]:
-    """Split (samples, tokens, 3 * width) into queries, keys and values (samples, heads, tokens, channels)."""
-    return qkv.unflatten(2, (3, heads, -1)).transpose(1, 3).unbind(2)
+        query, key, value = self.by_head(self.Wqkv(tokens))
+        attended = functional.scaled_dot_product_attention(self.q_norm(query), self.k_norm(key), value)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 class Expert(nn.Module):

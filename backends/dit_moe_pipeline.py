@@ -123,14 +123,19 @@ class DiTMoEPipeline(DiffusionPipeline):
         if self.do_classifier_free_guidance:
             labels = torch.cat([torch.full_like(labels, config.num_classes), labels])
 
-        self._set_timesteps(num_inference_steps, device)
+        is_flow = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
+        if is_flow:  # evenly from 1 to 0, as the published code walks
+            sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+            self.scheduler.set_timesteps(sigmas=sigmas, device=device)
+        else:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_arguments = {"generator": generator} if takes_generator else {}
         latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(self.scheduler.timesteps):
                 model_input = torch.cat([latents] * 2) if self.do_classifier_free_guidance else latents
-                if hasattr(self.scheduler, "scale_model_input"):
+                if not is_flow:
                     model_input = self.scheduler.scale_model_input(model_input, t)
                 prediction = self.transformer(model_input, timestep=t, class_labels=labels, return_dict=False)[0]
                 prediction, variance = prediction.split(
@@ -154,13 +159,6 @@ class DiTMoEPipeline(DiffusionPipeline):
             images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _set_timesteps(self, steps: int, device: torch.device) -> None:
-        """Set the scheduler; rectified flow walks evenly from 1 to 0, as the published code does."""
-        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
-            self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device)
-        else:
-            self.scheduler.set_timesteps(steps, device=device)
 
     def _check(
         self,
