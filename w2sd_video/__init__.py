@@ -4,6 +4,7 @@ from w2sd_video.branch import Branch
 from w2sd_video.plugin import Run, reflection
 from w2sd_video.reflect import reflect
 from w2sd_video.sampler import Reflection, Request, Sampled, reflect_step, sample
+from w2sd_video.strength import StrengthSchedule
 from w2sd_video.trajectory import Level, Trajectory, known_schedulers
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "Request",
     "Run",
     "Sampled",
+    "StrengthSchedule",
     "Trajectory",
     "known_schedulers",
     "reflect",

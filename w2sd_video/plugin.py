@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.rehearsal import CallState, Rehearsal, RehearsalOver
 from w2sd_video.sampler import Inversion, Reflection, Role
 from w2sd_video.scheduler import Walk, is_presented, presented
+from w2sd_video.strength import StrengthSchedule, as_strength
 from w2sd_video.trajectory import Trajectory
 
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -50,10 +52,11 @@ def reflection(
     weak: Branch,
     base: Branch | None = None,
     reflection_steps: int | tuple[float, float] | None = None,
-    strength: float = 1.0,
+    strength: float | str | Path | StrengthSchedule = 1.0,
     rounds: int = 1,
     inversion: Inversion = "paper",
     iterations: int = 2,
+    autoguidance: float = 0.0,
 ) -> Iterator[Run]:
     """Reflect every call of a diffusers pipeline inside the block (algorithm 1 of the paper).
 
@@ -67,10 +70,13 @@ def reflection(
         base: the setting of the step that counts; None is the pipeline's own.
         reflection_steps: λ, counted from the noisiest step; or a window (start, stop) of fractions; None for all
             steps but the last.
-        strength: scale of the displacement; 1 is the paper's.
+        strength: scale of the displacement; 1 is the paper's. A ``StrengthSchedule``, or the name of its file, has one
+            for each noise level.
         rounds: reflections that follow each other at each reflected step.
         inversion: where the weak prediction is made: "paper", "explicit", "current" or "implicit" (``Reflection``).
         iterations: fixed-point iterations of "implicit".
+        autoguidance: weight g of AutoGuidance on the steps that count: ``base + g * (base - weak)``. With
+            ``reflection_steps=0`` it is AutoGuidance alone.
 
     Yields:
         A ``Run``, filled in by each call of the pipeline.
@@ -81,7 +87,7 @@ def reflection(
             experts, layers or side networks that the pipeline does not have; or, inside the block, a guidance scale or
             text that this pipeline cannot be given.
     """
-    settings = Reflection(reflection_steps, strength, rounds, inversion, iterations)
+    settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance)
     denoisers = _denoisers(pipe)
     branches: dict[Role, Branch] = {"base": base or Branch(), "strong": strong, "weak": weak}
     stages = [
@@ -94,7 +100,7 @@ def reflection(
         check_loaded(branch.lora or {}, used)
     state = CallState()
     _check_loop(pipe)
-    if reflection_steps != 0 and any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers):
+    if settings.is_on and any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers):
         raise ValueError(
             "the denoiser has a cache enabled, which would answer one role with what it kept of another; call its "
             "disable_cache() before reflecting"
@@ -129,8 +135,8 @@ class _PipelineCall:
         self._original = type(pipe)
         self._scheduler = scheduler
         self._signature = inspect.signature(type(pipe).__call__)
-        self._off = settings.reflection_steps == 0
-        self._used = [branch for role, branch in branches.items() if role == "base" or not self._off]
+        self._off = not settings.is_on
+        self._used = [branch for role, branch in branches.items() if role in settings.roles]
         self._doubles_batch = bool(re.search(r"torch\.cat\(\[\w+\] \* 2", _source(pipe)))
         self._walk = walk
         self._switches = switches

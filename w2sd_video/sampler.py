@@ -12,11 +12,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from w2sd_video.trajectory import Trajectory
+from w2sd_video.strength import Strength, StrengthSchedule, as_strength
+from w2sd_video.trajectory import Level, Trajectory
 
 Role = Literal["base", "strong", "weak"]
 Inversion = Literal["paper", "explicit", "current", "implicit"]
@@ -30,21 +32,25 @@ class Reflection:
     Attributes:
         reflection_steps: λ, the number of reflected steps counted from the noisiest; or a window (start, stop) of
             fractions of the steps; or None for all steps but the last, as in the paper.
-        strength: scale of the displacement; 1 is the paper's.
+        strength: scale of the displacement; 1 is the paper's. A ``StrengthSchedule`` has one for each noise level, and
+            where it is 0 there is no reflection.
         rounds: reflections that follow each other at each reflected step, at least 1.
         inversion: where the weak prediction is made. ``paper``: at x_{t-1} and timestep t; ``explicit``: at x_{t-1}
             and timestep t-1; ``current``: at x_t and t; ``implicit``: at the inverted latents and t, a fixed point.
         iterations: fixed-point iterations of ``implicit``, at least 1.
+        autoguidance: weight g of AutoGuidance on the steps that count, reflected or not: their prediction becomes
+            ``base + g * (base - weak)``. W2SD equals it to first order; 0 leaves it out.
 
     Raises:
         ValueError: a value out of range; the message names it and what is allowed.
     """
 
     reflection_steps: int | tuple[float, float] | None = None
-    strength: float = 1.0
+    strength: Strength = 1.0
     rounds: int = 1
     inversion: Inversion = "paper"
     iterations: int = 2
+    autoguidance: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -53,8 +59,10 @@ class Reflection:
         for name in ("rounds", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not math.isfinite(self.strength):
-            raise ValueError(f"strength must be a finite number, got {self.strength}")
+        for name in ("strength", "autoguidance"):
+            number = getattr(self, name)
+            if not isinstance(number, StrengthSchedule) and not math.isfinite(number):
+                raise ValueError(f"{name} must be a finite number, got {number}")
         steps = self.reflection_steps
         if isinstance(steps, (tuple, list)):
             if len(steps) != 2 or not 0.0 <= steps[0] <= steps[1] <= 1.0:
@@ -63,6 +71,29 @@ class Reflection:
                 )
         elif steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
             raise ValueError(f"reflection_steps must be a whole number from 0 or a window (start, stop), got {steps!r}")
+
+    @property
+    def roles(self) -> set[Role]:
+        """The roles that are evaluated."""
+        roles: set[Role] = {"base"}
+        if self.reflection_steps != 0:
+            roles |= {"strong", "weak"}
+        if self.autoguidance:
+            roles.add("weak")
+        return roles
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything but the steps of the stock loop."""
+        return self.roles != {"base"}
+
+    def strength_at(self, level: Level) -> float:
+        """Return the strength of a reflection at a noise level."""
+        return self.strength.at(level) if isinstance(self.strength, StrengthSchedule) else self.strength
+
+    def reflects_at(self, level: Level) -> bool:
+        """Return whether there is a reflection at the level of a step that is among the reflected ones."""
+        return not isinstance(self.strength, StrengthSchedule) or self.strength.at(level) != 0.0
 
     def steps(self, total: int) -> range:
         """Return the reflected steps among ``total``, counted from the noisiest.
@@ -117,7 +148,7 @@ def reflect_step(
     """
     here, below = trajectory.level(i), trajectory.next_level(i)
     scale_here, scale_below = trajectory.input_scale(here), trajectory.input_scale(below)
-    reading = trajectory.score_reading(i)
+    reading, strength = trajectory.score_reading(i), settings.strength_at(here)
     for _ in range(settings.rounds):
         strong = yield Request(latents, i, scale_here, "strong")
         if settings.inversion in ("paper", "explicit"):
@@ -126,13 +157,13 @@ def reflect_step(
             weak = yield Request(lower, told, scale_below, "weak")
             strong = trajectory.read(latents, strong, at=here, told=here, reading=reading)
             weak = trajectory.read(lower, weak, at=below, told=trajectory.level(told), reading=reading)
-            latents = trajectory.reflect(latents, strong, weak, i, strength=settings.strength, reading=reading)
+            latents = trajectory.reflect(latents, strong, weak, i, strength=strength, reading=reading)
         else:
             inverted = latents
             for iteration in range(1 if settings.inversion == "current" else settings.iterations):
                 weak = yield Request(inverted, i, scale_here, "weak", shares_latents=iteration == 0)
                 inverted = _reflect_at_one_level(trajectory, latents, strong, inverted, weak, i)
-            latents = latents + settings.strength * (inverted - latents)
+            latents = latents + strength * (inverted - latents)
     return latents
 
 
@@ -179,10 +210,11 @@ def sample(
     *,
     num_inference_steps: int | None = None,
     reflection_steps: int | tuple[float, float] | None = None,
-    strength: float = 1.0,
+    strength: float | str | Path | StrengthSchedule = 1.0,
     rounds: int = 1,
     inversion: Inversion = "paper",
     iterations: int = 2,
+    autoguidance: float = 0.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
     callback: Callable[[int, torch.Tensor], None] | None = None,
 ) -> Sampled:
@@ -195,7 +227,8 @@ def sample(
         latents: initial noise, already multiplied by ``scheduler.init_noise_sigma``; any shape.
         scheduler: a diffusers scheduler of a known kind; it is copied, and left as it is.
         num_inference_steps: T; None uses the timesteps that ``set_timesteps`` has put into the scheduler.
-        reflection_steps: see ``Reflection``, like ``strength``, ``rounds``, ``inversion`` and ``iterations``.
+        reflection_steps: see ``Reflection``, like ``rounds``, ``inversion``, ``iterations`` and ``autoguidance``.
+        strength: a number, or a ``StrengthSchedule`` or the name of its file.
         generator: for schedulers whose own step draws noise.
         callback: ``(step, latents)``, called after each step.
 
@@ -206,12 +239,12 @@ def sample(
         TypeError: an unknown scheduler.
         ValueError: a setting out of range.
     """
-    settings = Reflection(reflection_steps, strength, rounds, inversion, iterations)
+    settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance)
     scheduler = copy.deepcopy(scheduler)
     if num_inference_steps is not None:
         scheduler.set_timesteps(num_inference_steps, device=latents.device)
     trajectory = Trajectory(scheduler)
-    reflected = settings.steps(len(trajectory))
+    reflected = [i for i in settings.steps(len(trajectory)) if settings.reflects_at(trajectory.level(i))]
     step_of_call = {call: step for step, call in enumerate(trajectory.calls)}
     scheduler_step = _step_function(scheduler, generator)
     scales_input = hasattr(scheduler, "scale_model_input")
@@ -227,13 +260,23 @@ def sample(
             unreflected = latents
             latents = _drive(reflect_step(trajectory, latents, step, settings), answer)
             shift_history(scheduler, trajectory, step, latents - unreflected)
-        nfe["base"] += 1
         scaled = scheduler.scale_model_input(latents, timestep) if scales_input else latents
+        nfe["base"] += 1
         prediction = predict(scaled, timestep, "base")
+        if settings.autoguidance:
+            nfe["weak"] += 1
+            prediction = pushed_away(prediction, predict(scaled, timestep, "weak"), settings.autoguidance)
         latents = scheduler_step(prediction, call, latents)
         if callback is not None and step is not None:
             callback(step, latents)
     return Sampled(latents, dict(nfe))
+
+
+def pushed_away(prediction: torch.Tensor, weak: torch.Tensor, weight: float) -> torch.Tensor:
+    """Return ``prediction + weight * (prediction - weak)`` (AutoGuidance; Karras et al., arXiv 2406.02507)."""
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    strong = prediction.to(dtype)
+    return (strong + weight * (strong - weak.to(dtype))).to(prediction.dtype)
 
 
 def _drive(

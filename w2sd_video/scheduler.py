@@ -18,7 +18,7 @@ import torch
 
 from w2sd_video.denoiser import with_signature
 from w2sd_video.rehearsal import CallState, RehearsalOver
-from w2sd_video.sampler import Reflection, Request, reflect_step, requests_of_step, shift_history
+from w2sd_video.sampler import Reflection, Request, pushed_away, reflect_step, requests_of_step, shift_history
 from w2sd_video.trajectory import Trajectory
 
 
@@ -30,6 +30,7 @@ class Turn:
         call: index among the wrapped scheduler's timesteps.
         timestep: what the network is told.
         request: the sampler's request that is answered; None for a call of the wrapped scheduler's own step.
+        guides: whether the weak prediction of AutoGuidance is made here, at the latents of the step that follows.
         begins: the step whose reflection begins here, or None.
         ends_step: whether a step of the trajectory is complete after this turn.
     """
@@ -37,6 +38,7 @@ class Turn:
     call: int
     timestep: torch.Tensor
     request: Request | None = None
+    guides: bool = False
     begins: int | None = None
     ends_step: bool = False
 
@@ -84,6 +86,7 @@ class Walk:
         self._unreflected: torch.Tensor | None = None
         self._reflection: Generator[Request, torch.Tensor, torch.Tensor] | None = None
         self._old_sample: torch.Tensor | None = None
+        self._weak: torch.Tensor | None = None
         self._step_signature = inspect.signature(self.wrapped.step)
         self._timesteps_signature = inspect.signature(self.wrapped.set_timesteps)
         self.set_timesteps = with_signature(functools.partial(self._set_timesteps), self._timesteps_signature)
@@ -151,7 +154,8 @@ class Walk:
         if not steps:
             total = len(self.wrapped.timesteps)
             raise ValueError(f"the pipeline begins at timestep {begin} of {total}: no step is left")
-        reflected = {steps[i] for i in self._settings.steps(len(steps))}
+        chosen = [steps[i] for i in self._settings.steps(len(steps))]
+        reflected = {step for step in chosen if self._settings.reflects_at(self._trajectory.level(step))}
         step_of_call = {self._trajectory.calls[step]: step for step in steps}
         self.turns = []
         for call in range(begin, len(self.wrapped.timesteps)):
@@ -161,6 +165,8 @@ class Walk:
                 for number, request in enumerate(requests):
                     told = self._trajectory.timesteps[request.step]
                     self.turns.append(Turn(call, told, request, begins=step if number == 0 else None))
+            if self._settings.autoguidance:
+                self.turns.append(Turn(call, self.wrapped.timesteps[call], guides=True))
             ends_step = call + 1 in step_of_call or call + 1 == len(self.wrapped.timesteps)
             self.turns.append(Turn(call, self.wrapped.timesteps[call], ends_step=ends_step))
         self.total_steps, self.reflected_steps = len(steps), len(reflected)
@@ -185,9 +191,10 @@ class Walk:
 
     def _announce(self) -> None:
         """Tell the denoiser's switch which role the next evaluation answers for."""
-        request = self.turns[self.at].request if self.at < len(self.turns) else None
+        turn = self.turns[self.at] if self.at < len(self.turns) else None
+        request = turn.request if turn else None
         self._state.request += 1
-        self._state.role = request.role if request else "base"
+        self._state.role = request.role if request else "weak" if turn and turn.guides else "base"
         self._state.shares_latents = request is not None and request.shares_latents
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
@@ -195,9 +202,12 @@ class Walk:
             raise RehearsalOver
         arguments = self._step_signature.bind(*args, **kwargs).arguments
         turn = self._checked_turn(arguments)
-        self._state.step_taken = turn.request is None
+        self._state.step_taken = turn.request is None and not turn.guides
         self._state.call = turn.call - self._begin
-        if turn.request is None:
+        if turn.guides:
+            self._weak = arguments["model_output"]
+            result = self._result(arguments["sample"], arguments)
+        elif turn.request is None:
             result = self._take_step(turn, arguments)
         else:
             result = self._result(self._reflect(turn, arguments), arguments)
@@ -239,6 +249,13 @@ class Walk:
             step = self._trajectory.calls.index(turn.call)
             shift_history(self.wrapped, self._trajectory, step, arguments["sample"] - self._unreflected)
             self._unreflected = None
+        if self._weak is not None:
+            own, latents = arguments["model_output"], arguments["sample"]
+            strong, weak = _without_variance(own, latents), _without_variance(self._weak, latents)
+            pushed = pushed_away(strong, weak, self._settings.autoguidance)
+            if own.shape != pushed.shape:
+                pushed = torch.cat([pushed, own[:, pushed.shape[1] :]], dim=1)
+            arguments, self._weak = arguments | {"model_output": pushed}, None
         if "timestep_back" in arguments:
             first = turn.call == self._begin
             back = None if first else self.wrapped.timesteps[turn.call - 1]

@@ -1,0 +1,185 @@
+"""Strengths by noise level, and AutoGuidance, against loops written out plainly."""
+
+import json
+
+import diffusers
+import pytest
+import tiny
+import torch
+
+from w2sd_video import Branch, Reflection, StrengthSchedule, Trajectory, reflection, sample
+from w2sd_video.strength import log_snr
+from w2sd_video.trajectory import Level
+
+DDIM = {"beta_schedule": "scaled_linear", "clip_sample": False}
+STEPS = 6
+
+
+def noise(*shape):
+    return torch.randn(shape or (2, 3, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def network(latents, timestep, role):
+    gain = {"base": 1.0, "strong": 1.1, "weak": 0.8}[role]
+    return gain * torch.tanh(latents + 1e-3 * float(timestep)) + 0.05 * latents.roll(1, -1)
+
+
+# --- strengths ---------------------------------------------------------------------------------------------------
+
+
+def test_strengths_are_interpolated_in_log_snr_and_constant_beyond():
+    schedule = StrengthSchedule(log_snr=(-2.0, 0.0, 4.0), strength=(3.0, 1.0, 0.0))
+    for log_snr, expected in [(-2.0, 3.0), (-1.0, 2.0), (0.0, 1.0), (1.0, 0.75), (4.0, 0.0), (9.0, 0.0), (-9.0, 3.0)]:
+        ratio = torch.tensor(log_snr / 2).exp().item()
+        assert schedule.at(Level(ratio, 1.0)) == pytest.approx(expected)
+    assert schedule.at(Level(0.0, 1.0)) == 3.0 and schedule.at(Level(1.0, 0.0)) == 0.0
+
+
+def test_one_schedule_means_the_same_in_every_scaling():
+    """The levels of DDIM, Euler and flow matching at one signal-to-noise ratio."""
+    schedule = StrengthSchedule((-3.0, 3.0), (2.0, 0.0))
+    assert schedule.at(Level(0.6, 0.8)) == pytest.approx(schedule.at(Level(1.0, 0.8 / 0.6)))
+    assert schedule.at(Level(0.6, 0.8)) == pytest.approx(schedule.at(Level(3 / 7, 4 / 7)))
+
+
+def test_a_constant_schedule_is_a_constant_strength():
+    scheduler = diffusers.DDIMScheduler(**DDIM)
+    constant = sample(network, noise(), scheduler, num_inference_steps=STEPS, strength=0.4)
+    schedule = StrengthSchedule((0.0,), (0.4,))
+    assert torch.equal(
+        sample(network, noise(), scheduler, num_inference_steps=STEPS, strength=schedule).latents, constant.latents
+    )
+
+
+def test_each_step_has_the_strength_of_its_level_and_none_where_it_is_0():
+    """Two steps of the six have a strength; the loop of the test reflects them with it by hand."""
+    scheduler = diffusers.DDIMScheduler(**DDIM)
+    scheduler.set_timesteps(STEPS)
+    trajectory = Trajectory(scheduler)
+    strengths = {1: 0.7, 2: -0.3}
+    schedule = StrengthSchedule(
+        tuple(log_snr(trajectory.level(i)) for i in range(STEPS)), tuple(strengths.get(i, 0.0) for i in range(STEPS))
+    )
+    result = sample(network, noise(), scheduler, num_inference_steps=STEPS, strength=schedule)
+    latents = noise()
+    for i, t in enumerate(scheduler.timesteps):
+        if i in strengths:
+            lower = trajectory.denoise(latents, network(latents, t, "strong"), i)
+            inverted = trajectory.invert(lower, network(lower, t, "weak"), i)
+            latents = latents + strengths[i] * (inverted - latents)
+        latents = scheduler.step(network(latents, t, "base"), t, latents).prev_sample
+    torch.testing.assert_close(result.latents, latents, rtol=1e-6, atol=1e-6)
+    assert result.nfe == {"base": STEPS, "strong": 2, "weak": 2}
+
+
+def test_a_file_serves_pipelines_of_any_number_of_steps(tmp_path):
+    pipe, call = tiny.stable_diffusion()
+    file = tmp_path / "strength.json"
+    file.write_text(
+        json.dumps(StrengthSchedule((-20.0, -2.0, -1.9, 20.0), (1.0, 1.0, 0.0, 0.0)).plain() | {"pair": "x"})
+    )
+    gap = {"strong": Branch(guidance_scale=4.0), "weak": Branch(guidance_scale=1.0)}
+    for steps in (5, 10):
+        arguments = call | {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(7)}
+        pipe.scheduler.set_timesteps(steps)
+        levels = [Trajectory(pipe.scheduler).level(i) for i in range(steps - 1)]
+        noisy = sum(2 * torch.tensor(level.alpha / level.sigma).log() < -2 for level in levels)
+        with reflection(pipe, **gap, strength=file) as by_file:
+            result = pipe(**arguments, output_type="latent").images
+        arguments["generator"] = torch.Generator().manual_seed(7)
+        with reflection(pipe, **gap, reflection_steps=int(noisy)) as by_window:
+            expected = pipe(**arguments, output_type="latent").images
+        assert torch.equal(result, expected)
+        assert by_file.nfe == by_window.nfe and by_file.reflected_steps == noisy > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "'log_snr'"),
+        ("no json", "is no strength schedule"),
+        ('{"log_snr": [0, 1], "strength": [1]}', "got 1 for 2"),
+        ('{"log_snr": [], "strength": []}', "got 0 for 0"),
+        ('{"log_snr": [1, 0], "strength": [1, 1]}', "must rise"),
+        ('{"log_snr": [0, "a"], "strength": [1, 1]}', "finite numbers"),
+        ('{"log_snr": [0, 1], "strength": [1, NaN]}', "finite numbers"),
+    ],
+)
+def test_what_is_no_schedule_is_refused_with_the_name_of_the_file(tmp_path, text, said):
+    file = tmp_path / "strength.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"strength.json.*{said}"):
+        StrengthSchedule.read(file)
+    with pytest.raises(ValueError, match=r"nothing.json.*cannot be read"):
+        StrengthSchedule.read(tmp_path / "nothing.json")
+
+
+# --- AutoGuidance ------------------------------------------------------------------------------------------------
+
+
+def test_autoguidance_pushes_the_step_that_counts_away_from_the_weak_prediction():
+    scheduler = diffusers.DDIMScheduler(**DDIM)
+    result = sample(network, noise(), scheduler, num_inference_steps=STEPS, reflection_steps=0, autoguidance=1.5)
+    latents = noise()
+    scheduler.set_timesteps(STEPS)
+    for t in scheduler.timesteps:
+        prediction = 2.5 * network(latents, t, "base") - 1.5 * network(latents, t, "weak")
+        latents = scheduler.step(prediction, t, latents).prev_sample
+    torch.testing.assert_close(result.latents, latents)
+    assert result.nfe == {"base": STEPS, "strong": 0, "weak": STEPS}
+
+
+@pytest.mark.parametrize("build", [tiny.stable_diffusion_xl, tiny.pixart, tiny.cogvideox, tiny.wan, tiny.dit])
+def test_autoguidance_by_scale_is_guidance_at_another_scale(build):
+    """Away from the conditional prediction: c + w (g - c) for g = u + s (c - u) is guidance at s + w (s - 1)."""
+    pipe, call = build()
+
+    def run(**changes):
+        arguments = call | {"num_inference_steps": STEPS, "generator": torch.Generator().manual_seed(7)} | changes
+        if isinstance(pipe, diffusers.DiTPipeline):
+            return torch.as_tensor(pipe(**arguments, output_type="np").images)
+        result = pipe(**arguments, output_type="latent")
+        return result.frames if hasattr(result, "frames") else result.images
+
+    expected = run(guidance_scale=3.0 + 0.5 * (3.0 - 1.0))
+    weak = Branch(guidance_scale=1.0)
+    with reflection(pipe, strong=Branch(), weak=weak, reflection_steps=0, autoguidance=0.5) as guided:
+        result = run(guidance_scale=3.0)
+    assert (result - expected).norm() / expected.norm() < 1e-4
+    assert guided.nfe == {"base": 2 * STEPS, "strong": 0, "weak": STEPS}
+    assert guided.reflected_steps == 0 and guided.steps == STEPS
+
+
+def test_to_first_order_a_reflection_is_autoguidance():
+    """The two differ by the square of the step: halving the steps' length quarters the difference of one step."""
+
+    def difference(steps):
+        scheduler = diffusers.DDIMScheduler(**DDIM)
+        settings = {"num_inference_steps": steps, "inversion": "current"}
+
+        def predict(latents, timestep, role):
+            return network(latents, timestep, "weak" if role == "weak" else "strong")
+
+        one = {}
+        for name, extra in (("reflected", {"reflection_steps": 1}), ("pushed", {"autoguidance": 1.0})):
+            seen = []
+            extra = {"reflection_steps": 0} | extra
+            sample(predict, noise(), scheduler, callback=lambda i, x, seen=seen: seen.append(x), **settings | extra)
+            one[name] = seen[0]
+        return float((one["reflected"] - one["pushed"]).norm())
+
+    assert difference(100) / difference(200) > 1.8
+
+
+def test_both_together_and_bad_values():
+    both = sample(
+        network,
+        noise(),
+        diffusers.DDIMScheduler(**DDIM),
+        num_inference_steps=STEPS,
+        reflection_steps=2,
+        autoguidance=1.0,
+    )
+    assert both.nfe == {"base": STEPS, "strong": 2, "weak": 2 + STEPS}
+    with pytest.raises(ValueError, match="autoguidance must be a finite number, got nan"):
+        Reflection(autoguidance=float("nan"))

@@ -1,0 +1,78 @@
+"""A strength of the reflection for every noise level, in a file that serves any number of steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from w2sd_video.trajectory import Level
+
+
+def log_snr(level: Level) -> float:
+    """Return the logarithm of (alpha / sigma)², the signal-to-noise ratio; infinite at either end."""
+    if level.alpha == 0.0 or level.sigma == 0.0:
+        return -math.inf if level.alpha == 0.0 else math.inf
+    return 2 * math.log(level.alpha / level.sigma)
+
+
+@dataclass(frozen=True)
+class StrengthSchedule:
+    """Strengths at some noise levels, interpolated in log-SNR between them and constant beyond them.
+
+    Attributes:
+        log_snr: of the levels, rising: from the noisiest to the cleanest.
+        strength: at each of them; 0 reflects nothing there, and a negative one moves towards the weak model.
+
+    Raises:
+        ValueError: no levels, not as many strengths, levels that do not rise, or numbers that are not finite.
+    """
+
+    log_snr: tuple[float, ...]
+    strength: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no schedule."""
+        numbers = [*self.log_snr, *self.strength]
+        levels, strengths = len(self.log_snr), len(self.strength)
+        if levels == 0 or levels != strengths:
+            raise ValueError(f"a strength schedule needs a strength for each log-SNR, got {strengths} for {levels}")
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            raise ValueError("a strength schedule must hold finite numbers only")
+        if any(after <= before for before, after in pairwise(self.log_snr)):
+            raise ValueError(f"the log-SNRs of a strength schedule must rise, got {list(self.log_snr)}")
+
+    def at(self, level: Level) -> float:
+        """Return the strength at a level."""
+        return float(np.interp(log_snr(level), self.log_snr, self.strength))
+
+    @classmethod
+    def read(cls, path: str | Path) -> StrengthSchedule:
+        """Read a schedule from a JSON file with the keys ``log_snr`` and ``strength``; other keys are left alone.
+
+        Raises:
+            ValueError: a file that is not there or is no schedule; the message names it.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(tuple(data["log_snr"]), tuple(data["strength"]))
+        except OSError as error:
+            raise ValueError(f"strength {str(path)!r}: cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"strength {str(path)!r}: is no strength schedule: {error}") from error
+
+    def plain(self) -> dict[str, list[float]]:
+        """Return the schedule as JSON can hold it."""
+        return {name: list(values) for name, values in asdict(self).items()}
+
+
+Strength = float | StrengthSchedule
+
+
+def as_strength(strength: float | str | Path | StrengthSchedule) -> Strength:
+    """Return a strength, read from a file where it is the name of one."""
+    return StrengthSchedule.read(strength) if isinstance(strength, (str, Path)) else strength
