@@ -29,8 +29,8 @@ def network(latents, timestep, role):
 
 def test_strengths_are_interpolated_in_log_snr_and_constant_beyond():
     schedule = StrengthSchedule(log_snr=(-2.0, 0.0, 4.0), strength=(3.0, 1.0, 0.0))
-    for log_snr, expected in [(-2.0, 3.0), (-1.0, 2.0), (0.0, 1.0), (1.0, 0.75), (4.0, 0.0), (9.0, 0.0), (-9.0, 3.0)]:
-        ratio = torch.tensor(log_snr / 2).exp().item()
+    for value, expected in [(-2.0, 3.0), (-1.0, 2.0), (0.0, 1.0), (1.0, 0.75), (4.0, 0.0), (9.0, 0.0), (-9.0, 3.0)]:
+        ratio = torch.tensor(value / 2).exp().item()
         assert schedule.at(Level(ratio, 1.0)) == pytest.approx(expected)
     assert schedule.at(Level(0.0, 1.0)) == 3.0 and schedule.at(Level(1.0, 0.0)) == 0.0
 
