@@ -1,4 +1,4 @@
-"""Strengths by noise level, and AutoGuidance, against loops written out plainly."""
+"""Strengths by noise level, AutoGuidance, long reflections and Re-Sampling, against loops written out plainly."""
 
 import json
 
@@ -183,3 +183,84 @@ def test_both_together_and_bad_values():
     assert both.nfe == {"base": STEPS, "strong": 2, "weak": 2 + STEPS}
     with pytest.raises(ValueError, match="autoguidance must be a finite number, got nan"):
         Reflection(autoguidance=float("nan"))
+
+
+# --- long reflections, Re-Sampling -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inversion", ["paper", "explicit", "current"])
+def test_a_long_reflection_goes_down_several_steps_in_one(inversion):
+    scheduler = diffusers.DDIMScheduler(**DDIM, prediction_type="v_prediction")
+    settings = {"num_inference_steps": STEPS, "reflection_steps": 2, "inversion": inversion}
+    result = sample(network, noise(), scheduler, span=3, **settings)
+    scheduler.set_timesteps(STEPS)
+    alphas = [float(scheduler.alphas_cumprod[t]) ** 0.5 for t in scheduler.timesteps]
+    sigmas = [(1 - alpha**2) ** 0.5 for alpha in alphas]
+    latents = noise()
+    for i, t in enumerate(scheduler.timesteps):
+        if i < 2:
+            velocity, j = network(latents, t, "strong"), i + 3
+            clean, dirt = alphas[i] * latents - sigmas[i] * velocity, sigmas[i] * latents + alphas[i] * velocity
+            lower = alphas[j] * clean + sigmas[j] * dirt
+            if inversion == "current":
+                weak = network(latents, t, "weak")
+                cos, sin = alphas[i] * alphas[j] + sigmas[i] * sigmas[j], sigmas[i] * alphas[j] - alphas[i] * sigmas[j]
+                latents = (lower + sin * weak) / cos
+            else:
+                told = i if inversion == "paper" else j
+                dirt = sigmas[told] * lower + alphas[told] * network(lower, scheduler.timesteps[told], "weak")
+                latents = alphas[i] * (lower - sigmas[j] * dirt) / alphas[j] + sigmas[i] * dirt
+        latents = scheduler.step(network(latents, t, "base"), t, latents).prev_sample
+    torch.testing.assert_close(result.latents, latents, rtol=1e-5, atol=1e-5)
+    assert result.nfe == {"base": STEPS, "strong": 2, "weak": 2}
+
+
+def test_a_long_reflection_stops_at_the_end():
+    scheduler = diffusers.DDIMScheduler(**DDIM)
+    whole, longer = (
+        sample(network, noise(), scheduler, num_inference_steps=STEPS, reflection_steps=1, span=span)
+        for span in (STEPS, STEPS + 5)
+    )
+    assert torch.equal(whole.latents, longer.latents)
+    with pytest.raises(ValueError, match="reflect at most 3 steps"):
+        Reflection(reflection_steps=4, inversion="explicit", span=3).steps(STEPS)
+    with pytest.raises(ValueError, match="span must be at least 1, got 0"):
+        Reflection(span=0)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.DDIMScheduler(**DDIM),
+        diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+        diffusers.FlowMatchEulerDiscreteScheduler(),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_resampling_gives_back_latents_with_the_statistics_of_their_level(scheduler):
+    """With the exact prediction for data from a Gaussian, what is noised again is distributed as it was."""
+    scheduler.set_timesteps(STEPS)
+    trajectory = Trajectory(scheduler)
+    generator = torch.Generator().manual_seed(0)
+    alpha, sigma = trajectory.level(2)
+    below = trajectory.level_below(2)
+    data = 0.5 * torch.randn(200_000, generator=generator, dtype=torch.float64) + 1.0
+    lower = below.alpha * data + below.sigma * torch.randn(200_000, generator=generator, dtype=torch.float64)
+    again = trajectory.renoise(lower, torch.randn(200_000, generator=generator, dtype=torch.float64), 2)
+    assert float(again.mean()) == pytest.approx(alpha, abs=0.02 * max(1.0, sigma))
+    assert float(again.std()) == pytest.approx((0.25 * alpha**2 + sigma**2) ** 0.5, rel=0.01)
+
+
+def test_resampling_evaluates_no_weak_model_and_draws_from_the_samples_own_seed():
+    pipe, call = tiny.stable_diffusion()
+
+    def run(prompts, *seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        arguments = call | {"prompt": prompts, "num_inference_steps": STEPS, "generator": generators}
+        return pipe(**arguments, output_type="latent").images
+
+    words = ["a red circle moving left", "a blue square moving up"]
+    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="resample") as run_of:
+        together, alone = run(words, 1, 2), run(words[1:], 2)
+    assert run_of.nfe == {"base": 2 * STEPS, "strong": 2 * (STEPS - 1), "weak": 0}
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-4)

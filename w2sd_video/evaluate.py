@@ -23,7 +23,7 @@ from tqdm import tqdm
 from w2sd_video.config import DEFAULT_CONFIG, ConfigError, RenderConfig, fail, parse
 from w2sd_video.plan import MINIATURE, check_plan, evaluations, panels
 from w2sd_video.render import load, quiet, sample_clips
-from w2sd_video.sampler import Inversion
+from w2sd_video.sampler import WeakInversion
 from w2sd_video.video import write_whole
 
 REFERENCE_SEEDS = 8
@@ -80,7 +80,7 @@ def _options() -> argparse.ArgumentParser:
 def arms(config: RenderConfig) -> dict[str, RenderConfig]:
     """Return the settings to be compared, by name; `config` is W2SD as it is configured."""
     alone = panels(replace(config, compare=True))
-    reflected = {f"W2SD, {inversion}": replace(config, inversion=inversion) for inversion in get_args(Inversion)}
+    reflected = {f"W2SD, {inversion}": replace(config, inversion=inversion) for inversion in get_args(WeakInversion)}
     cost = sum(evaluations(reflected["W2SD, paper"]).values())
     a_step = evaluations(alone["strong"])["base"] / config.steps
     longer = replace(alone["strong"], steps=round(cost / a_step))

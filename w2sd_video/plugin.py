@@ -21,7 +21,7 @@ from w2sd_video.denoiser import DenoiserSwitch, with_signature
 from w2sd_video.gaps.control import ControlSwitch
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.rehearsal import CallState, Rehearsal, RehearsalOver
-from w2sd_video.sampler import Inversion, Reflection, Role
+from w2sd_video.sampler import Inversion, Reflection, Role, drawing_from
 from w2sd_video.scheduler import Walk, is_presented, presented
 from w2sd_video.strength import StrengthSchedule, as_strength
 from w2sd_video.trajectory import Trajectory
@@ -57,6 +57,7 @@ def reflection(
     inversion: Inversion = "paper",
     iterations: int = 2,
     autoguidance: float = 0.0,
+    span: int = 1,
 ) -> Iterator[Run]:
     """Reflect every call of a diffusers pipeline inside the block (algorithm 1 of the paper).
 
@@ -73,10 +74,12 @@ def reflection(
         strength: scale of the displacement; 1 is the paper's. A ``StrengthSchedule``, or the name of its file, has one
             for each noise level.
         rounds: reflections that follow each other at each reflected step.
-        inversion: where the weak prediction is made: "paper", "explicit", "current" or "implicit" (``Reflection``).
+        inversion: where the weak prediction is made: "paper", "explicit", "current" or "implicit"; "resample" makes
+            none and adds noise instead (``Reflection``).
         iterations: fixed-point iterations of "implicit".
         autoguidance: weight g of AutoGuidance on the steps that count: ``base + g * (base - weak)``. With
             ``reflection_steps=0`` it is AutoGuidance alone.
+        span: how many steps a reflection goes down and back, in one move.
 
     Yields:
         A ``Run``, filled in by each call of the pipeline.
@@ -87,7 +90,7 @@ def reflection(
             experts, layers or side networks that the pipeline does not have; or, inside the block, a guidance scale or
             text that this pipeline cannot be given.
     """
-    settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance)
+    settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance, span)
     denoisers = _denoisers(pipe)
     branches: dict[Role, Branch] = {"base": base or Branch(), "strong": strong, "weak": weak}
     stages = [
@@ -173,6 +176,7 @@ class _PipelineCall:
             _check_arguments(pipe, bound.arguments)
         self._state.begin_call(bound.arguments.get("guidance_scale"))
         self._walk.image_strength = bound.arguments.get("strength")
+        self._walk.draw = drawing_from(bound.arguments.get("generator"))
         try:
             with ExitStack() as stack:
                 for switch in self._switches:

@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from w2sd_video.strength import Strength, StrengthSchedule, as_strength
 from w2sd_video.trajectory import Level, Trajectory
 
 Role = Literal["base", "strong", "weak"]
-Inversion = Literal["paper", "explicit", "current", "implicit"]
+WeakInversion = Literal["paper", "explicit", "current", "implicit"]
+Inversion = Literal[WeakInversion, "resample"]
+Draw = Callable[[torch.Tensor], torch.Tensor]
+"""Noise like some latents."""
 Predict = Callable[[torch.Tensor, torch.Tensor, Role], torch.Tensor]
 
 
@@ -37,7 +41,9 @@ class Reflection:
         rounds: reflections that follow each other at each reflected step, at least 1.
         inversion: where the weak prediction is made. ``paper``: at x_{t-1} and timestep t; ``explicit``: at x_{t-1}
             and timestep t-1; ``current``: at x_t and t; ``implicit``: at the inverted latents and t, a fixed point.
+            ``resample`` makes none and adds noise instead (Re-Sampling, section 3.1 of the paper).
         iterations: fixed-point iterations of ``implicit``, at least 1.
+        span: how many steps a reflection goes down and back, in one move; 1 is the paper's.
         autoguidance: weight g of AutoGuidance on the steps that count, reflected or not: their prediction becomes
             ``base + g * (base - weak)``. W2SD equals it to first order; 0 leaves it out.
 
@@ -51,12 +57,13 @@ class Reflection:
     inversion: Inversion = "paper"
     iterations: int = 2
     autoguidance: float = 0.0
+    span: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         if self.inversion not in get_args(Inversion):
             raise ValueError(f"inversion must be one of {', '.join(get_args(Inversion))}; got {self.inversion!r}")
-        for name in ("rounds", "iterations"):
+        for name in ("rounds", "iterations", "span"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("strength", "autoguidance"):
@@ -112,10 +119,11 @@ class Reflection:
         else:
             start, stop = self.reflection_steps
             reflected = range(round(start * total), round(stop * total))
-        if self.inversion == "explicit" and total - 1 in reflected:
+        most = total - self.span
+        if self.inversion == "explicit" and len(reflected) and reflected[-1] >= most:
             raise ValueError(
                 f"inversion 'explicit' asks for a prediction at the level below, which the last of {total} steps does "
-                f"not have; reflect at most {total - 1} steps"
+                f"not have; reflect at most {max(most, 0)} steps"
             )
         return reflected
 
@@ -140,30 +148,36 @@ class Request:
 
 
 def reflect_step(
-    trajectory: Trajectory, latents: torch.Tensor, i: int, settings: Reflection
+    trajectory: Trajectory, latents: torch.Tensor, i: int, settings: Reflection, draw: Draw = torch.randn_like
 ) -> Generator[Request, torch.Tensor, torch.Tensor]:
     """Reflect latents at step ``i``: yield requests, be sent predictions, return the displaced latents.
 
-    The step that counts is not taken here: it belongs to the scheduler (algorithm 1 of the paper).
+    The step that counts is not taken here: it belongs to the scheduler (algorithm 1 of the paper). ``draw`` makes the
+    noise of Re-Sampling.
     """
-    here, below = trajectory.level(i), trajectory.next_level(i)
+    span = settings.span
+    here, below = trajectory.level(i), trajectory.level_below(i, span)
     scale_here, scale_below = trajectory.input_scale(here), trajectory.input_scale(below)
     reading, strength = trajectory.score_reading(i), settings.strength_at(here)
     for _ in range(settings.rounds):
         strong = yield Request(latents, i, scale_here, "strong")
         if settings.inversion in ("paper", "explicit"):
-            told = i if settings.inversion == "paper" else i + 1
-            lower = trajectory.denoise(latents, strong, i)
+            told = i if settings.inversion == "paper" else i + span
+            lower = trajectory.denoise(latents, strong, i, span)
             weak = yield Request(lower, told, scale_below, "weak")
             strong = trajectory.read(latents, strong, at=here, told=here, reading=reading)
             weak = trajectory.read(lower, weak, at=below, told=trajectory.level(told), reading=reading)
-            latents = trajectory.reflect(latents, strong, weak, i, strength=strength, reading=reading)
+            latents = trajectory.reflect(latents, strong, weak, i, strength=strength, reading=reading, span=span)
+            continue
+        inverted = latents
+        if settings.inversion == "resample":
+            lower = trajectory.denoise(latents, strong, i, span)
+            inverted = trajectory.renoise(lower, draw(lower), i, span)
         else:
-            inverted = latents
             for iteration in range(1 if settings.inversion == "current" else settings.iterations):
                 weak = yield Request(inverted, i, scale_here, "weak", shares_latents=iteration == 0)
-                inverted = _reflect_at_one_level(trajectory, latents, strong, inverted, weak, i)
-            latents = latents + strength * (inverted - latents)
+                inverted = _reflect_at_one_level(trajectory, latents, strong, inverted, weak, i, span)
+        latents = latents + strength * (inverted - latents)
     return latents
 
 
@@ -174,14 +188,15 @@ def _reflect_at_one_level(
     weak_latents: torch.Tensor,
     weak: torch.Tensor,
     i: int,
+    span: int,
 ) -> torch.Tensor:
     """Reflect with both predictions made at step ``i``; samples are read as noise, which no step forgets."""
     if trajectory.prediction_type != "sample":
-        return trajectory.reflect(latents, strong, weak, i)
+        return trajectory.reflect(latents, strong, weak, i, span=span)
     level, reading = trajectory.level(i), trajectory.score_reading(i)
     strong = trajectory.read(latents, strong, at=level, told=level, reading=reading)
     weak = trajectory.read(weak_latents, weak, at=level, told=level, reading=reading)
-    return trajectory.reflect(latents, strong, weak, i, reading=reading)
+    return trajectory.reflect(latents, strong, weak, i, reading=reading, span=span)
 
 
 def requests_of_step(trajectory: Trajectory, i: int, settings: Reflection) -> list[Request]:
@@ -215,6 +230,7 @@ def sample(
     inversion: Inversion = "paper",
     iterations: int = 2,
     autoguidance: float = 0.0,
+    span: int = 1,
     generator: torch.Generator | list[torch.Generator] | None = None,
     callback: Callable[[int, torch.Tensor], None] | None = None,
 ) -> Sampled:
@@ -227,9 +243,9 @@ def sample(
         latents: initial noise, already multiplied by ``scheduler.init_noise_sigma``; any shape.
         scheduler: a diffusers scheduler of a known kind; it is copied, and left as it is.
         num_inference_steps: T; None uses the timesteps that ``set_timesteps`` has put into the scheduler.
-        reflection_steps: see ``Reflection``, like ``rounds``, ``inversion``, ``iterations`` and ``autoguidance``.
+        reflection_steps: see ``Reflection``, as of all settings down to ``span``.
         strength: a number, or a ``StrengthSchedule`` or the name of its file.
-        generator: for schedulers whose own step draws noise.
+        generator: for schedulers whose own step draws noise, and for Re-Sampling; a list has one a sample.
         callback: ``(step, latents)``, called after each step.
 
     Returns:
@@ -239,7 +255,7 @@ def sample(
         TypeError: an unknown scheduler.
         ValueError: a setting out of range.
     """
-    settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance)
+    settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance, span)
     scheduler = copy.deepcopy(scheduler)
     if num_inference_steps is not None:
         scheduler.set_timesteps(num_inference_steps, device=latents.device)
@@ -250,6 +266,8 @@ def sample(
     scales_input = hasattr(scheduler, "scale_model_input")
     nfe: Counter[str] = Counter(base=0, strong=0, weak=0)
 
+    draw = drawing_from(generator)
+
     def answer(request: Request) -> torch.Tensor:
         nfe[request.role] += 1
         return predict(request.latents / request.input_scale, trajectory.timesteps[request.step], request.role)
@@ -258,7 +276,7 @@ def sample(
         step = step_of_call.get(call)
         if step is not None and step in reflected:
             unreflected = latents
-            latents = _drive(reflect_step(trajectory, latents, step, settings), answer)
+            latents = _drive(reflect_step(trajectory, latents, step, settings, draw), answer)
             shift_history(scheduler, trajectory, step, latents - unreflected)
         scaled = scheduler.scale_model_input(latents, timestep) if scales_input else latents
         nfe["base"] += 1
@@ -270,6 +288,11 @@ def sample(
         if callback is not None and step is not None:
             callback(step, latents)
     return Sampled(latents, dict(nfe))
+
+
+def drawing_from(generator: torch.Generator | list[torch.Generator] | None) -> Draw:
+    """Return a function that draws noise from one generator, or from one a sample."""
+    return lambda like: randn_tensor(like.shape, generator, like.device, like.dtype)
 
 
 def pushed_away(prediction: torch.Tensor, weak: torch.Tensor, weight: float) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 
 from w2sd_video.denoiser import with_signature
 from w2sd_video.rehearsal import CallState, RehearsalOver
-from w2sd_video.sampler import Reflection, Request, pushed_away, reflect_step, requests_of_step, shift_history
+from w2sd_video.sampler import Draw, Reflection, Request, pushed_away, reflect_step, requests_of_step, shift_history
 from w2sd_video.trajectory import Trajectory
 
 
@@ -78,6 +78,7 @@ class Walk:
         self.total_steps = 0
         self.reflected_steps = 0
         self.image_strength: float | None = None
+        self.draw: Draw = torch.randn_like
         self.on_step: Callable[[], None] = lambda: None
         self._settings = settings
         self._state = state
@@ -235,7 +236,7 @@ class Walk:
         latents = arguments["sample"]
         if turn.begins is not None:
             self._unreflected = latents = latents.clone()  # pipelines may write into what they handed over
-            self._reflection = reflect_step(self._trajectory, latents, turn.begins, self._settings)
+            self._reflection = reflect_step(self._trajectory, latents, turn.begins, self._settings, self.draw)
             next(self._reflection)
         assert self._reflection is not None
         try:

@@ -87,22 +87,29 @@ class Trajectory:
         """
         return self._next_levels[i]
 
+    def level_below(self, i: int, span: int = 1) -> Level:
+        """Return (alpha, sigma) of the latents ``span`` steps after those before step ``i``, the final one at most."""
+        return self.next_level(i) if span == 1 else self.level(min(i + span, len(self)))
+
     def input_scale(self, level: Level) -> float:
         """Return what latents at a level are divided by before the network sees them (1 unless Euler-like)."""
         return math.hypot(*level) if self._scaled_input else 1.0
 
-    def denoise(self, latents: torch.Tensor, prediction: torch.Tensor, i: int) -> torch.Tensor:
-        """Take step ``i`` down with a prediction made at it: the deterministic first-order step (DDIM, Euler)."""
-        move = self._move(i, self.prediction_type)
+    def denoise(self, latents: torch.Tensor, prediction: torch.Tensor, i: int, span: int = 1) -> torch.Tensor:
+        """Take step ``i`` down with a prediction made at it: the deterministic first-order step (DDIM, Euler).
+
+        A ``span`` above 1 goes as far as that many steps, in one.
+        """
+        move = self._move(i, self.prediction_type, span)
         return _combine(move.of_latents, latents, move.of_prediction, prediction)
 
-    def invert(self, latents: torch.Tensor, prediction: torch.Tensor, i: int) -> torch.Tensor:
-        """Undo step ``i``: the latents from which ``denoise`` with the same prediction leads to these.
+    def invert(self, latents: torch.Tensor, prediction: torch.Tensor, i: int, span: int = 1) -> torch.Tensor:
+        """Undo step ``i``: the latents from which ``denoise`` with the same prediction and span leads to these.
 
         Raises:
             ValueError: a step that forgets where it came from (the last one, of a network that predicts the sample).
         """
-        move = self._invertible_move(i, self.prediction_type)
+        move = self._invertible_move(i, self.prediction_type, span)
         return _combine(1 / move.of_latents, latents, -move.of_prediction / move.of_latents, prediction)
 
     def reflect(
@@ -114,6 +121,7 @@ class Trajectory:
         *,
         strength: float = 1.0,
         reading: str | None = None,
+        span: int = 1,
     ) -> torch.Tensor:
         """Denoise step ``i`` with one prediction and invert it with another, as one update.
 
@@ -127,13 +135,20 @@ class Trajectory:
             strength: scale of the displacement.
             reading: what both predictions are ("epsilon" or "sample", see ``read``); by default what the network
                 predicts.
+            span: how many steps it goes down and back, in one.
 
         Raises:
             ValueError: a step that cannot be inverted with predictions of this kind.
         """
-        move = self._invertible_move(i, reading or self.prediction_type)
+        move = self._invertible_move(i, reading or self.prediction_type, span)
         gap = strong.to(_working_dtype(strong)) - weak.to(_working_dtype(weak))
         return _combine(1.0, latents, strength * move.of_prediction / move.of_latents, gap)
+
+    def renoise(self, latents: torch.Tensor, noise: torch.Tensor, i: int, span: int = 1) -> torch.Tensor:
+        """Add noise to latents below step ``i``, so that they are at ``level(i)`` again (Re-Sampling)."""
+        here, below = self.level(i), self.level_below(i, span)
+        kept = here.alpha / below.alpha
+        return _combine(kept, latents, math.sqrt(max(here.sigma**2 - (kept * below.sigma) ** 2, 0.0)), noise)
 
     def read(
         self, latents: torch.Tensor, prediction: torch.Tensor, *, at: Level, told: Level, reading: str
@@ -155,17 +170,17 @@ class Trajectory:
         """
         return "epsilon" if self.level(i).alpha > 0.0 else "sample"
 
-    def _invertible_move(self, i: int, reading: str) -> Affine:
-        move = self._move(i, reading)
+    def _invertible_move(self, i: int, reading: str, span: int) -> Affine:
+        move = self._move(i, reading, span)
         if move.of_latents == 0.0:
             raise ValueError(f"step {i} keeps nothing of its latents, so a {reading} prediction cannot invert it")
         return move
 
-    def _move(self, i: int, reading: str) -> Affine:
-        """Return the step from ``level(i)`` to ``next_level(i)`` as an affine map of latents and prediction."""
+    def _move(self, i: int, reading: str, span: int) -> Affine:
+        """Return the step from ``level(i)`` to ``level_below(i, span)`` as an affine map of latents and prediction."""
         readings = _readings(reading, self.level(i))
         sample, epsilon = readings["sample"], readings["epsilon"]
-        alpha, sigma = self.next_level(i)
+        alpha, sigma = self.level_below(i, span)
         return Affine(
             alpha * sample.of_latents + sigma * epsilon.of_latents,
             alpha * sample.of_prediction + sigma * epsilon.of_prediction,
