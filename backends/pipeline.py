@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def load(
     variant: str | None = None,
     controlnet: Source | None = None,
     ip_adapter: Source | None = None,
+    scheduler: str | None = None,
     components: Mapping[str, Source] | None = None,
     config: Source | None = None,
 ) -> Any:
@@ -65,6 +67,8 @@ def load(
         controlnet: hub id or folder of a ControlNet; the pipeline is then the ControlNet one of its kind.
         ip_adapter: file of an IP-Adapter: a path, or `owner/name/folder/file` on the hub. Its image encoder lies in
             `image_encoder` beside it, unless the pipeline or `components` has one.
+        scheduler: class of scheduler that takes the place of the pipeline's own, `DDIMScheduler` for example, with its
+            config but without clipping of samples.
         components: hub ids or folders of components that the pipeline's repository lacks, or that take the place of its
             own, by their names: `text_encoder_4`, `vae`.
         config: hub id or folder with the configs of a single file; None lets diffusers find it on the hub.
@@ -85,6 +89,9 @@ def load(
     family = _family(index["_class_name"], controlnet)
     if ip_adapter is not None and not hasattr(family, "load_ip_adapter"):
         raise ValueError(f"{family.__name__} takes no IP-Adapter; leave ip_adapter out")
+    kind = getattr(diffusers, scheduler or "", None)
+    if scheduler is not None and not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise ValueError(f"diffusers has no scheduler {scheduler!r}; name a class like DDIMScheduler")
     classes = {name: _class_of(family, name) for name in components}
     own = {} if single else _denoiser_configs(pretrained, index)
     if own:
@@ -102,6 +109,9 @@ def load(
             _check_second(own, name, source)
     else:
         pipe = load_part(family, pretrained, dtype, variant=variant, **parts)
+    if kind is not None:
+        clipping = {"clip_sample": False} if "clip_sample" in signature(kind).parameters else {}
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, **clipping)
     if ip_adapter is not None:
         _load_ip_adapter(pipe, ip_adapter)
     if getattr(pipe, "vae", None) is not None:

@@ -5,17 +5,15 @@ import pytest
 import yaml
 
 from w2sd_video import config as configs
-from w2sd_video.config import ConfigError, RenderConfig, packaged_configs, parse, reflected_steps
-from w2sd_video.plan import check_plan, describe, evaluations, limits_of, panels, weak_panel
+from w2sd_video.branch import Branch
+from w2sd_video.config import packaged_configs, parse
+from w2sd_video.describe import describe
+from w2sd_video.plan import check_plan, evaluations, limits_of, panels, weak_panel
+from w2sd_video.settings import BranchConfig, ConfigError, ModelConfig, RenderConfig, reflected_steps
 
-PACKAGED = [
-    "animatediff-dreamshaper",
-    "animatediff-sdxl-juggernaut",
-    "cogvideox-5b-guidance",
-    "miniature-animatediff",
-    "miniature-cogvideox",
-]
-MINIMAL = {"prompts": ["a fox"], "model": {"pretrained": "owner/name"}}
+LARGE = [name for name in packaged_configs() if not name.startswith("miniature")]
+MINIMAL = {"prompts": ["a fox"], "model": {"family": "cogvideox", "pretrained": "owner/name"}}
+PIPELINE = ["--model.family", "pipeline"]
 
 
 @pytest.fixture
@@ -50,38 +48,70 @@ def error_of(capsys, *argv):
     return said
 
 
-def test_every_packaged_configuration_is_valid_and_says_what_it_is():
-    assert packaged_configs() == PACKAGED
-    for name in PACKAGED:
-        config = parse(["--config", name]).config
-        assert config.prompts and config.output == "w2sd.mp4"
-        text = (configs.resources.files("w2sd_video.configs") / f"{name}.yaml").read_text()
-        assert text.startswith("# ") and len(text.splitlines()[0]) > 40
-        assert set(yaml.safe_load(text)) <= {one.name for one in dataclasses.fields(RenderConfig)}
+@pytest.mark.parametrize("name", packaged_configs())
+def test_every_packaged_configuration_is_valid_and_says_what_it_is(name):
+    config = parse(["--config", name]).config
+    assert config.prompts and config.output is None
+    text = (configs.resources.files("w2sd_video.configs") / f"{name}.yaml").read_text()
+    assert text.startswith("# ") and len(text.splitlines()[0]) > 40
+    assert set(yaml.safe_load(text)) <= {one.name for one in dataclasses.fields(RenderConfig)}
 
 
-def test_the_packaged_pairs_are_the_papers():
-    dreamshaper, juggernaut, cogvideox, *_ = (parse(["--config", name]).config for name in PACKAGED)
-    for config in (dreamshaper, juggernaut, cogvideox):
-        assert (config.steps, reflected_steps(config), config.rounds) == (50, range(49), 1)
-        assert (config.inversion, config.strength) == ("paper", 1.0)
-    scales = [
-        [getattr(config, role).guidance_scale for role in ("base", "strong", "weak")]
-        for config in (dreamshaper, juggernaut, cogvideox)
-    ]
-    assert scales == [[5.5, 1.0, 1.0], [3.0, 3.0, 1.0], [6.0, 6.0, 1.0]]
-    assert cogvideox.weak.weights is None and cogvideox.frames == 49 and cogvideox.fps == 8
-    assert juggernaut.model.weights["weak"] == "stabilityai/stable-diffusion-xl-base-1.0"
+def test_a_branch_has_in_a_configuration_all_that_it_has_in_a_script():
+    assert [one.name for one in dataclasses.fields(BranchConfig)] == [one.name for one in dataclasses.fields(Branch)]
 
 
-@pytest.mark.parametrize("name", PACKAGED[:3])
+DREAMSHAPER, JUGGERNAUT = {"weak": "stable-diffusion-v1-5/stable-diffusion-v1-5"}, "RunDiffusion/Juggernaut-XL-v9"
+
+
+@pytest.mark.parametrize(
+    "name, scales, strong, weak",
+    [
+        ("sd15-dreamshaper", (5.5, 1.0, 1.0), {}, {"weights": "weak"}),
+        ("sdxl-juggernaut", (5.5, 1.0, 1.0), {}, {"weights": "weak"}),
+        ("sdxl-lora", (5.5, 1.0, 1.0), {"lora": {"more_art": 0.8}}, {"lora": {"more_art": -1.5}}),
+        ("sd15-dpo-lora", (5.5, 1.0, 1.0), {"lora": {"dpo": 0.8}}, {"lora": {"dpo": -1.5}}),
+        ("sd15-personal-lora", (5.5, 1.0, 1.0), {"lora": {"personal": 0.8}}, {"lora": {"personal": -1.5}}),
+        ("dit-moe-s", (1.5, None, None), {"experts": "top"}, {"experts": "bottom"}),
+        ("sdxl-z-sampling", (5.5, 5.5, 0.0), {}, {}),
+        ("sdxl-refined-prompt", (5.5, 1.0, 1.0), {}, {"prompt": "a photo of two clocks"}),
+        ("sdxl-controlnet", (5.5, 0.5, 0.5), {"control_scale": 1.0}, {"control_scale": 0.0}),
+        ("sdxl-ip-adapter", (5.5, 0.5, 0.5), {"ip_adapter_scale": 1.0}, {"ip_adapter_scale": 0.0}),
+        ("sdxl-cumulative", (5.5, 5.5, 0.0), {}, {"weights": "weak"}),
+        ("animatediff-dreamshaper", (5.5, 1.0, 1.0), {}, {"weights": "weak"}),
+        ("animatediff-sdxl-juggernaut", (3.0, 3.0, 1.0), {}, {"weights": "weak"}),
+    ],
+)
+def test_the_packaged_pairs_are_the_papers(name, scales, strong, weak):
+    """Tables 1 to 6, 10 and 12, figures 10 and 17, and appendix B.1, of arXiv 2502.00473."""
+    config = parse(["--config", name]).config
+    assert (config.steps, reflected_steps(config), config.rounds) == (50, range(49), 1)
+    assert (config.inversion, config.strength) == ("paper", 1.0)
+    assert (config.strong, config.weak) == (BranchConfig(scales[1], **strong), BranchConfig(scales[2], **weak))
+    lora = strong.get("lora")
+    assert config.base == BranchConfig(scales[0], lora=lora), "the step that counts is the strong model's"
+    assert config.model.scheduler == ("DDIMScheduler" if config.model.family == "pipeline" else None)
+
+
+@pytest.mark.parametrize("name", LARGE)
 def test_large_configurations_are_planned_without_a_network(name):
     config = parse(["--config", name]).config
     check_plan(config)
-    said = describe(config)
+    said, nfe = describe(config), evaluations(config)
     assert config.model.pretrained in said and "would be downloaded" in said
-    assert "steps    50, 49 reflected" in said and "NFE      W2SD: base 100 + strong" in said
+    assert f"steps    {config.steps}, {config.steps - 1} reflected" in said
+    assert f"NFE      W2SD: base {nfe['base']} + strong {nfe['strong']} + weak {nfe['weak']} = " in said
     assert "GB of weights" in said and "size unknown" not in said
+
+
+def test_what_a_configuration_leaves_to_be_given_is_said_of_it():
+    said = describe(parse(["--config", "sdxl-controlnet"]).config)
+    assert "input    image: to come: --inputs.image FILE" in said
+    assert "input    image: edges.png" in describe(
+        parse(["--config", "sdxl-controlnet", "--inputs.image", "edges.png"]).config
+    )
+    said = describe(parse(["--config", "sdxl-lora"]).config)
+    assert "load     LoRA more_art: to come: --model.lora.more_art FILE" in said
 
 
 def test_the_default_configuration_is_used_where_none_is_named():
@@ -105,6 +135,12 @@ def test_prompts_come_from_the_command_line_a_file_or_the_configuration(write, m
 
 
 def test_options_in_dashes_and_of_several_kinds(minimal):
+    assert parse(["--config", minimal, *PIPELINE, "--base.guidance-scale", "[4, 3]"]).config.base.guidance_scale == (
+        4,
+        3,
+    )
+    layers = parse(["--config", minimal, "--weak.skip-layers", "[2, -1, blocks.3]", "--weak.experts", "2"]).config.weak
+    assert (layers.skip_layers, layers.experts) == ([2, -1, "blocks.3"], 2)
     options = "--reflection-steps 3 -o x.gif --compare --call.max_sequence_length 16 --call.use_it true --dry-run"
     request = parse(["--config", minimal, *options.split()])
     config = request.config
@@ -150,11 +186,22 @@ def test_a_sidecar_is_a_configuration(write):
         ("--seed -1", "seed -1: must be from 0"),
         ("--dtype int8", "dtype int8: must be one of float32, float16, bfloat16"),
         ("--weak.guidance-scale 1000", "weak.guidance_scale 1000.0: must be from -100 to 100"),
-        ("--weak.guidance-scale much", "weak.guidance_scale much: must be a number or null"),
+        ("--weak.guidance-scale much", "weak.guidance_scale much: must be a number or a pair of numbers like"),
         ("--base.guidance-scale null", "base.guidance_scale: is needed"),
         ("--weak.weights other", "weak.weights 'other': not among model.weights (there are none)"),
         ("--strong.lora.detail 1", "strong.lora 'detail': not among model.lora (there are none)"),
-        ("--model.family wan", "model.family wan: must be one of animatediff, cogvideox"),
+        ("--model.family wan", "model.family wan: must be one of animatediff, cogvideox, pipeline, dit_moe"),
+        ("--model.controlnet a/b", "model.controlnet: is for the family pipeline, but model.family is cogvideox"),
+        ("--model.motion_adapter a/b", "model.motion_adapter: is for the family animatediff"),
+        ("--weak.experts some", "weak.experts some: must be a whole number or one of top, bottom, high, low or null"),
+        ("--weak.experts 0", "weak.experts 0: must be top, bottom, high, low or a number of at least 1"),
+        ("--weak.experts high", "weak: two stages (a pair of guidance scales, experts high, low) need model.family"),
+        ("--base.guidance-scale [4,3]", "base: two stages"),
+        ("--base.guidance-scale [4,3,2]", "must be a number or a pair of numbers like [0, 0.5] or null"),
+        ("--weak.ip-adapter-scale 0", "weak.ip_adapter_scale: a branch with no IP-Adapter loaded; name it in model.ip"),
+        ("--weak.skip-layers []", "weak.skip_layers: is empty"),
+        ("--weak.skip-layers 3", "weak.skip_layers 3: must be a list of a whole number or a text or null"),
+        ("--inputs.prompt x", "inputs.prompt: is set elsewhere"),
         ("--model.pretrained ", "model.pretrained: is needed"),
         ("--call.prompt x", "call.prompt: is set by its own option"),
         ("--stepz 3", "unknown option --stepz; did you mean --steps?"),
@@ -231,14 +278,80 @@ def test_models_that_are_not_there(minimal, tmp_path):
     assert "vae/config.json is not JSON" in planned(minimal, "--model.pretrained", str(tmp_path))
 
 
-def test_words_that_a_miniature_does_not_know(minimal, monkeypatch, tmp_path):
-    monkeypatch.setattr("w2sd_video.plan.path_of", lambda source: tmp_path)
-    miniature = ["--model.pretrained", "miniature:any"]
+def test_words_that_a_miniature_does_not_know(minimal):
+    miniature = ["--model.pretrained", "miniature:animatediff", "--model.family", "animatediff"]
     said = planned(minimal, *miniature, "a purple circle moving left")
     assert "'purple'" in said and "red, green, blue, yellow" in said
     assert "'sideways'" in planned(minimal, *miniature, "a red circle moving left", "a red circle moving sideways")
     assert planned(minimal, *miniature, "a red circle moving left") is None
     assert "'big'" in planned(minimal, *miniature, "a red circle moving left", "--weak.prompt", "a big circle")
+
+
+@pytest.fixture
+def pipeline_folder(tmp_path):
+    """Write what a pipeline's folder says without its weights, and return options that name it."""
+
+    def write(kind, denoisers, **index):
+        index |= {"_class_name": kind} | {name: ["diffusers", "x"] for name in denoisers}
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        for name, settings in denoisers.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "config.json").write_text(json.dumps({"_class_name": "Denoiser"} | settings))
+        return [*PIPELINE, "--model.pretrained", str(tmp_path)]
+
+    return write
+
+
+def test_branches_that_a_pipelines_folder_shows_to_make_no_sense(minimal, pipeline_folder):
+    plain = pipeline_folder("StableDiffusionPipeline", {"unet": {}})
+    assert planned(minimal, *plain) is None
+    said = planned(minimal, *plain, "--strong.control-scale", "1")
+    assert said == "strong.control_scale: a control branch without a ControlNet; name it in model.controlnet"
+    assert planned(minimal, *plain, "--strong.control-scale", "1", "--model.controlnet", "a/b") is None
+    assert "weak.experts bottom: Denoiser is no mixture of experts" in planned(
+        minimal, *plain, "--weak.experts", "bottom"
+    )
+    for argv in (["--weak.experts", "low"], ["--weak.guidance-scale", "[4, 3]"]):
+        said = planned(minimal, *plain, *argv)
+        assert "is for a two-stage model, but StableDiffusionPipeline has one denoiser" in said
+    control = pipeline_folder("StableDiffusionControlNetPipeline", {"unet": {}})
+    assert planned(minimal, *control, "--strong.control-scale", "1") is None
+
+
+def test_experts_and_stages_that_a_pipelines_folder_shows(minimal, pipeline_folder):
+    mixture = pipeline_folder("HiDreamImagePipeline", {"transformer": {"num_routed_experts": 4}})
+    assert planned(minimal, *mixture, "--weak.experts", "bottom", "--strong.experts", "4") is None
+    assert "weak.experts 5: the model has 4 experts; use 1 to 4" in planned(minimal, *mixture, "--weak.experts", "5")
+    stages = pipeline_folder("WanPipeline", {"transformer": {}, "transformer_2": {}})
+    assert planned(minimal, *stages, "--weak.experts", "low", "--base.guidance-scale", "[4, 3]") is None
+    assert "no mixture" in planned(minimal, *stages, "--weak.experts", "top")
+
+
+def test_classes_are_asked_for_by_number_or_name(minimal, pipeline_folder, write):
+    settings = {"transformer": {"num_embeds_ada_norm": 3}}
+    folder = pipeline_folder("DiTPipeline", settings, id2label={"0": "tench, Tinca tinca", "1": "goldfish", "2": "ray"})
+    assert planned(minimal, *folder, "0", "2", "goldfish", "Tinca tinca") is None
+    said = planned(minimal, *folder, "3")
+    assert said.startswith("prompt '3': this model is asked for classes; use a number from 0 to 2, or a name: tench, ")
+    assert said.endswith("Tinca tinca, goldfish, ray")
+    assert planned(minimal, *folder, "gold fish").endswith("did you mean 'goldfish'?")
+    assert planned(minimal, *folder, "1", "--weak.prompt", "a fish").startswith("weak.prompt: this model is asked for")
+    numbers = write({"prompts": [1, 2], "model": {"pretrained": folder[-1]}})
+    assert parse(["--config", numbers]).config.prompts == ["1", "2"] and planned(numbers) is None
+    assert "True is not a text" in planned(write({"prompts": [True], "model": {"pretrained": "a/b"}}, "true.yaml"))
+    assert "base.prompt: this model" in planned(minimal, "--model.family", "dit_moe", "--base.prompt", "x")
+
+
+def test_evaluations_of_two_stages_are_exact_or_at_most(minimal, pipeline_folder):
+    folder = pipeline_folder("WanPipeline", {"transformer": {}, "transformer_2": {}})
+    options = [*folder, "--steps", "5", "--reflection-steps", "2", "--inversion", "current"]
+    pair = ["--base.guidance-scale", "[4, 3]"]
+    same = parse(["--config", minimal, *options, *pair, "--weak.guidance-scale", "1"]).config
+    assert evaluations(same) == {"base": 10, "strong": 4, "weak": 0} and "at most" not in describe(same)
+    mixed = parse(["--config", minimal, *options, "--base.guidance-scale", "[4, 1]"]).config
+    assert evaluations(mixed) == {"base": 10, "strong": 4, "weak": 0} and "at most base 10" in describe(mixed)
+    high = parse(["--config", minimal, *options, *pair, "--weak.experts", "high"]).config
+    assert evaluations(high) == {"base": 10, "strong": 4, "weak": 4}, "only the low noise stage has a gap"
 
 
 def test_memory_is_estimated_from_the_headers_of_a_folder(minimal, tmp_path):
@@ -264,7 +377,7 @@ def test_limits_are_read_from_a_models_folder(tmp_path):
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(settings))
-    model = configs.ModelConfig("cogvideox", str(tmp_path))
+    model = ModelConfig("cogvideox", str(tmp_path))
     assert dataclasses.astuple(limits_of(model)) == (16, 4, 1024)
     assert dataclasses.astuple(limits_of(dataclasses.replace(model, family="animatediff"))) == (8, 1, 12)
 

@@ -1,17 +1,16 @@
-"""One typed configuration for rendering: the command line goes before a file, a file before the defaults."""
+"""Reading a configuration: the command line goes before a file, a file before the defaults."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import json
-import math
 import re
 import sys
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -19,100 +18,10 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import jsonargparse
 import yaml
 
-from w2sd_video.sampler import Reflection
+from w2sd_video.settings import ConfigError, RenderConfig, check
 
 DEFAULT_CONFIG = "miniature-animatediff"
 """The packaged configuration that is used where none is named."""
-
-Value = int | float | bool | str | None
-
-
-class ConfigError(ValueError):
-    """Something asked for that cannot be done; the message is one line that names the value and what is allowed."""
-
-
-@dataclass
-class BranchConfig:
-    """A setting of the model; what is left out is as the pipeline has it, the guidance scale as in base."""
-
-    guidance_scale: float | None = None
-    """Scale of classifier-free guidance, -100 to 100; 1 switches it off and halves the evaluations."""
-    weights: str | None = None
-    """Name of a second denoiser, one of those in model.weights."""
-    lora: dict[str, float] | None = None
-    """Scale of each LoRA adapter by name, those in model.lora."""
-    prompt: str | None = None
-    """A prompt for this branch alone."""
-
-
-@dataclass
-class ModelConfig:
-    """The pipeline to load."""
-
-    family: Literal["animatediff", "cogvideox"] = "cogvideox"
-    """Kind of the pipeline."""
-    pretrained: str = ""
-    """Hub id or folder of the pipeline, or miniature:NAME for one that comes with this package."""
-    variant: str | None = None
-    """Variant of the pipeline's files, for example fp16."""
-    weights: dict[str, str] = field(default_factory=dict)
-    """Hub ids or folders of further denoisers, by the names that branches use."""
-    motion_adapter: str | None = None
-    """Hub id or folder of AnimateDiff's motion adapter; left out if it lies in the pipeline's own folder."""
-    lora: dict[str, str] = field(default_factory=dict)
-    """Hub ids or files of LoRA adapters, by the names that branches use."""
-    memory: Literal["device", "offload", "sequential"] = "device"
-    """All on the device, one component at a time (offload), or one layer at a time (sequential, slowest)."""
-    parameters: dict[str, float] = field(default_factory=dict)
-    """Millions of parameters of each component, for the estimates of --dry-run."""
-
-
-@dataclass
-class RenderConfig:
-    """What to render, and how."""
-
-    prompts: list[str] = field(default_factory=list)
-    """What to show, a clip each."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The pipeline to load."""
-    base: BranchConfig = field(default_factory=lambda: BranchConfig(guidance_scale=1.0))
-    """The step that counts."""
-    strong: BranchConfig = field(default_factory=BranchConfig)
-    """The reflection's way down."""
-    weak: BranchConfig = field(default_factory=BranchConfig)
-    """The reflection's way back."""
-    steps: int = 50
-    """Sampling steps, 1 to 1000."""
-    reflection_steps: int | tuple[float, float] | None = None
-    """Reflected steps counted from the noisiest, or a window of fractions like [0, 0.5]; null: all but the last."""
-    strength: float = 1.0
-    """Scale of the reflection's displacement, -10 to 10."""
-    rounds: int = 1
-    """Reflections at each reflected step, 1 to 100."""
-    inversion: Literal["paper", "explicit", "current", "implicit"] = "paper"
-    """Where the weak prediction is made."""
-    iterations: int = 2
-    """Fixed-point iterations of the implicit inversion, 1 to 100."""
-    height: int | None = None
-    """Pixels, 8 to 4096; null: as the model was trained."""
-    width: int | None = None
-    """Pixels, 8 to 4096; null: as the model was trained."""
-    frames: int | None = None
-    """Number of frames, 1 to 1024; null: as the model was trained."""
-    fps: float = 8.0
-    """Frames a second of the file, 0.1 to 120."""
-    seed: int = 0
-    """Prompt number k, counted from 0, is sampled from seed + k, however many there are."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto: a GPU where there is one."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision of the networks."""
-    compare: bool = False
-    """Show weak, strong and W2SD next to each other, from the same noise."""
-    output: str = "w2sd.mp4"
-    """File: .mp4, .gif, .png (a contact sheet); or a folder, for single frames. Several prompts: numbered."""
-    call: dict[str, Value] = field(default_factory=dict)
-    """More arguments for the pipeline's call, for example max_sequence_length."""
 
 
 @dataclass
@@ -122,24 +31,6 @@ class Request:
     config: RenderConfig
     dry_run: bool = False
     print_config: bool = False
-
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "steps": (1, 1000),
-    "strength": (-10, 10),
-    "rounds": (1, 100),
-    "iterations": (1, 100),
-    "height": (8, 4096),
-    "width": (8, 4096),
-    "frames": (1, 1024),
-    "fps": (0.1, 120),
-    "seed": (0, 2**62),
-}
-_GUIDANCE = (-100, 100)
-_OWN_ARGUMENTS = {
-    *("prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale", "generator"),
-    *("output_type", "num_videos_per_prompt", "return_dict", "latents"),
-}
 
 
 def packaged_configs() -> list[str]:
@@ -188,70 +79,11 @@ def parse(argv: list[str]) -> Request:
     if found.prompt or found.prompts:
         prompts = [*found.prompt, *(_read_prompts(found.prompts) if found.prompts else [])]
     values = {one.name: getattr(found, one.name) for one in dataclasses.fields(RenderConfig) if one.name != "prompts"}
+    if isinstance(prompts, list):  # YAML reads the number of a class as a number
+        prompts = [str(prompt) if type(prompt) is int else prompt for prompt in prompts]
     config = RenderConfig(prompts=[] if prompts is None else prompts, **values)
     check(config)
     return Request(config, dry_run=found.dry_run, print_config=found.print_config)
-
-
-def check(config: RenderConfig) -> None:
-    """Check everything that can be checked without a model.
-
-    Raises:
-        ConfigError: the first value that is out of range or does not fit the others.
-    """
-    for name, (low, high) in _RANGES.items():
-        _check_range(name, getattr(config, name), low, high)
-    if config.base.guidance_scale is None:
-        raise ConfigError("base.guidance_scale: is needed; 1 switches guidance off")
-    if not config.model.pretrained:
-        raise ConfigError("model.pretrained: is needed; the hub id or folder of a pipeline")
-    if not isinstance(config.prompts, list):
-        raise ConfigError(f"prompts: must be a list of texts, not {config.prompts!r}")
-    if not config.prompts:
-        raise ConfigError("prompts: none given; write one after the command, or name a file of them with --prompts")
-    for prompt in config.prompts:
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ConfigError(f"prompts: {prompt!r} is not a text")
-    for role in ("base", "strong", "weak"):
-        _check_branch(role, getattr(config, role), config.model)
-    _check_reflection(config)
-    for name in config.call:
-        if name in _OWN_ARGUMENTS:
-            raise ConfigError(f"call.{name}: is set by its own option, and cannot be set here")
-
-
-def reflected_steps(config: RenderConfig) -> range:
-    """Return the steps that are reflected, counted from the noisiest."""
-    return Reflection(config.reflection_steps).steps(config.steps)
-
-
-def _check_range(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not (math.isfinite(value) and low <= value <= high):
-        raise ConfigError(f"{name} {value}: must be from {low} to {high}")
-
-
-def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
-    _check_range(f"{role}.guidance_scale", branch.guidance_scale, *_GUIDANCE)
-    if branch.weights is not None and branch.weights not in model.weights:
-        known = ", ".join(model.weights) or "there are none"
-        raise ConfigError(f"{role}.weights {branch.weights!r}: not among model.weights ({known})")
-    for name, scale in (branch.lora or {}).items():
-        if name not in model.lora:
-            raise ConfigError(
-                f"{role}.lora {name!r}: not among model.lora ({', '.join(model.lora) or 'there are none'})"
-            )
-        _check_range(f"{role}.lora.{name}", scale, *_GUIDANCE)
-
-
-def _check_reflection(config: RenderConfig) -> None:
-    chosen = config.reflection_steps
-    if isinstance(chosen, int) and not 0 <= chosen <= config.steps:
-        raise ConfigError(f"reflection_steps {chosen}: must be from 0 to {config.steps}, the number of steps")
-    if isinstance(chosen, (tuple, list)) and not 0 <= chosen[0] <= chosen[1] <= 1:
-        raise ConfigError(f"reflection_steps {list(chosen)}: a window must be [start, stop], 0 <= start <= stop <= 1")
-    if config.inversion == "explicit" and config.steps - 1 in reflected_steps(config):
-        most = config.steps - 1
-        raise ConfigError(f"reflection_steps: the explicit inversion cannot reflect the last step; at most {most}")
 
 
 def _check_keys(data: Any, kind: type, where: str) -> None:
@@ -365,6 +197,8 @@ def _in_words(kind: Any) -> str:
         return "one of " + ", ".join(inner)
     if origin is dict:
         return f"a mapping of names to {_in_words(inner[1])}"
+    if origin is list:
+        return f"a list of {_in_words(inner[0])}"
     if origin is tuple:
         return "a pair of numbers like [0, 0.5]"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}

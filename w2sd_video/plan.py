@@ -1,20 +1,30 @@
-"""What a configuration will load and evaluate, found out without loading: checks, evaluations, memory."""
+"""What a configuration will evaluate, and what of it a model cannot do, found out without loading one."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import difflib
 import math
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-from w2sd_video.config import BranchConfig, ConfigError, ModelConfig, RenderConfig, reflected_steps
+from w2sd_video.branch import STAGES
+from w2sd_video.settings import BranchConfig, ConfigError, ModelConfig, RenderConfig, reflected_steps, stage_scales
+from w2sd_video.sources import (
+    DENOISERS,
+    MINIATURE,
+    class_names,
+    component,
+    index_of,
+    is_class_conditional,
+    path_of,
+    read_json,
+    stages_of,
+)
 
-MINIATURE = "miniature:"
-"""Start of the name of a model that comes with this package."""
+ROLES = ("base", "strong", "weak")
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_DENOISER = {"animatediff": "unet", "cogvideox": "transformer"}
+_EXPERTS = ("num_routed_experts", "n_routed_experts", "num_experts")
+"""What the configs of mixtures call the number of their experts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,69 +36,61 @@ class Limits:
     most_frames: int
 
 
-def path_of(source: str) -> Path | None:
-    """Return the folder, or the single .safetensors file, that a source names; None for a hub id.
-
-    Raises:
-        ConfigError: a path where nothing is, or a name that is neither.
-    """
-    miniature = Path(__file__).parent / "miniatures" / "weights" / source.removeprefix(MINIATURE)
-    path = miniature if source.startswith(MINIATURE) else Path(source).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
-        return path
-    if source.startswith(MINIATURE):
-        raise ConfigError(f"model {source!r}: no such miniature; there is no folder {path}")
-    parts = source.split("/")
-    if source.startswith(("/", ".", "~")) or len(parts) != 2 or not all(parts):
-        raise ConfigError(f"model {source!r}: no such folder, and not a hub id like 'owner/name'")
-    return None
-
-
-def locate(source: str) -> str:
-    """Return the path that a source names; a hub id stays as it is."""
-    return str(path_of(source) or source)
-
-
 def check_plan(config: RenderConfig) -> None:
-    """Check what depends on the model, as far as its folder tells without loading it.
+    """Check what depends on the model, as far as its files tell without loading it.
 
     Raises:
-        ConfigError: a missing model folder, a word that a miniature does not know, a size that the model cannot do.
+        ConfigError: a missing model folder, a branch or a size that the model cannot do, an unknown word or class.
     """
     model = config.model
-    for source in (model.pretrained, model.motion_adapter, *model.weights.values(), *model.lora.values()):
+    single = (model.pretrained, model.motion_adapter, model.controlnet, model.ip_adapter, model.vae)
+    for source in (*single, *model.weights.values(), *model.lora.values(), *model.components.values()):
         if source:
             path_of(source)
-    if model.pretrained.startswith(MINIATURE):
+    for role in ROLES:
+        _check_branch(role, getattr(config, role), model)
+    if is_class_conditional(model):
+        _check_classes(config)
+    elif model.pretrained.startswith(MINIATURE):
         _check_vocabulary(config)
-    limits = limits_of(model)
-    for name in ("height", "width"):
-        value = getattr(config, name)
-        if value is not None and value % limits.multiple:
-            lower = value // limits.multiple * limits.multiple
-            near = " or ".join(str(one) for one in (lower, lower + limits.multiple) if one)
-            raise ConfigError(f"{name} {value}: must be a multiple of {limits.multiple} for this model; use {near}")
-    frames, step = config.frames, limits.frame_step
-    if frames is not None and frames > limits.most_frames:
-        raise ConfigError(f"frames {frames}: this model makes at most {limits.most_frames}")
-    if frames is not None and (frames - 1) % step:
-        lower = (frames - 1) // step * step + 1
-        raise ConfigError(f"frames {frames}: this model makes 1 + {step} k frames; use {lower} or {lower + step}")
+    _check_sizes(config)
 
 
 def limits_of(model: ModelConfig) -> Limits:
-    """Return the sizes that a model can do, from its folder's configuration or, for a hub id, from its family's."""
-    folder = path_of(model.pretrained)
-    vae = _settings(folder, "vae")
-    scale = 2 ** (len(vae["block_out_channels"]) - 1) if vae else 8
+    """Return the sizes that a model can do, as far as its files tell; else those of its family."""
+    vae = component(model.pretrained, "vae")
+    scale = 2 ** (len(vae["block_out_channels"]) - 1) if "block_out_channels" in vae else 8
     if model.family == "animatediff":
-        adapter = _settings(folder, "motion_adapter")
+        adapter = component(model.pretrained, "motion_adapter")
         if model.motion_adapter:
-            adapter = _settings(path_of(model.motion_adapter), "")
+            adapter = read_json(model.motion_adapter, "config.json")
         return Limits(math.lcm(8, scale), 1, adapter.get("motion_max_seq_length", 32))
-    patch = _settings(folder, "transformer").get("patch_size", 2)
-    step = 2 * vae.get("temporal_compression_ratio", 4)  # its VAE decodes latent frames in pairs, after one alone
-    return Limits(math.lcm(8, scale * patch), step, 1024)
+    if model.family == "cogvideox":
+        patch = component(model.pretrained, "transformer").get("patch_size", 2)
+        step = 2 * vae.get("temporal_compression_ratio", 4)  # its VAE decodes latent frames in pairs, after one alone
+        return Limits(math.lcm(8, scale * patch), step, 1024)
+    return Limits(math.lcm(8, scale), 1, 1024)
+
+
+def class_label(prompt: str, names: Mapping[str, int], count: int | None) -> int:
+    """Return the number of a class.
+
+    Args:
+        prompt: a number, or one of the names.
+        names: numbers of the classes by name.
+        count: how many classes there are; None if it is not known.
+
+    Raises:
+        ConfigError: neither a number of a class nor the name of one.
+    """
+    label = int(prompt) if prompt.isascii() and prompt.isdigit() else names.get(prompt)
+    if label is not None and (count is None or label < count):
+        return label
+    near = difflib.get_close_matches(prompt, names, n=1)
+    known = f", or a name: {', '.join(list(names)[:12])}{', …' if len(names) > 12 else ''}" if names else ""
+    numbers = "a number" if count is None else f"a number from 0 to {count - 1}"
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"prompt {prompt!r}: this model is asked for classes; use {numbers}{known}{meant}")
 
 
 def weak_panel(config: RenderConfig) -> BranchConfig:
@@ -118,13 +120,27 @@ def panels(config: RenderConfig) -> dict[str, RenderConfig]:
 
 
 def evaluations(config: RenderConfig) -> dict[str, int]:
-    """Return the network evaluations of one clip by role; a guided prediction takes two."""
-    base, strong, weak = (_halves(filled(config, one)) for one in (config.base, config.strong, config.weak))
+    """Return the network evaluations of one clip by role; a guided prediction takes two.
+
+    Exact, unless the stages of a two-stage model need different numbers: then as if all steps were the dearer stage's.
+    """
+    stages = evaluations_by_stage(config)
+    return {role: max(stage[role] for stage in stages) for role in ROLES}
+
+
+def evaluations_by_stage(config: RenderConfig) -> list[dict[str, int]]:
+    """Return the evaluations by role if all steps were of one stage: for each stage that a branch tells apart."""
+    branches = [filled(config, getattr(config, role)) for role in ROLES]
+    apart = any(len(stage_scales(branch.guidance_scale)) == 2 or branch.experts in STAGES for branch in branches)
+    return [_evaluations(config, branches, stage) for stage in range(2 if apart else 1)]
+
+
+def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int) -> dict[str, int]:
+    embedded = bool(component(config.model.pretrained, "transformer").get("guidance_embeds"))
+    base, strong, weak = (_halves(branch, stage, embedded) for branch in branches)
     reflections = len(reflected_steps(config)) * config.rounds
     each_weak = len(weak) * (config.iterations if config.inversion == "implicit" else 1)
-    same = dataclasses.replace(config.strong, guidance_scale=None) == dataclasses.replace(
-        config.weak, guidance_scale=None
-    )
+    same = _but_guidance(branches[1], stage) == _but_guidance(branches[2], stage) and not embedded
     if same and config.inversion in ("current", "implicit"):
         each_weak -= len(weak & strong)  # the first weak prediction is made where the strong one was
     return {
@@ -134,146 +150,76 @@ def evaluations(config: RenderConfig) -> dict[str, int]:
     }
 
 
-def parameters(model: ModelConfig) -> dict[str, float | None]:
-    """Return the millions of parameters of each component, None where neither a folder nor the configuration tells."""
-    known: dict[str, float | None] = dict(model.parameters)
-    folder = path_of(model.pretrained)
-    if folder and (folder / "model_index.json").is_file():
-        index = json.loads((folder / "model_index.json").read_text())
-        counts = {name: _millions(folder / name) for name in index if not name.startswith("_")}
-        known |= {name: count for name, count in counts.items() if count}
-    sources = dict(model.weights)
-    if model.motion_adapter:
-        sources["motion_adapter"] = model.motion_adapter
-    for name, source in sources.items():
-        folder = path_of(source)
-        inner = folder and folder / _DENOISER[model.family]
-        known[name] = _millions(inner if inner and inner.is_dir() else folder) if folder else known.get(name)
-    return known
+def _stage_used(branch: BranchConfig, stage: int) -> int:
+    """Return which of two denoisers a branch has for a stage."""
+    return STAGES.index(str(branch.experts)) if branch.experts in STAGES else stage
 
 
-def describe(config: RenderConfig) -> str:
-    """Say what a render would load, how often it evaluates the networks, and about how much memory it takes."""
-    model, counts = config.model, parameters(config.model)
-    lines = [f"pair     {pair_in_words(config)}"]
-    sources = {"pipeline": model.pretrained, "motion_adapter": model.motion_adapter, **model.weights}
-    sources |= {f"LoRA {name}": source for name, source in model.lora.items()}
-    for name, source in sources.items():
-        if source:
-            lines.append(f"load     {name}: {source} {_state(source)}")
-    size = f"{config.width or 'own'} x {config.height or 'own'}, {config.frames or 'own number of'} frames"
-    lines.append(f"clip     {size}, {len(config.prompts)} prompt(s), seed {config.seed}")
-    lines.append(f"steps    {steps_in_words(config)}")
-    total = 0
-    for label, one in panels(config).items():
-        nfe = evaluations(one)
-        total += sum(nfe.values())
-        lines.append(f"NFE      {label}: {nfe_in_words(nfe)}")
-    if len(config.prompts) > 1 or config.compare:
-        lines.append(f"NFE      in all: {total * len(config.prompts)}")
-    return "\n".join([*lines, f"memory   {_memory_in_words(config, counts)}"])
+def _halves(branch: BranchConfig, stage: int, embedded: bool) -> set[str]:
+    """Return the halves of guidance that a prediction evaluates; a network that is told the scale has but one."""
+    scales = stage_scales(branch.guidance_scale)
+    scale = scales[_stage_used(branch, stage)] if len(scales) == 2 else scales[0]
+    return {"cond"} if embedded else {1.0: {"cond"}, 0.0: {"uncond"}}.get(float(scale), {"cond", "uncond"})
 
 
-def pair_in_words(config: RenderConfig) -> str:
-    """Say what strong, weak and base are."""
-    return "; ".join(
-        f"{role} {_branch_in_words(filled(config, getattr(config, role)))}" for role in ("strong", "weak", "base")
-    )
+def _but_guidance(branch: BranchConfig, stage: int) -> tuple[BranchConfig, int]:
+    """Return what two branches must have in common to share evaluations at a stage."""
+    experts = None if branch.experts in STAGES else branch.experts
+    return dataclasses.replace(branch, guidance_scale=None, experts=experts), _stage_used(branch, stage)
 
 
-def steps_in_words(config: RenderConfig) -> str:
-    """Say how many steps there are, and how they are reflected."""
-    reflected = reflected_steps(config)
-    if not reflected:
-        return f"{config.steps}, none reflected"
-    rounds = f", {config.rounds} rounds" if config.rounds > 1 else ""
-    which = f"{len(reflected)} reflected" + (f" from step {reflected.start}" if reflected.start else "")
-    return f"{config.steps}, {which} (inversion {config.inversion}, strength {config.strength:g}{rounds})"
+def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
+    kind = index_of(model).get("_class_name", "")
+    if branch.control_scale is not None and not model.controlnet and "ControlNet" not in kind:
+        raise ConfigError(f"{role}.control_scale: a control branch without a ControlNet; name it in model.controlnet")
+    if stages_of(model) == 1:
+        for name, value in (("experts", branch.experts), ("guidance_scale", branch.guidance_scale)):
+            if value in STAGES or isinstance(value, (tuple, list)):
+                raise ConfigError(f"{role}.{name} {value}: is for a two-stage model, but {kind} has one denoiser")
+    denoiser = next((found for name in DENOISERS if (found := component(model.pretrained, name))), {})
+    if branch.experts is None or branch.experts in STAGES or not denoiser:
+        return
+    numbers = [denoiser[name] for name in _EXPERTS if denoiser.get(name)]
+    if not numbers:
+        raise ConfigError(f"{role}.experts {branch.experts}: {denoiser.get('_class_name')} is no mixture of experts")
+    if isinstance(branch.experts, int) and branch.experts > numbers[0]:
+        raise ConfigError(f"{role}.experts {branch.experts}: the model has {numbers[0]} experts; use 1 to {numbers[0]}")
 
 
-def nfe_in_words(nfe: dict[str, int]) -> str:
-    """Say the evaluations by role, and their sum."""
-    return " + ".join(f"{role} {count}" for role, count in nfe.items()) + f" = {sum(nfe.values())}"
-
-
-def _branch_in_words(branch: BranchConfig) -> str:
-    parts = [
-        f"{name} {value}" for name, value in vars(branch).items() if value is not None and name != "guidance_scale"
-    ]
-    return ", ".join([*parts, f"guidance {branch.guidance_scale:g}"])
-
-
-def _halves(branch: BranchConfig) -> set[str]:
-    return {1.0: {"cond"}, 0.0: {"uncond"}}.get(float(branch.guidance_scale or 0), {"cond", "uncond"})
+def _check_classes(config: RenderConfig) -> None:
+    for role in ROLES:
+        for name in ("prompt", "negative_prompt"):
+            if getattr(getattr(config, role), name) is not None:
+                raise ConfigError(f"{role}.{name}: this model is asked for classes, and a branch cannot have its own")
+    index, denoiser = index_of(config.model), component(config.model.pretrained, "transformer")
+    if denoiser:
+        names = class_names(index.get("id2label") or {})
+        for prompt in config.prompts:
+            class_label(prompt, names, denoiser.get("num_classes") or denoiser.get("num_embeds_ada_norm"))
 
 
 def _check_vocabulary(config: RenderConfig) -> None:
     from w2sd_video.miniatures import world
 
-    branches = (config.base, config.strong, config.weak)
-    for prompt in [*config.prompts, *(branch.prompt for branch in branches if branch.prompt)]:
+    texts = [getattr(getattr(config, role), name) for role in ROLES for name in ("prompt", "negative_prompt")]
+    for prompt in [*config.prompts, *(text for text in texts if text)]:
         try:
             world.parse(prompt)
         except ValueError as error:
             raise ConfigError(f"prompt: {error}") from error
 
 
-def _settings(folder: Path | None, component: str) -> dict[str, Any]:
-    """Return a component's config.json, or nothing for what is not on this machine."""
-    file = folder and folder / component / "config.json"
-    if not file or not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ConfigError(f"model: {file} is not JSON, so the folder is damaged: {error}") from error
-
-
-def _millions(path: Path) -> float | None:
-    """Count the parameters in a safetensors file, or in all of a folder, by their headers, in millions."""
-    count = 0
-    for file in _weight_files(path):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        count += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return count / 1e6 if count else None
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return a component's files: not its half precision variant as well, where it has both."""
-    if folder.is_file():
-        return [folder]
-    files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if ".fp16" not in file.name] or files
-
-
-def _state(source: str) -> str:
-    if folder := path_of(source):
-        return f"(folder {folder})" if source.startswith(MINIATURE) else "(folder)"
-    from huggingface_hub import try_to_load_from_cache
-
-    files = ("model_index.json", "config.json")
-    cached = any(isinstance(try_to_load_from_cache(source, file), str) for file in files)
-    return "(hub, in the local cache)" if cached else "(hub, not in the local cache: would be downloaded)"
-
-
-def _memory_in_words(config: RenderConfig, counts: dict[str, float | None]) -> str:
-    known = {name: millions for name, millions in counts.items() if millions}
-    unknown = [name for name, millions in counts.items() if not millions]
-    if not known:
-        return "unknown: state the millions of parameters of the components in model.parameters"
-    parts = ", ".join(f"{name} {millions:.4g} M" for name, millions in known.items())
-    said = f"about {_size(sum(known.values()), config.dtype)} of weights in {config.dtype} ({parts})"
-    if config.model.memory == "offload":
-        denoisers = {_DENOISER[config.model.family], "motion_adapter", *config.model.weights}  # they stay together
-        together = sum(millions for name, millions in known.items() if name in denoisers)
-        said += f", at most {_size(max(together, *known.values()), config.dtype)} of them on the device at a time"
-    if config.model.memory == "sequential":
-        said += ", a layer of them on the device at a time"
-    missing = f"; not counted, size unknown: {', '.join(unknown)}" if unknown else ""
-    return f"{said}; activations come on top{missing}"
-
-
-def _size(millions: float, dtype: str) -> str:
-    megabytes = millions * _BYTES[dtype]
-    return f"{megabytes / 1000:.3g} GB" if megabytes >= 1000 else f"{megabytes:.3g} MB"
+def _check_sizes(config: RenderConfig) -> None:
+    limits = limits_of(config.model)
+    for name in ("height", "width"):
+        value = getattr(config, name)
+        if value is not None and value % limits.multiple:
+            lower = value // limits.multiple * limits.multiple
+            near = " or ".join(str(one) for one in (lower, lower + limits.multiple) if one)
+            raise ConfigError(f"{name} {value}: must be a multiple of {limits.multiple} for this model; use {near}")
+    frames, step = config.frames, limits.frame_step
+    if frames is not None and frames > limits.most_frames:
+        raise ConfigError(f"frames {frames}: this model makes at most {limits.most_frames}")
+    if frames is not None and (frames - 1) % step:
+        lower = (frames - 1) // step * step + 1
+        raise ConfigError(f"frames {frames}: this model makes 1 + {step} k frames; use {lower} or {lower + step}")

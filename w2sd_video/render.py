@@ -1,4 +1,4 @@
-"""Render clips from the command line: ``python -m w2sd_video.render "a red circle moving left" -o out.mp4``."""
+"""Render clips and images: ``python -m w2sd_video.render "a red circle moving left" -o out.mp4``."""
 
 from __future__ import annotations
 
@@ -9,38 +9,37 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import import_module, metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import yaml
 
-from w2sd_video.config import BranchConfig, ConfigError, RenderConfig, fail, parse
-from w2sd_video.plan import (
-    MINIATURE,
-    check_plan,
-    describe,
-    filled,
-    locate,
-    nfe_in_words,
-    pair_in_words,
-    panels,
-    steps_in_words,
-)
+from w2sd_video.config import fail, parse
+from w2sd_video.describe import describe, nfe_in_words, pair_in_words, steps_in_words
+from w2sd_video.plan import ROLES, check_plan, class_label, filled, panels
+from w2sd_video.settings import FAMILY_OPTIONS, BranchConfig, ConfigError, RenderConfig, stage_scales
+from w2sd_video.sources import MINIATURE, index_of, locate
 from w2sd_video.video import (
     VideoError,
     check_output,
     contact_sheet,
     enlarge,
+    read_picture,
+    read_video,
     side_by_side,
     to_uint8,
     write_picture,
     write_video,
     write_whole,
 )
+
+VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
+"""Endings of the files that are read as videos; all others are pictures."""
 
 
 class LoadError(Exception):
@@ -70,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def outputs(config: RenderConfig) -> list[Path]:
     """Return the path of each prompt's clip: the output itself, or out-00.mp4, out-01.mp4, … for several prompts."""
-    path, count = Path(config.output), len(config.prompts)
+    path, count = Path(config.output or ("w2sd.png" if config.frames == 1 else "w2sd.mp4")), len(config.prompts)
     if count == 1:
         return [path]
     digits = max(2, len(str(count - 1)))
@@ -86,17 +85,49 @@ def render(config: RenderConfig) -> list[Path]:
     Raises:
         ConfigError: a device or a setting that this machine or this pipeline cannot be given.
         LoadError: a model that is not there, cannot be reached, or has another shape.
+        VideoError: a picture or a video of the inputs that cannot be read.
     """
     _check_device(config.device)
-    paths = outputs(config)
+    for name, source in config.model.lora.items():
+        if source is None:
+            raise ConfigError(f"model.lora.{name}: is needed by this configuration; add --model.lora.{name} FILE")
+    inputs = read_inputs(config)
+    if known := _known_class(config):
+        _check_call(known, config)
+    written = []
     with _threads(config.model.pretrained):
         with quiet():
             pipe = load(config)
-        _check_call(pipe, config)
-        for number, (prompt, path) in enumerate(zip(config.prompts, paths, strict=True)):
-            one = dataclasses.replace(config, prompts=[prompt], seed=config.seed + number, output=str(path))
-            _render_one(pipe, one, path)
-    return paths
+        _check_call(type(pipe), config)
+        for number, (prompt, path) in enumerate(zip(config.prompts, outputs(config), strict=True)):
+            one = dataclasses.replace(config, prompts=[prompt], seed=config.seed + number)
+            written.append(_render_one(pipe, one, path, inputs))
+    return written
+
+
+def read_inputs(config: RenderConfig) -> dict[str, Any]:
+    """Read the pictures and videos that the pipeline is given: PIL images, and lists of them.
+
+    Raises:
+        ConfigError: one that is still to come, or that the ControlNet or the IP-Adapter lacks.
+        VideoError: a file that is not there or cannot be decoded.
+    """
+    from PIL import Image
+
+    given = config.inputs | config.call
+    if config.model.controlnet and not {"image", "control_image"} & set(given):
+        raise ConfigError("inputs: a ControlNet needs its picture; add --inputs.image FILE (or --inputs.control_image)")
+    if config.model.ip_adapter and not {"ip_adapter_image", "ip_adapter_image_embeds"} & set(given):
+        raise ConfigError("inputs: an IP-Adapter needs a picture; add --inputs.ip_adapter_image FILE")
+    read: dict[str, Any] = {}
+    for name, path in config.inputs.items():
+        if path is None:
+            raise ConfigError(f"inputs.{name}: is needed by this configuration; add --inputs.{name} FILE")
+        if Path(path).suffix.lower() in VIDEOS:
+            read[name] = [Image.fromarray(frame) for frame in read_video(path)]
+        else:
+            read[name] = Image.fromarray(read_picture(path)[0])
+    return read
 
 
 def load(config: RenderConfig) -> Any:
@@ -108,44 +139,53 @@ def load(config: RenderConfig) -> Any:
     import torch
 
     model = config.model
-    more: dict[str, Any] = {}
-    if model.motion_adapter:
-        more["motion_adapter"] = locate(model.motion_adapter)
+    given = {name: getattr(model, name) for name in FAMILY_OPTIONS if getattr(model, name)}
+    as_given = ("ip_adapter", "scheduler", "size")
     try:
+        options = {name: value if name in as_given else _located(value) for name, value in given.items()}
         pipe = import_module(f"w2sd_video.backends.{model.family}").load(
             locate(model.pretrained),
-            weights={name: locate(source) for name, source in model.weights.items()},
+            weights=_located(model.weights),
             dtype=getattr(torch, config.dtype),
             device=config.device,
             memory=model.memory,
             variant=model.variant,
-            **more,
+            **options,
         )
         for name, source in model.lora.items():
-            pipe.load_lora_weights(locate(source), adapter_name=name)
+            pipe.load_lora_weights(locate(source or ""), adapter_name=name)
     except (OSError, ValueError) as error:
         raise LoadError(f"model {model.pretrained}: {_first_line(error)}") from error
     return pipe
 
 
 def sample_clips(
-    pipe: Any, config: RenderConfig, prompts: list[str], seeds: list[int]
+    pipe: Any,
+    config: RenderConfig,
+    prompts: list[str],
+    seeds: list[int],
+    inputs: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Sample prompts in one batch, each from the noise of its own seed.
 
+    Args:
+        pipe: as `load` returns it.
+        config: how to sample; its prompts and its seed are not looked at.
+        prompts: texts, or numbers or names of classes.
+        seeds: one a prompt.
+        inputs: further arguments of the pipeline's call, as `read_inputs` returns them.
+
     Returns:
-        Clips, uint8 (prompts, frames, height, width, 3), and network evaluations a clip by role.
+        Clips, uint8 (prompts, frames, height, width, 3), an image being a clip of one frame; and network evaluations a
+        clip by role.
 
     Raises:
         ConfigError: a scheduler, branch or setting that this pipeline cannot be reflected with; or frames that are not
             finite.
     """
-    import torch
-
     from w2sd_video.plugin import reflection
 
-    branches = {role: _branch(filled(config, getattr(config, role))) for role in ("base", "strong", "weak")}
-    sizes = {"height": config.height, "width": config.width, "num_frames": config.frames}
+    branches = {role: _branch(filled(config, getattr(config, role))) for role in ROLES}
     window = config.reflection_steps
     with ExitStack() as stack:
         try:
@@ -161,31 +201,51 @@ def sample_clips(
             run = stack.enter_context(reflected)
         except (TypeError, ValueError) as error:
             raise ConfigError(_first_line(error)) from error
-        result = pipe(
-            prompt=prompts,
-            num_inference_steps=config.steps,
-            guidance_scale=_call_guidance(config),
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],  # the CPU's, on any device
-            output_type="np",
-            **{name: value for name, value in sizes.items() if value is not None},
-            **config.call,
-        )
-    try:
-        return to_uint8(result.frames), dict(run.nfe)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        arguments = _arguments(pipe, config, prompts, seeds)
+        try:
+            result = pipe(**arguments, **inputs)
+            frames = to_uint8(result.images[:, None] if hasattr(result, "images") else result.frames)
+        except ValueError as error:  # how pipelines refuse what they are called with
+            raise ConfigError(_first_line(error)) from error
+    return frames, dict(run.nfe)
 
 
-def _render_one(pipe: Any, config: RenderConfig, path: Path) -> None:
+def _arguments(pipe: Any, config: RenderConfig, prompts: list[str], seeds: list[int]) -> dict[str, Any]:
+    """Return what a pipeline is called with, by the names that its call has for it."""
+    import torch
+
+    known = inspect.signature(type(pipe).__call__).parameters
+    if "class_labels" in known:
+        names, settings = getattr(pipe, "labels", {}), pipe.transformer.config
+        count = settings.get("num_classes") or settings.get("num_embeds_ada_norm")
+        asked: dict[str, Any] = {"class_labels": [class_label(prompt, names, count) for prompt in prompts]}
+    else:
+        asked = {"prompt": prompts}
+    sizes = {name: getattr(config, name) for name in ("height", "width")}
+    sizes |= {"num_frames": config.frames if "num_frames" in known else None}
+    return {
+        **asked,
+        "num_inference_steps": config.steps,
+        "guidance_scale": _call_guidance(config),
+        "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],  # the CPU's, on any device
+        "output_type": "np",
+        **{name: value for name, value in sizes.items() if value is not None},
+        **config.call,
+    }
+
+
+def _render_one(pipe: Any, config: RenderConfig, path: Path, inputs: Mapping[str, Any]) -> Path:
     """Sample one prompt, write its file and its sidecar, and say so."""
     started = time.perf_counter()
     clips, nfe = {}, {}
     for label, one in panels(config).items():
         pipe.set_progress_bar_config(desc=f"{label}: " if one is not config else None, leave=False)
-        (clips[label],), nfe[label] = sample_clips(pipe, one, one.prompts, [one.seed])
+        (clips[label],), nfe[label] = sample_clips(pipe, one, one.prompts, [one.seed], inputs)
     seconds = round(time.perf_counter() - started, 2)
+    if config.output is None and len(clips["W2SD"]) == 1:
+        path = path.with_suffix(".png")
     _write(path, clips, config.fps)
-    _write_sidecar(path, config, nfe, seconds, clips["W2SD"].shape)
+    _write_sidecar(path, dataclasses.replace(config, output=str(path)), nfe, seconds, clips["W2SD"].shape)
     print(f"prompt   {config.prompts[0]} (seed {config.seed})")
     print(f"pair     {pair_in_words(config)}")
     print(f"steps    {steps_in_words(config)}")
@@ -193,15 +253,22 @@ def _render_one(pipe: Any, config: RenderConfig, path: Path) -> None:
         print(f"NFE      {label}: {nfe_in_words(counts)}")
     print(f"seconds  {seconds}")
     print(f"file     {path}", flush=True)
+    return path
 
 
 def _write(path: Path, clips: dict[str, np.ndarray], fps: float) -> None:
-    if path.suffix.lower() == ".png":
+    is_picture, is_image = path.suffix.lower() == ".png", all(len(clip) == 1 for clip in clips.values())
+    if is_picture and not is_image:
         return write_picture(path, contact_sheet(list(clips.values()), list(clips)))
     if len(clips) > 1:
-        return write_video(path, side_by_side([enlarge(clip) for clip in clips.values()], list(clips)), fps)
-    (clip,) = clips.values()
-    write_video(path, enlarge(clip) if path.suffix else clip, fps)  # a folder holds the frames as the model made them
+        shown = side_by_side([enlarge(clip) for clip in clips.values()], list(clips))
+    else:
+        (clip,) = clips.values()
+        shown = enlarge(clip) if path.suffix else clip  # a folder holds the frames as the model made them
+    if is_picture:
+        write_picture(path, shown[0])
+    else:
+        write_video(path, shown, fps)
 
 
 def _write_sidecar(
@@ -229,10 +296,15 @@ def _branch(branch: BranchConfig) -> Any:
 def _call_guidance(config: RenderConfig) -> float:
     """Return the scale for the pipeline's own argument: above 1 as soon as a branch needs the unconditional half."""
     used = [config.base] if config.reflection_steps == 0 else [config.base, config.strong, config.weak]
-    scales = [filled(config, branch).guidance_scale or 0.0 for branch in used]
+    scales = [scale for branch in used for scale in stage_scales(filled(config, branch).guidance_scale)]
     if all(scale == 1 for scale in scales):
         return 1.0
     return scales[0] if scales[0] > 1 else max(2.0, *scales)
+
+
+def _located(value: Any) -> Any:
+    """Return the path that a source names, or each of several."""
+    return {name: locate(source) for name, source in value.items()} if isinstance(value, dict) else locate(value)
 
 
 @contextmanager
@@ -283,21 +355,34 @@ def _check_device(device: str) -> None:
         raise ConfigError(f"device {device!r}: not available on this machine; use auto or cpu") from error
 
 
-def _check_call(pipe: Any, config: RenderConfig) -> None:
-    known = list(inspect.signature(type(pipe).__call__).parameters)
-    for name in config.call:
-        if name not in known:
-            raise ConfigError(
-                f"call.{name}: {type(pipe).__name__} takes no such argument; it takes {', '.join(known[1:])}"
-            )
+def _known_class(config: RenderConfig) -> Any:
+    """Return the class of a pipeline of diffusers that is known before it is loaded; None for any other."""
+    import diffusers
+
+    name = index_of(config.model).get("_class_name", "")
+    own = config.model.family == "pipeline" and not config.model.controlnet
+    return getattr(diffusers, name, None) if own else None
+
+
+def _check_call(pipeline: Any, config: RenderConfig) -> None:
+    """Refuse settings that the call of a pipeline's class has no argument for."""
+    known, name = list(inspect.signature(pipeline.__call__).parameters), pipeline.__name__
+    for section in ("call", "inputs"):
+        for argument in getattr(config, section):
+            if argument not in known:
+                raise ConfigError(
+                    f"{section}.{argument}: {name} takes no such argument; it takes {', '.join(known[1:])}"
+                )
+    for size in ("height", "width"):
+        if getattr(config, size) is not None and size not in known:
+            raise ConfigError(f"{size} {getattr(config, size)}: {name} makes one size only; leave it out")
+    if (config.frames or 1) > 1 and "num_frames" not in known:
+        raise ConfigError(f"frames {config.frames}: {name} takes no number of frames; leave it out")
 
 
 def _plain(config: RenderConfig) -> dict[str, Any]:
     """Return a configuration as plain data, as YAML and JSON can hold it."""
-    values = dataclasses.asdict(config)
-    if isinstance(values["reflection_steps"], tuple):
-        values["reflection_steps"] = list(values["reflection_steps"])
-    return values
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,7 @@
-"""Clips as arrays, uint8 (frames, height, width, 3): read, enlarged, labelled, and written whole or not at all."""
+"""Clips as arrays, uint8 (frames, height, width, 3): read, enlarged, labelled, and written whole or not at all.
+
+An image is a clip of one frame.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-SUFFIXES = {".mp4": "an H.264 video", ".gif": "an animation", ".png": "a contact sheet", "": "a folder of .png frames"}
+SUFFIXES = {
+    ".mp4": "an H.264 video",
+    ".gif": "an animation",
+    ".png": "an image, or a contact sheet",
+    "": "a folder of .png frames",
+}
 """What each ending of an output's name stands for."""
 
 _H264 = ("-crf", "12", "-preset", "slow", "-movflags", "+faststart")
@@ -88,6 +96,23 @@ def read_video(path: str | Path) -> np.ndarray:
         return reader.get_batch(range(len(reader))).asnumpy()
     except (decord.DECORDError, IndexError, RuntimeError) as error:
         raise VideoError(f"{path}: not a video that can be decoded, or a damaged one") from error
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """Read a picture as a clip of one frame: uint8 (1, height, width, 3).
+
+    Raises:
+        VideoError: no such file, or none that can be decoded.
+    """
+    from PIL import Image
+
+    if not Path(path).is_file():
+        raise VideoError(f"{path}: no such picture file")
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))[None]
+    except OSError as error:
+        raise VideoError(f"{path}: not a picture that can be decoded, or a damaged one") from error
 
 
 def check_output(path: str | Path) -> None:

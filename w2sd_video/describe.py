@@ -1,0 +1,134 @@
+"""A configuration in words: the pair, the steps, what would be loaded, evaluated and held in memory."""
+
+from __future__ import annotations
+
+from w2sd_video.plan import evaluations, evaluations_by_stage, filled, panels
+from w2sd_video.settings import BranchConfig, ModelConfig, RenderConfig, reflected_steps, stage_scales
+from w2sd_video.sources import DENOISERS, MINIATURE, index_of, millions, path_of
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def describe(config: RenderConfig) -> str:
+    """Say what a render would load, how often it evaluates the networks, and about how much memory it takes."""
+    model, counts = config.model, parameters(config.model)
+    lines = [f"pair     {pair_in_words(config)}"]
+    sources = {"pipeline": model.pretrained, **_further(model)}
+    lines += [f"load     {name}: {source} {_state(source)}" for name, source in sources.items()]
+    for name, adapter in model.lora.items():
+        found = f"{adapter} {_state(adapter)}" if adapter else f"to come: --model.lora.{name} FILE"
+        lines.append(f"load     LoRA {name}: {found}")
+    lines += [f"input    {name}: {path or f'to come: --inputs.{name} FILE'}" for name, path in config.inputs.items()]
+    size = f"{config.width or 'own'} x {config.height or 'own'}, {config.frames or 'own number of'} frame(s)"
+    lines.append(f"clip     {size}, {len(config.prompts)} prompt(s), seed {config.seed}")
+    lines.append(f"steps    {steps_in_words(config)}")
+    total = 0
+    for label, one in panels(config).items():
+        stages, nfe = evaluations_by_stage(one), evaluations(one)
+        total += sum(nfe.values())
+        at_most = "" if stages[0] == stages[-1] else "at most "
+        lines.append(f"NFE      {label}: {at_most}{nfe_in_words(nfe)}")
+    if len(config.prompts) > 1 or config.compare:
+        lines.append(f"NFE      in all: {total * len(config.prompts)}")
+    return "\n".join([*lines, f"memory   {_memory_in_words(config, counts)}"])
+
+
+def parameters(model: ModelConfig) -> dict[str, float | None]:
+    """Return the millions of parameters of each component, None where neither a folder nor the configuration tells."""
+    known: dict[str, float | None] = dict(model.parameters)
+    folder = path_of(model.pretrained)
+    if folder and folder.is_file():
+        known |= {"checkpoint": millions(folder) or known.get("checkpoint")}
+    elif folder:
+        counts = {name: millions(folder / name) for name in index_of(model) if not name.startswith("_")}
+        known |= {name: count for name, count in counts.items() if count}
+    for name, source in _further(model).items():
+        if not name.startswith("tokenizer"):
+            known[name] = _millions_of(source) or known.get(name)
+    return known
+
+
+def _further(model: ModelConfig) -> dict[str, str]:
+    """Return what is loaded besides the pipeline, by name: the hub ids, folders and files."""
+    single = {"motion_adapter": model.motion_adapter, "controlnet": model.controlnet, "ip_adapter": model.ip_adapter}
+    single |= {"vae": model.vae}
+    return {name: source for name, source in single.items() if source} | model.components | model.weights
+
+
+def _millions_of(source: str) -> float | None:
+    """Return the millions of parameters of a denoiser or another part, alone or in the folder of a pipeline."""
+    folder = path_of(source)
+    if not folder:
+        return None
+    inner = [folder / name for name in DENOISERS if (folder / name).is_dir()]
+    return sum(millions(part) or 0 for part in inner or [folder]) or None
+
+
+def pair_in_words(config: RenderConfig) -> str:
+    """Say what strong, weak and base are."""
+    return "; ".join(
+        f"{role} {_branch_in_words(filled(config, getattr(config, role)))}" for role in ("strong", "weak", "base")
+    )
+
+
+def steps_in_words(config: RenderConfig) -> str:
+    """Say how many steps there are, and how they are reflected."""
+    reflected = reflected_steps(config)
+    if not reflected:
+        return f"{config.steps}, none reflected"
+    rounds = f", {config.rounds} rounds" if config.rounds > 1 else ""
+    which = f"{len(reflected)} reflected" + (f" from step {reflected.start}" if reflected.start else "")
+    return f"{config.steps}, {which} (inversion {config.inversion}, strength {config.strength:g}{rounds})"
+
+
+def nfe_in_words(nfe: dict[str, int]) -> str:
+    """Say the evaluations by role, and their sum."""
+    return " + ".join(f"{role} {count}" for role, count in nfe.items()) + f" = {sum(nfe.values())}"
+
+
+def _branch_in_words(branch: BranchConfig) -> str:
+    parts = [
+        f"{name} {value}" for name, value in vars(branch).items() if value is not None and name != "guidance_scale"
+    ]
+    return ", ".join(
+        [*parts, "guidance " + " and ".join(f"{scale:g}" for scale in stage_scales(branch.guidance_scale))]
+    )
+
+
+def _state(source: str) -> str:
+    if folder := path_of(source):
+        if source.startswith(MINIATURE):
+            return f"(folder {folder})"
+        return "(folder)" if folder.is_dir() else "(file)"
+    from huggingface_hub import try_to_load_from_cache
+
+    owner, name, *file = source.split("/")
+    files = ["/".join(file)] if file else ["model_index.json", "config.json"]
+    cached = any(isinstance(try_to_load_from_cache(f"{owner}/{name}", file), str) for file in files)
+    return "(hub, in the local cache)" if cached else "(hub, not in the local cache: would be downloaded)"
+
+
+def _memory_in_words(config: RenderConfig, counts: dict[str, float | None]) -> str:
+    known = {name: millions for name, millions in counts.items() if millions}
+    unknown = [name for name, millions in counts.items() if not millions]
+    if not known:
+        return "unknown: state the millions of parameters of the components in model.parameters"
+    parts = ", ".join(
+        f"{name} {f'{count:.0f}' if count >= 1000 else f'{count:.4g}'} M" for name, count in known.items()
+    )
+    said = f"about {_size(sum(known.values()), config.dtype)} of weights in {config.dtype} ({parts})"
+    if config.model.memory == "offload":
+        # At a step one denoiser works, and what works with it stays on the device.
+        own = [known[name] for name in DENOISERS if name in known] or [0]
+        weights = sum(known.get(name, 0) for name in config.model.weights) / len(own)
+        together = max(own) + weights + known.get("motion_adapter", 0) + known.get("controlnet", 0)
+        said += f", at most {_size(max(together, *known.values()), config.dtype)} of them on the device at a time"
+    if config.model.memory == "sequential":
+        said += ", a layer of them on the device at a time"
+    missing = f"; not counted, size unknown: {', '.join(unknown)}" if unknown else ""
+    return f"{said}; activations come on top{missing}"
+
+
+def _size(millions: float, dtype: str) -> str:
+    megabytes = millions * _BYTES[dtype]
+    return f"{megabytes / 1000:.3g} GB" if megabytes >= 1000 else f"{megabytes:.3g} MB"
