@@ -24,11 +24,12 @@ class Rehearsal:
     """The arguments of every evaluation of the denoiser in one step of a pipeline, by the name of the call.
 
     Guidance in two calls has the names "cond" and "uncond"; where a pipeline gives none, the conditional call is the
-    first one, as all that we know have it. A single call is named None.
+    first one, as all that we know have it. A single call is named None. ``control`` are the arguments of a ControlNet.
     """
 
     def __init__(self) -> None:
         self.calls: dict[str | None, Arguments] = {}
+        self.control: Arguments = {}
         self._recorded: list[tuple[str | None, Arguments]] = []
 
     def record(self, name: str | None, arguments: Arguments, is_last: bool) -> None:
@@ -53,14 +54,21 @@ class Rehearsal:
 
         Both began from the same noise, so that what differs is the text; what is computed from latents is left out.
         """
-        shown, wanted = self.calls[name], other.calls[other_name]
-        return {
-            key: wanted.get(key)
-            for key in {**shown, **wanted}
-            if key != latents_name
-            and not any(part in key for part in _FOLLOWS_LATENTS)
-            and not are_equal(shown.get(key), wanted.get(key))
-        }
+        return _changes(self.calls[name], other.calls[other_name], latents_name)
+
+    def control_changes(self, other: Rehearsal, latents_name: str) -> Arguments:
+        """Return the same for the ControlNet."""
+        return _changes(self.control, other.control, latents_name)
+
+
+def _changes(shown: Arguments, wanted: Arguments, latents_name: str) -> Arguments:
+    return {
+        key: wanted.get(key)
+        for key in {**shown, **wanted}
+        if key != latents_name
+        and not any(part in key for part in _FOLLOWS_LATENTS)
+        and not are_equal(shown.get(key), wanted.get(key))
+    }
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""The scale of ControlNets, which a pipeline evaluates beside its denoiser."""
+"""The scale and the text of ControlNets, which a pipeline evaluates beside its denoiser."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from w2sd_video.sampler import Role
 
 
 class ControlSwitch:
-    """Takes the place of a ControlNet's ``forward``, with the scale of the current role.
+    """Takes the place of a ControlNet's ``forward``, with the scale and the text of the current role.
 
     At a scale of 0 the ControlNet is not run: residuals of zeros are given, shaped like those that it gave before. A
     call of the pipeline that begins with such a branch runs it once, to learn the shapes.
@@ -30,9 +31,10 @@ class ControlSwitch:
 
     def __init__(self, controlnet: nn.Module, branches: Mapping[Role, Branch], state: CallState) -> None:
         self._controlnet = controlnet
-        self._scales = {role: branch.control_scale for role, branch in branches.items()}
+        self._branches = branches
         self._state = state
         self._forward: Callable[..., Any] = controlnet.forward
+        self._signature = inspect.signature(controlnet.forward)
         self._zeros: Any = None
 
     @contextmanager
@@ -46,13 +48,21 @@ class ControlSwitch:
             self._zeros = None
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
-        scale = None if self._state.rehearsing is not None else self._scales[self._state.role]
-        if scale is not None:
-            own = kwargs.get("conditioning_scale")
-            kwargs["conditioning_scale"] = [scale] * len(own) if isinstance(own, (list, tuple)) else scale
+        arguments = self._signature.bind(*args, **kwargs).arguments
+        if self._state.rehearsing is not None:
+            self._state.rehearsing.control = arguments
+            return self._forward(**arguments)
+        branch = self._branches[self._state.role]
+        scale = branch.control_scale
         if scale == 0 and self._zeros is not None:
             return self._zeros
-        residuals = self._forward(*args, **kwargs)
+        if scale is not None:
+            own = arguments.get("conditioning_scale")
+            arguments["conditioning_scale"] = [scale] * len(own) if isinstance(own, (list, tuple)) else scale
+        own_text, text = self._state.rehearsals.get(None), self._state.rehearsals.get(branch.text)
+        if own_text is not None and text is not None:
+            arguments |= own_text.control_changes(text, next(iter(arguments)))
+        residuals = self._forward(**arguments)
         if self._zeros is None:
             self._zeros = tree_map_only(torch.Tensor, lambda one: one.new_zeros(()).expand(one.shape), residuals)
         return residuals
