@@ -112,8 +112,9 @@ def reflection(
     switches: list[DenoiserSwitch | ControlSwitch] = [
         DenoiserSwitch(pipe, denoiser, stage, state) for denoiser, stage in zip(denoisers, stages, strict=True)
     ]
-    if any(branch.control_scale is not None for branch in branches.values()):
-        switches.append(ControlSwitch(_controlnet(pipe), branches, state))
+    controlnet = _controlnet(pipe, branches)
+    if controlnet is not None:
+        switches.append(ControlSwitch(controlnet, branches, state))
     run = Run(nfe=dict.fromkeys(branches, 0))
     scheduler = presented(walk)
     call = _PipelineCall(pipe, scheduler, branches, settings, walk, switches, state, run)
@@ -263,19 +264,21 @@ def _check_loop(pipe: Any) -> None:
         raise TypeError(f"{type(pipe).__name__} cannot be reflected: it has no loop over scheduler.step")
 
 
-def _controlnet(pipe: Any) -> nn.Module:
-    """Return the ControlNet that a pipeline evaluates in its loop.
+def _controlnet(pipe: Any, branches: Mapping[Role, Branch]) -> nn.Module | None:
+    """Return the ControlNet that a pipeline evaluates in its loop, if it has one.
 
     Raises:
-        ValueError: there is none, or it is built into the denoiser.
+        ValueError: there is none, or it is built into the denoiser, but a branch has a scale for it.
     """
     found, source = getattr(pipe, "controlnet", None), _source(pipe)
-    if not isinstance(found, nn.Module) or (source and "self.controlnet(" not in source):
+    if isinstance(found, nn.Module) and (not source or "self.controlnet(" in source):
+        return found
+    if any(branch.control_scale is not None for branch in branches.values()):
         raise ValueError(
             f"a branch has a control_scale, but {type(pipe).__name__} evaluates no ControlNet; leave it out, or use a "
             "pipeline with one"
         )
-    return found
+    return None
 
 
 def _source(pipe: Any) -> str:
