@@ -247,6 +247,15 @@ def test_an_attention_that_is_not_torchs_own_is_not_passed_over_in_silence():
         with_branch(network, Branch(perturbed_layers=[0]), *given)
 
 
+def test_a_compiled_denoiser_is_changed_too():
+    pipe, call = tiny.cogvideox()
+    weak = {"strong": Branch(), "weak": Branch(skip_layers=[0], perturbed_layers=[1])}
+    expected = reflected(pipe, call, weak)
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    torch.testing.assert_close(reflected(pipe, call, weak), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(reflected(pipe, call), expected, rtol=1e-2, atol=1e-2)
+
+
 # --- side networks ---------------------------------------------------------------------------------------------------
 
 STEPS = 4

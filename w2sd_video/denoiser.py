@@ -24,6 +24,7 @@ from w2sd_video.gaps import Swap, swapped, swaps_of
 from w2sd_video.halves import Arguments, is_doubled, split_halves, take_half
 from w2sd_video.rehearsal import COND, UNCOND, CallState, output_like, zeros_for
 from w2sd_video.sampler import Role
+from w2sd_video.signatures import named_signature, uncompiled, with_signature
 
 _CONDITIONAL_FIRST = ("DiTPipeline", "LuminaPipeline")
 
@@ -47,7 +48,7 @@ class DenoiserSwitch:
         self._config: Mapping[str, Any] = getattr(denoiser, "config", {})
         self._forward: Callable[..., Any] = denoiser.forward
         self._enter_context: Callable[..., Any] | None = getattr(denoiser, "cache_context", None)
-        self._signature = _named_signature(denoiser)
+        self._signature = named_signature(denoiser)
         self._latents_name = next(iter(self._signature.parameters))
         self._branches = branches
         self._state = state
@@ -59,7 +60,7 @@ class DenoiserSwitch:
             if module is not denoiser:
                 check_same_shape(denoiser, module)
             self._modules[role] = module
-            self._swaps[role] = swaps_of(module, branch)
+            self._swaps[role] = swaps_of(uncompiled(module), branch)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -238,30 +239,6 @@ class DenoiserSwitch:
         if key not in self._texts:
             self._texts[key] = own.changes(name, other, half, self._latents_name)
         return arguments | self._texts[key]
-
-
-def _named_signature(denoiser: nn.Module) -> inspect.Signature:
-    """Return the signature of a denoiser's forward; of its class's where a wrapper hides the names (torch.compile)."""
-    signature = inspect.signature(denoiser.forward)
-    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in signature.parameters.values()):
-        inner = uncompiled(denoiser)
-        signature = inspect.signature(type(inner).forward.__get__(inner))
-    return signature
-
-
-def uncompiled(denoiser: nn.Module) -> nn.Module:
-    """Return the module that ``torch.compile`` wrapped, or the module itself."""
-    return getattr(denoiser, "_orig_mod", denoiser)
-
-
-def with_signature(function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
-    """Return a function that shows a signature to ``inspect``: pipelines look at it."""
-
-    def shown(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    shown.__signature__ = signature  # type: ignore[attr-defined]
-    return shown
 
 
 def check_same_shape(denoiser: nn.Module, second: nn.Module) -> None:

@@ -17,12 +17,13 @@ from tqdm.auto import tqdm
 
 from w2sd_video.backends import second_denoiser
 from w2sd_video.branch import STAGES, Branch
-from w2sd_video.denoiser import DenoiserSwitch, with_signature
+from w2sd_video.denoiser import DenoiserSwitch
 from w2sd_video.gaps.control import ControlSwitch
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.rehearsal import CallState, Rehearsal, RehearsalOver
 from w2sd_video.sampler import Inversion, Reflection, Role, drawing_from
 from w2sd_video.scheduler import Walk, is_presented, presented
+from w2sd_video.signatures import with_signature
 from w2sd_video.strength import StrengthSchedule, as_strength
 from w2sd_video.trajectory import Trajectory
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from w2sd_video.branch import Branch
 from w2sd_video.gaps.swaps import swapped
 from w2sd_video.rehearsal import CallState
 from w2sd_video.sampler import Role
+from w2sd_video.signatures import named_signature
 
 
 class ControlSwitch:
@@ -34,7 +34,7 @@ class ControlSwitch:
         self._branches = branches
         self._state = state
         self._forward: Callable[..., Any] = controlnet.forward
-        self._signature = inspect.signature(controlnet.forward)
+        self._signature = named_signature(controlnet)
         self._zeros: Any = None
 
     @contextmanager
