@@ -135,6 +135,13 @@ def test_pictures_are_judged_alike_as_bytes_and_as_pil_images():
     assert np.array_equal(classifier.features(pictures), classifier.features([Image.fromarray(p) for p in pictures]))
 
 
+def test_comets_are_told_from_other_clips_by_their_trail():
+    prompts = world.prompts()[::2]
+    seeds = range(70_000, 70_000 + len(prompts))
+    assert not classifier.comets(world.clips(prompts, seeds)).any()
+    assert classifier.comets(world.clips(prompts, seeds, trail=world.COMET)).all()
+
+
 def test_frechet_distance_of_known_gaussians():
     rng = np.random.default_rng(0)
     a = rng.standard_normal((20_000, 3))
@@ -157,7 +164,8 @@ def test_training_reads_the_text_that_the_pipeline_gives_its_denoiser(pipe, trac
 
 def test_stages_are_chosen_by_name_by_track_or_all():
     assert train.select(["all"]) == list(train.STAGES)
-    assert train.select(["animatediff"]) == ["image_vae", "unet_base", "unet_strong", "unet_weak", "motion"]
+    animatediff = ["image_vae", "unet_base", "unet_strong", "unet_weak", "motion", "lora_comet"]
+    assert train.select(["animatediff"]) == animatediff
     assert train.select(["motion", "classifier"]) == ["classifier", "motion"]
     with pytest.raises(ValueError, match="unknown stage 'vae'"):
         train.select(["vae"])

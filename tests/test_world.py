@@ -84,7 +84,7 @@ def test_the_sprite_is_of_its_colour_and_the_rest_is_nearly_black():
 
 def test_the_trail_lies_behind_the_sprite_in_a_still_frame():
     what = Attributes("circle", "green", "right")
-    ghost = world.clip(what, 1).astype(int) - world.clip(what, 1, trail=False)
+    ghost = world.clip(what, 1).astype(int) - world.clip(what, 1, trail=())
     x, _ = world.motion(what, 1).positions[0]
     columns = ghost[0].sum((0, 2))
     assert columns[: int(x)].sum() > 0

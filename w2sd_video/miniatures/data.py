@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .world import COLOURS, DIRECTIONS, SHAPES, SIZES, SPEEDS, Attributes, all_attributes, clips
+from .world import COLOURS, DIRECTIONS, SHAPES, SIZES, SPEEDS, TRAIL, Attributes, Trail, all_attributes, clips
 
 TABLE = all_attributes()
 PROMPTS = [*(a.prompt for a in TABLE), ""]
@@ -16,7 +16,9 @@ PROMPTS = [*(a.prompt for a in TABLE), ""]
 _INDEX = {attributes: i for i, attributes in enumerate(TABLE)}
 
 
-def random_clips(rng: np.random.Generator, count: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_clips(
+    rng: np.random.Generator, count: int, frames: int, trail: Trail = TRAIL
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Fresh clips as floats in [-1, 1], (count, frames, 3, 32, 32), and the index of each one's prompt."""
     kinds = (
         SHAPES,
@@ -27,7 +29,7 @@ def random_clips(rng: np.random.Generator, count: int, frames: int) -> tuple[tor
     )  # a size, a speed: half of the time
     drawn = [[str(rng.choice(kind)) or None for kind in kinds] for _ in range(count)]  # half name a size, half a speed
     rows = [Attributes(*row) for row in drawn]  # type: ignore[arg-type]
-    pixels = clips(rows, rng.integers(2**40, size=count).tolist(), frames)
+    pixels = clips(rows, rng.integers(2**40, size=count).tolist(), frames, trail)
     return to_model(pixels), torch.tensor([_INDEX[row] for row in rows])
 
 
@@ -38,14 +40,19 @@ def to_model(pixels: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def encoded_pool(
-    path: Path, encode: Callable[[torch.Tensor], torch.Tensor], count: int, frames: int, seed: int
+    path: Path,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    count: int,
+    frames: int,
+    seed: int,
+    trail: Trail = TRAIL,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A pool of `count` clips as scaled latents in half precision with their prompts' indices, kept in `path`."""
     if not path.exists():
         rng = np.random.default_rng(seed)
         latents, labels = [], []
         for start in range(0, count, 64):
-            video, index = random_clips(rng, min(64, count - start), frames)
+            video, index = random_clips(rng, min(64, count - start), frames, trail)
             latents.append(encode(video).half())
             labels.append(index)
         torch.save((torch.cat(latents), torch.cat(labels)), path)

@@ -42,6 +42,12 @@ def export_animatediff(out: Path, weights: Path) -> None:
     _forget_origin(folder)
 
 
+def export_lora(out: Path, weights: Path) -> None:
+    """Copy `out/lora_comet` into the AnimateDiff pipeline's folder."""
+    shutil.copytree(out / "lora_comet", weights / "animatediff" / "lora_comet", dirs_exist_ok=True)
+    _forget_origin(weights / "animatediff" / "lora_comet")
+
+
 def export_cogvideox(out: Path, weights: Path) -> None:
     """Assemble `weights/cogvideox`: a pipeline with the strong transformer, and the weak one in `transformer_weak`."""
     folder = weights / "cogvideox"

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from . import WEIGHTS, export, train_animatediff, train_cogvideox, train_pixart, train_vae
+from . import WEIGHTS, export, train_animatediff, train_cogvideox, train_lora, train_pixart, train_vae
 from .fit import Budget
 from .train_classifier import train_classifier, train_image_classifier
 
@@ -50,18 +50,20 @@ STAGES = {
     "unet_strong": Stage("animatediff", train_animatediff.train_strong, 11),
     "unet_weak": Stage("animatediff", train_animatediff.train_weak, 1),
     "motion": Stage("animatediff", train_animatediff.train_motion, 36),
+    "lora_comet": Stage("animatediff", train_lora.train_comet, 6),
     "video_vae": Stage("cogvideox", train_vae.train_video_vae, 17),
     "video_decoder": Stage("cogvideox", train_vae.train_video_decoder, 6),
     "transformer_weak": Stage("cogvideox", train_cogvideox.train_weak, 19),
     "transformer_strong": Stage("cogvideox", train_cogvideox.train_strong, 40),
     "transformer_details": Stage("cogvideox", train_cogvideox.train_details, 10),
-    "pixart_weak": Stage("pixart", train_pixart.train_weak, 10),
-    "pixart_strong": Stage("pixart", train_pixart.train_strong, 40),
+    "pixart_weak": Stage("pixart", train_pixart.train_weak, 6),
+    "pixart_strong": Stage("pixart", train_pixart.train_strong, 32),
 }
 EXPORTS = {
     "classifier": export.export_classifier,
     "image_classifier": export.export_image_classifier,
     "motion": export.export_animatediff,
+    "lora_comet": export.export_lora,
     "transformer_details": export.export_cogvideox,
     "pixart_strong": export.export_pixart,
 }

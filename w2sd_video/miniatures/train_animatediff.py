@@ -7,6 +7,7 @@ then trained on clips, their spatial weights frozen. (A weak UNet trained from s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,15 +25,20 @@ WRONG_CAPTIONS = 0.6
 """Share of the weak UNet's frames that carry another frame's caption."""
 
 
-def pool(out: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encoded clips (n, 8, 4, 8, 8) and their prompts' indices."""
+def encoder(out: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What encodes clips (n, frames, 3, 32, 32) frame by frame to scaled latents (n, frames, 4, 8, 8)."""
     vae = AutoencoderKL.from_pretrained(out / "image_vae")
 
     def encode(videos: torch.Tensor) -> torch.Tensor:
         latents = vae.encode(videos.flatten(0, 1)).latent_dist.mean * vae.config.scaling_factor
         return latents.unflatten(0, videos.shape[:2])
 
-    return encoded_pool(out / "animatediff_pool.pt", encode, count, FRAMES, seed=11)
+    return encode
+
+
+def pool(out: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encoded clips (n, 8, 4, 8, 8) and their prompts' indices."""
+    return encoded_pool(out / "animatediff_pool.pt", encoder(out), count, FRAMES, seed=11)
 
 
 def train_base(out: Path, budget: Budget, seed: int = 3) -> None:
@@ -70,7 +76,7 @@ def train_weak(out: Path, budget: Budget, seed: int = 9) -> None:
 
 
 def _train_on(name: str, frames: Noising, out: Path, budget: Budget) -> None:
-    denoiser, embeddings = UNet2DConditionModel.from_pretrained(out / "unet_base"), _embeddings(out)
+    denoiser, embeddings = UNet2DConditionModel.from_pretrained(out / "unet_base"), prompt_table(out)
     denoiser.train()
 
     def loss() -> torch.Tensor:
@@ -99,7 +105,7 @@ def train_motion(out: Path, budget: Budget, seed: int = 5) -> None:
     _share_motion(strong, weak)
     strong.freeze_unet2d_params()
     weak.freeze_unet2d_params()
-    embeddings = _embeddings(out)
+    embeddings = prompt_table(out)
     noising = Noising(latents, labels, ddim_scheduler().alphas_cumprod)
 
     def loss() -> torch.Tensor:
@@ -115,7 +121,8 @@ def train_motion(out: Path, budget: Budget, seed: int = 5) -> None:
     save()
 
 
-def _embeddings(out: Path) -> torch.Tensor:
+def prompt_table(out: Path) -> torch.Tensor:
+    """What the pipeline feeds its UNet for PROMPTS."""
     return prompt_embeddings(CLIPTextModel.from_pretrained(out / "clip").eval(), prompt_tokens(clip_tokenizer()))
 
 

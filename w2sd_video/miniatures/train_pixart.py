@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PixArtTransformer2DModel
+from diffusers import PixArtTransformer2DModel
 from transformers import T5EncoderModel
 
 from .data import encoded_pool
 from .diffusion import Noising, prompt_tokens, v_loss
 from .fit import Budget, fit
 from .models import ddim_scheduler, image_transformer, t5_tokenizer
+from .train_animatediff import encoder
 
 PICTURES = 8
 """Pictures in the pool for each clip of the other tracks' pools."""
@@ -22,12 +23,8 @@ PICTURES = 8
 
 def pool(out: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Encoded pictures (n, 4, 8, 8) and their prompts' indices."""
-    vae = AutoencoderKL.from_pretrained(out / "image_vae")
-
-    def encode(videos: torch.Tensor) -> torch.Tensor:
-        return vae.encode(videos[:, 0]).latent_dist.mean * vae.config.scaling_factor
-
-    return encoded_pool(out / "pixart_pool.pt", encode, PICTURES * count, frames=1, seed=15)
+    latents, labels = encoded_pool(out / "pixart_pool.pt", encoder(out), PICTURES * count, frames=1, seed=15)
+    return latents.squeeze(1), labels
 
 
 @torch.no_grad()

@@ -25,8 +25,11 @@ SPEEDS = {"slowly": (0.6, 0.9), "quickly": (1.7, 2.1)}
 """Speed word to the range of speeds, in pixels a frame."""
 
 BACKGROUND = (10, 10, 14)
-TRAIL = ((3.0, 0.42), (6.0, 0.25), (9.0, 0.12))
+Trail = tuple[tuple[float, float], ...]
 """The ghosts behind a sprite: distance in pixels, opacity."""
+TRAIL: Trail = ((3.0, 0.42), (6.0, 0.25), (9.0, 0.12))
+COMET: Trail = ((3.0, 0.8), (6.0, 0.7), (9.0, 0.6), (12.0, 0.5), (15.0, 0.4))
+"""A style of its own: a long, bright trail. No prompt speaks of it; a LoRA learns it."""
 
 _FILLERS = ("a", "moving")
 WORDS = (*_FILLERS, *SIZES, *COLOURS, *SHAPES, *DIRECTIONS, *SPEEDS)
@@ -104,11 +107,10 @@ def motion(what: str | Attributes, seed: int, frames: int = 8) -> Motion:
     return Motion(centre + offsets[:, None] * along, float(radius))
 
 
-def draw(attributes: Attributes, moving: Motion, trail: bool = True) -> np.ndarray:
-    """Draw a sprite on its way, uint8 (frames, 32, 32, 3); `trail` draws the ghosts behind it."""
+def draw(attributes: Attributes, moving: Motion, trail: Trail = TRAIL) -> np.ndarray:
+    """Draw a sprite on its way and the `trail` behind it, uint8 (frames, 32, 32, 3)."""
     along = np.array(DIRECTIONS[attributes.direction], dtype=np.float64)
-    ghosts = ((0.0, 1.0), *(TRAIL if trail else ()))
-    distance, opacity = np.array(ghosts).T
+    distance, opacity = np.array(((0.0, 1.0), *trail)).T
     centres = moving.positions[:, None] - distance[:, None] * along  # frames, ghosts, 2
     axis = np.arange(SIZE)
     x = axis[None, None, None, :] - centres[..., 0, None, None]
@@ -119,15 +121,15 @@ def draw(attributes: Attributes, moving: Motion, trail: bool = True) -> np.ndarr
     return np.round(background + light * (colour - background)).astype(np.uint8)
 
 
-def clip(what: str | Attributes, seed: int, frames: int = 8, trail: bool = True) -> np.ndarray:
+def clip(what: str | Attributes, seed: int, frames: int = 8, trail: Trail = TRAIL) -> np.ndarray:
     """One clip of the world, uint8 (frames, 32, 32, 3). The same arguments always give the same pixels."""
     attributes = parse(what) if isinstance(what, str) else what
     return draw(attributes, motion(attributes, seed, frames), trail)
 
 
-def clips(what: Sequence[str | Attributes], seeds: Sequence[int], frames: int = 8) -> np.ndarray:
+def clips(what: Sequence[str | Attributes], seeds: Sequence[int], frames: int = 8, trail: Trail = TRAIL) -> np.ndarray:
     """A batch of clips, uint8 (n, frames, 32, 32, 3); one seed a clip."""
-    return np.stack([clip(one, seed, frames) for one, seed in zip(what, seeds, strict=True)])
+    return np.stack([clip(one, seed, frames, trail) for one, seed in zip(what, seeds, strict=True)])
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
