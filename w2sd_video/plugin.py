@@ -92,8 +92,33 @@ def reflection(
             text that this pipeline cannot be given.
     """
     settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance, span)
-    denoisers = _denoisers(pipe)
     branches: dict[Role, Branch] = {"base": base or Branch(), "strong": strong, "weak": weak}
+    with walking(pipe, branches, settings, Walk) as run:
+        yield run
+
+
+@contextmanager
+def walking(
+    pipe: Any,
+    branches: Mapping[Role, Branch],
+    settings: Reflection,
+    walk_of: Callable[[Any, Reflection, CallState], Walk],
+) -> Iterator[Run]:
+    """Have a walk lead every call of a pipeline inside the block, and each role answered by its branch.
+
+    Args:
+        pipe: a diffusers pipeline.
+        branches: the setting of every role.
+        settings: tell which roles are evaluated.
+        walk_of: makes the walk of a scheduler, `Walk` itself for example.
+
+    Yields:
+        A ``Run``, filled in by each call of the pipeline.
+
+    Raises:
+        TypeError, ValueError: see ``reflection``.
+    """
+    denoisers = _denoisers(pipe)
     stages = [
         {role: _at_stage(pipe, role, branch, denoisers, stage) for role, branch in branches.items()}
         for stage in range(len(denoisers))
@@ -109,7 +134,7 @@ def reflection(
             "the denoiser has a cache enabled, which would answer one role with what it kept of another; call its "
             "disable_cache() before reflecting"
         )
-    walk = Walk(pipe.scheduler, settings, state)
+    walk = walk_of(pipe.scheduler, settings, state)
     switches: list[DenoiserSwitch | ControlSwitch] = [
         DenoiserSwitch(pipe, denoiser, stage, state) for denoiser, stage in zip(denoisers, stages, strict=True)
     ]

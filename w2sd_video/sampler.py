@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -27,6 +27,7 @@ Inversion = Literal[WeakInversion, "resample"]
 Draw = Callable[[torch.Tensor], torch.Tensor]
 """Noise like some latents."""
 Predict = Callable[[torch.Tensor, torch.Tensor, Role], torch.Tensor]
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True)
@@ -199,18 +200,6 @@ def _reflect_at_one_level(
     return trajectory.reflect(latents, strong, weak, i, reading=reading, span=span)
 
 
-def requests_of_step(trajectory: Trajectory, i: int, settings: Reflection) -> list[Request]:
-    """Return the requests that ``reflect_step`` will make, found by running it on a latent of no size."""
-    nothing = torch.zeros(0)
-    walk = reflect_step(trajectory, nothing, i, settings)
-    requests = [next(walk)]
-    try:
-        while True:
-            requests.append(walk.send(nothing))
-    except StopIteration:
-        return requests
-
-
 class Sampled(NamedTuple):
     """Final latents, and the network evaluations by role."""
 
@@ -276,7 +265,7 @@ def sample(
         step = step_of_call.get(call)
         if step is not None and step in reflected:
             unreflected = latents
-            latents = _drive(reflect_step(trajectory, latents, step, settings, draw), answer)
+            latents = drive(reflect_step(trajectory, latents, step, settings, draw), answer)
             shift_history(scheduler, trajectory, step, latents - unreflected)
         scaled = scheduler.scale_model_input(latents, timestep) if scales_input else latents
         nfe["base"] += 1
@@ -302,9 +291,7 @@ def pushed_away(prediction: torch.Tensor, weak: torch.Tensor, weight: float) -> 
     return (strong + weight * (strong - weak.to(dtype))).to(prediction.dtype)
 
 
-def _drive(
-    walk: Generator[Request, torch.Tensor, torch.Tensor], answer: Callable[[Request], torch.Tensor]
-) -> torch.Tensor:
+def drive(walk: Generator[Request, torch.Tensor, Returned], answer: Callable[[Request], torch.Tensor]) -> Returned:
     """Answer every request of a generator, and return what it returns."""
     try:
         request = next(walk)
@@ -312,6 +299,18 @@ def _drive(
             request = walk.send(answer(request))
     except StopIteration as end:
         return end.value
+
+
+def requests_of(walk: Generator[Request, torch.Tensor, Any]) -> list[Request]:
+    """Return the requests that a generator makes, found by running it on latents of no size."""
+    requests: list[Request] = []
+
+    def answer(request: Request) -> torch.Tensor:
+        requests.append(request)
+        return request.latents
+
+    drive(walk, answer)
+    return requests
 
 
 def shift_history(scheduler: Any, trajectory: Trajectory, i: int, displacement: torch.Tensor) -> None:

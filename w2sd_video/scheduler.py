@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from w2sd_video.rehearsal import CallState, RehearsalOver
-from w2sd_video.sampler import Draw, Reflection, Request, pushed_away, reflect_step, requests_of_step, shift_history
+from w2sd_video.sampler import Draw, Reflection, Request, pushed_away, reflect_step, requests_of, shift_history
 from w2sd_video.signatures import with_signature
 from w2sd_video.trajectory import Trajectory
 
@@ -162,7 +162,7 @@ class Walk:
         for call in range(begin, len(self.wrapped.timesteps)):
             step = step_of_call.get(call)
             if step in reflected:
-                requests = requests_of_step(self._trajectory, step, self._settings)
+                requests = requests_of(reflect_step(self._trajectory, torch.zeros(0), step, self._settings))
                 for number, request in enumerate(requests):
                     told = self._trajectory.timesteps[request.step]
                     self.turns.append(Turn(call, told, request, begins=step if number == 0 else None))
@@ -220,7 +220,7 @@ class Walk:
 
     def _checked_turn(self, arguments: dict[str, Any]) -> Turn:
         """Return the turn that this step answers, or say that the pipeline does not walk as it should."""
-        if arguments.get("per_token_timesteps") is not None and self.reflected_steps:
+        if arguments.get("per_token_timesteps") is not None and any(turn.request for turn in self.turns):
             raise ValueError("a pipeline that gives each token its own timestep cannot be reflected")
         turn = self.turns[self.at] if self.at < len(self.turns) else None
         if turn is None or float(arguments["timestep"]) != float(turn.timestep):
