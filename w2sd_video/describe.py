@@ -26,7 +26,8 @@ def describe(config: RenderConfig) -> str:
     for label, one in panels(config).items():
         stages, nfe = evaluations_by_stage(one), evaluations(one)
         total += sum(nfe.values())
-        at_most = "" if stages[0] == stages[-1] else "at most "
+        by_level = isinstance(one.strength, str) and sum(nfe.values()) > nfe["base"]
+        at_most = "at most " if by_level or stages[0] != stages[-1] else ""
         lines.append(f"NFE      {label}: {at_most}{nfe_in_words(nfe)}")
     if len(config.prompts) > 1 or config.compare:
         lines.append(f"NFE      in all: {total * len(config.prompts)}")
@@ -74,11 +75,15 @@ def pair_in_words(config: RenderConfig) -> str:
 def steps_in_words(config: RenderConfig) -> str:
     """Say how many steps there are, and how they are reflected."""
     reflected = reflected_steps(config)
+    autoguidance = f"; autoguidance {config.autoguidance:g}" if config.autoguidance else ""
     if not reflected:
-        return f"{config.steps}, none reflected"
-    rounds = f", {config.rounds} rounds" if config.rounds > 1 else ""
+        return f"{config.steps}, none reflected{autoguidance}"
+    strength = config.strength if isinstance(config.strength, str) else f"{config.strength:g}"
+    how = [f"inversion {config.inversion}", f"strength {strength}"]
+    how += [f"{config.rounds} rounds"] if config.rounds > 1 else []
+    how += [f"over {config.span} steps"] if config.span > 1 else []
     which = f"{len(reflected)} reflected" + (f" from step {reflected.start}" if reflected.start else "")
-    return f"{config.steps}, {which} (inversion {config.inversion}, strength {config.strength:g}{rounds})"
+    return f"{config.steps}, {which} ({', '.join(how)}){autoguidance}"
 
 
 def nfe_in_words(nfe: dict[str, int]) -> str:

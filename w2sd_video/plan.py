@@ -8,7 +8,15 @@ import math
 from collections.abc import Mapping
 
 from w2sd_video.branch import STAGES
-from w2sd_video.settings import BranchConfig, ConfigError, ModelConfig, RenderConfig, reflected_steps, stage_scales
+from w2sd_video.settings import (
+    ROLES,
+    BranchConfig,
+    ConfigError,
+    ModelConfig,
+    RenderConfig,
+    reflected_steps,
+    stage_scales,
+)
 from w2sd_video.sources import (
     DENOISERS,
     MINIATURE,
@@ -21,7 +29,8 @@ from w2sd_video.sources import (
     stages_of,
 )
 
-ROLES = ("base", "strong", "weak")
+_SECOND_ORDER = ("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "DPMSolverSDEScheduler")
+"""Schedulers that evaluate twice a step, but for the last."""
 
 _EXPERTS = ("num_routed_experts", "n_routed_experts", "num_experts")
 """What the configs of mixtures call the number of their experts."""
@@ -114,7 +123,7 @@ def panels(config: RenderConfig) -> dict[str, RenderConfig]:
     """Return the clips to sample, by their labels: W2SD alone, or weak, strong and W2SD for a comparison."""
     if not config.compare:
         return {"W2SD": config}
-    strong = dataclasses.replace(config, reflection_steps=0)
+    strong = dataclasses.replace(config, reflection_steps=0, autoguidance=0.0)
     weak = dataclasses.replace(strong, base=weak_panel(config))
     return {"weak": weak, "strong": strong, "W2SD": config}
 
@@ -122,7 +131,8 @@ def panels(config: RenderConfig) -> dict[str, RenderConfig]:
 def evaluations(config: RenderConfig) -> dict[str, int]:
     """Return the network evaluations of one clip by role; a guided prediction takes two.
 
-    Exact, unless the stages of a two-stage model need different numbers: then as if all steps were the dearer stage's.
+    Exact, but for two cases in which they are the most that there can be: stages of a two-stage model that need
+    different numbers, and a strength for each noise level, which is 0 at some.
     """
     stages = evaluations_by_stage(config)
     return {role: max(stage[role] for stage in stages) for role in ROLES}
@@ -138,16 +148,24 @@ def evaluations_by_stage(config: RenderConfig) -> list[dict[str, int]]:
 def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int) -> dict[str, int]:
     embedded = bool(component(config.model.pretrained, "transformer").get("guidance_embeds"))
     base, strong, weak = (_halves(branch, stage, embedded) for branch in branches)
-    reflections = len(reflected_steps(config)) * config.rounds
-    each_weak = len(weak) * (config.iterations if config.inversion == "implicit" else 1)
+    reflections, calls = len(reflected_steps(config)) * config.rounds, _scheduler_calls(config)
+    each_weak = len(weak) * {"implicit": config.iterations, "resample": 0}.get(config.inversion, 1)
     same = _but_guidance(branches[1], stage) == _but_guidance(branches[2], stage) and not embedded
     if same and config.inversion in ("current", "implicit"):
         each_weak -= len(weak & strong)  # the first weak prediction is made where the strong one was
     return {
-        "base": len(base) * config.steps,
+        "base": len(base) * calls,
         "strong": len(strong) * reflections,
-        "weak": each_weak * reflections,
+        "weak": each_weak * reflections + (len(weak) * calls if config.autoguidance else 0),
     }
+
+
+def _scheduler_calls(config: RenderConfig) -> int:
+    """Return how many predictions the scheduler is given: most take one a step, and of the others a few are known."""
+    name = config.model.scheduler or (index_of(config.model).get("scheduler") or ["", ""])[1]
+    if name == "PNDMScheduler":
+        return config.steps + 1
+    return 2 * config.steps - 1 if name in _SECOND_ORDER else config.steps
 
 
 def _stage_used(branch: BranchConfig, stage: int) -> int:

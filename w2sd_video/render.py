@@ -21,8 +21,8 @@ import yaml
 
 from w2sd_video.config import fail, parse
 from w2sd_video.describe import describe, nfe_in_words, pair_in_words, steps_in_words
-from w2sd_video.plan import ROLES, check_plan, class_label, filled, panels
-from w2sd_video.settings import FAMILY_OPTIONS, BranchConfig, ConfigError, RenderConfig, stage_scales
+from w2sd_video.plan import check_plan, class_label, filled, panels
+from w2sd_video.settings import FAMILY_OPTIONS, ROLES, BranchConfig, ConfigError, RenderConfig, stage_scales, used_roles
 from w2sd_video.sources import MINIATURE, index_of, locate
 from w2sd_video.video import (
     VideoError,
@@ -91,9 +91,9 @@ def render(config: RenderConfig) -> list[Path]:
     for name, source in config.model.lora.items():
         if source is None:
             raise ConfigError(f"model.lora.{name}: is needed by this configuration; add --model.lora.{name} FILE")
-    inputs = read_inputs(config)
     if known := _known_class(config):
         _check_call(known, config)
+    inputs = read_inputs(config)
     written = []
     with _threads(config.model.pretrained):
         with quiet():
@@ -197,6 +197,8 @@ def sample_clips(
                 rounds=config.rounds,
                 inversion=config.inversion,
                 iterations=config.iterations,
+                autoguidance=config.autoguidance,
+                span=config.span,
             )
             run = stack.enter_context(reflected)
         except (TypeError, ValueError) as error:
@@ -295,8 +297,8 @@ def _branch(branch: BranchConfig) -> Any:
 
 def _call_guidance(config: RenderConfig) -> float:
     """Return the scale for the pipeline's own argument: above 1 as soon as a branch needs the unconditional half."""
-    used = [config.base] if config.reflection_steps == 0 else [config.base, config.strong, config.weak]
-    scales = [scale for branch in used for scale in stage_scales(filled(config, branch).guidance_scale)]
+    used = [filled(config, getattr(config, role)) for role in used_roles(config)]
+    scales = [scale for branch in used for scale in stage_scales(branch.guidance_scale)]
     if all(scale == 1 for scale in scales):
         return 1.0
     return scales[0] if scales[0] > 1 else max(2.0, *scales)

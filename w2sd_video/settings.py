@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from w2sd_video.branch import STAGES
-from w2sd_video.sampler import Reflection
+from w2sd_video.sampler import Reflection, Role
+from w2sd_video.strength import StrengthSchedule
 
+ROLES: tuple[Role, ...] = ("base", "strong", "weak")
 Value = int | float | bool | str | None
 
 
@@ -96,14 +98,18 @@ class RenderConfig:
     """Sampling steps, 1 to 1000."""
     reflection_steps: int | tuple[float, float] | None = None
     """Reflected steps counted from the noisiest, or a window of fractions like [0, 0.5]; null: all but the last."""
-    strength: float = 1.0
-    """Scale of the reflection's displacement, -10 to 10."""
+    strength: float | str = 1.0
+    """Scale of the reflection's displacement, -10 to 10; or a file with one for each noise level."""
     rounds: int = 1
     """Reflections at each reflected step, 1 to 100."""
-    inversion: Literal["paper", "explicit", "current", "implicit"] = "paper"
-    """Where the weak prediction is made."""
+    inversion: Literal["paper", "explicit", "current", "implicit", "resample"] = "paper"
+    """Where the weak prediction is made; resample: nowhere, noise is added instead."""
     iterations: int = 2
     """Fixed-point iterations of the implicit inversion, 1 to 100."""
+    span: int = 1
+    """Steps that a reflection goes down and back, in one move, 1 to 1000."""
+    autoguidance: float = 0.0
+    """Weight of AutoGuidance on the steps that count, base + weight * (base - weak), -10 to 10; 0: none."""
     height: int | None = None
     """Pixels, 8 to 4096; null: as the model was trained."""
     width: int | None = None
@@ -128,9 +134,10 @@ class RenderConfig:
 
 _RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 1000),
-    "strength": (-10, 10),
     "rounds": (1, 100),
     "iterations": (1, 100),
+    "span": (1, 1000),
+    "autoguidance": (-10, 10),
     "height": (8, 4096),
     "width": (8, 4096),
     "frames": (1, 1024),
@@ -177,7 +184,7 @@ def check(config: RenderConfig) -> None:
     for prompt in config.prompts:
         if not isinstance(prompt, str) or not prompt.strip():
             raise ConfigError(f"prompts: {prompt!r} is not a text")
-    for role in ("base", "strong", "weak"):
+    for role in ROLES:
         _check_branch(role, getattr(config, role), config.model)
     _check_reflection(config)
     for name in config.call:
@@ -191,6 +198,12 @@ def check(config: RenderConfig) -> None:
 def reflected_steps(config: RenderConfig) -> range:
     """Return the steps that are reflected, counted from the noisiest."""
     return Reflection(config.reflection_steps).steps(config.steps)
+
+
+def used_roles(config: RenderConfig) -> list[Role]:
+    """Return the roles that are evaluated: base, and strong and weak as far as they are used."""
+    used = Reflection(config.reflection_steps, autoguidance=config.autoguidance).roles
+    return [role for role in ROLES if role in used]
 
 
 def stage_scales(guidance_scale: float | tuple[float, float] | None) -> tuple[float, ...]:
@@ -238,6 +251,14 @@ def _check_reflection(config: RenderConfig) -> None:
         raise ConfigError(f"reflection_steps {chosen}: must be from 0 to {config.steps}, the number of steps")
     if isinstance(chosen, (tuple, list)) and not 0 <= chosen[0] <= chosen[1] <= 1:
         raise ConfigError(f"reflection_steps {list(chosen)}: a window must be [start, stop], 0 <= start <= stop <= 1")
-    if config.inversion == "explicit" and config.steps - 1 in reflected_steps(config):
-        most = config.steps - 1
-        raise ConfigError(f"reflection_steps: the explicit inversion cannot reflect the last step; at most {most}")
+    most, reflected = max(config.steps - config.span, 0), reflected_steps(config)
+    if config.inversion == "explicit" and len(reflected) and reflected[-1] >= most:
+        last = "the last step" if config.span == 1 else f"the last {config.span} steps"
+        raise ConfigError(f"reflection_steps: the explicit inversion cannot reflect {last}; at most {most}")
+    if isinstance(config.strength, str):
+        try:
+            StrengthSchedule.read(config.strength)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    else:
+        _check_range("strength", config.strength, -10, 10)
