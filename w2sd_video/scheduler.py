@@ -240,7 +240,7 @@ class Walk:
             next(self._reflection)
         assert self._reflection is not None
         try:
-            return self._reflection.send(_without_variance(arguments["model_output"], latents)).latents
+            return self._reflection.send(without_variance(arguments["model_output"], latents)).latents
         except StopIteration as end:
             return end.value
 
@@ -252,7 +252,7 @@ class Walk:
             self._unreflected = None
         if self._weak is not None:
             own, latents = arguments["model_output"], arguments["sample"]
-            strong, weak = _without_variance(own, latents), _without_variance(self._weak, latents)
+            strong, weak = without_variance(own, latents), without_variance(self._weak, latents)
             pushed = pushed_away(strong, weak, self._settings.autoguidance)
             if own.shape != pushed.shape:
                 pushed = torch.cat([pushed, own[:, pushed.shape[1] :]], dim=1)
@@ -277,7 +277,7 @@ class Walk:
         return (latents,)
 
 
-def _without_variance(prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+def without_variance(prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """Return the part of a prediction that is not a learned variance (DDPM takes both in one tensor)."""
     if prediction.shape == latents.shape:
         return prediction

@@ -1,0 +1,200 @@
+"""What strong and weak predict of known clips with noise added, asked through the pipeline's own loop.
+
+The pipeline is called as for sampling, so that its guidance, text, ControlNet and conditioning are what they are there;
+but a ``Probe`` takes the place of its scheduler and hands it noised clips instead of the latents of a next step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from w2sd_video.branch import Branch
+from w2sd_video.plugin import walking
+from w2sd_video.rehearsal import CallState
+from w2sd_video.sampler import Draw, Reflection, Request, Role, drawing_from, requests_of
+from w2sd_video.scheduler import Turn, Walk, without_variance
+from w2sd_video.trajectory import Level, Trajectory
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Products of the errors of strong and weak, as means over the elements of a latent.
+
+    With the noise ε and the predictions p_s, p_w of it, each is an array (levels, draws, clips).
+
+    Attributes:
+        levels: the noise levels, the noisiest first.
+        steps: which step of the scheduler each is, counted from the noisiest.
+        total: how many steps there are.
+        error: ‖ε − p_s‖², the denoising error of strong.
+        gap: ‖p_s − p_w‖².
+        product: ⟨ε − p_s, p_s − p_w⟩.
+    """
+
+    levels: tuple[Level, ...]
+    steps: tuple[int, ...]
+    total: int
+    error: np.ndarray
+    gap: np.ndarray
+    product: np.ndarray
+
+    @property
+    def weak_error(self) -> np.ndarray:
+        """‖ε − p_w‖², the denoising error of weak."""
+        return self.error + 2 * self.product + self.gap
+
+    @classmethod
+    def joined(cls, parts: Sequence[Moments]) -> Moments:
+        """Return the moments of several batches of clips as one."""
+        first = parts[0]
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts], axis=2)
+            for name in ("error", "gap", "product")
+        }
+        return cls(first.levels, first.steps, first.total, **arrays)
+
+
+def compare(
+    trajectory: Trajectory, clips: torch.Tensor, draws: int, draw: Draw, begin: int = 0
+) -> Generator[Request, torch.Tensor, Moments]:
+    """Yield requests for the predictions of strong and weak at every level, and return how they compare.
+
+    Levels without signal (alpha = 0) are left out, for no prediction can be read as noise there.
+
+    Args:
+        trajectory: the levels.
+        clips: latents without noise, (clips, ...).
+        draws: of noise, for each clip and level.
+        draw: makes noise like the clips.
+        begin: the first step whose level is asked about.
+    """
+    steps = [i for i in range(begin, len(trajectory)) if trajectory.level(i).alpha > 0]
+    products = []
+    for i in steps:
+        level, scale = trajectory.level(i), trajectory.input_scale(trajectory.level(i))
+        read = functools.partial(trajectory.read, at=level, told=level, reading="epsilon")
+        for _ in range(draws):
+            noise = draw(clips)
+            latents = level.alpha * clips + level.sigma * noise
+            strong = read(latents, (yield Request(latents, i, scale, "strong")))
+            weak = read(latents, (yield Request(latents, i, scale, "weak", shares_latents=True)))
+            missed, gap = noise - strong, strong - weak
+            products.append([_mean_product(*pair) for pair in ((missed, missed), (gap, gap), (missed, gap))])
+    arrays = np.array(products).reshape(len(steps), draws, 3, len(clips)).transpose(2, 0, 1, 3)
+    return Moments(tuple(trajectory.level(i) for i in steps), tuple(steps), len(trajectory), *arrays)
+
+
+class Probe(Walk):
+    """A walk through the noise levels of known clips: for each level and draw a turn of strong and one of weak.
+
+    Args:
+        scheduler: the pipeline's, told its timesteps by the pipeline.
+        settings: say which roles are evaluated.
+        state: see ``Walk``.
+        clips: latents in the layout of the pipeline's own, without noise.
+        draws: of noise, for each clip and level.
+        draw: makes the noise, float32 on the CPU.
+        found: called with what the pipeline's call has found.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        settings: Reflection,
+        state: CallState,
+        *,
+        clips: torch.Tensor,
+        draws: int,
+        draw: Draw,
+        found: Callable[[Moments], None],
+    ) -> None:
+        super().__init__(scheduler, settings, state)
+        self._clips = clips
+        self._draws = draws
+        self._draw = draw
+        self._found = found
+
+    def _plan(self, begin: int) -> None:
+        """Lay out one turn for the pipeline's own latents, of which nothing is asked, and those of the comparison."""
+        self._begin, self.at = begin, 0
+        self._trajectory = trajectory = Trajectory(self.wrapped)
+        first = next(i for i, call in enumerate(trajectory.calls) if call >= begin)
+        nothing = torch.zeros(0, 1)
+        self._comparison = compare(trajectory, self._clips, self._draws, self._draw, first)
+        self.turns = [Turn(begin, self.wrapped.timesteps[begin], ends_step=True)]
+        for request in requests_of(compare(trajectory, nothing, self._draws, torch.zeros_like, first)):
+            call = trajectory.calls[request.step]
+            self.turns.append(Turn(call, trajectory.timesteps[request.step], request, ends_step=True))
+        self.total_steps = len(self.turns)
+        self._announce()
+
+    def _take_step(self, turn: Turn, arguments: dict[str, Any]) -> Any:
+        """Answer the first turn: begin with the first level in the place of the pipeline's own latents."""
+        own = arguments["sample"]
+        if own.shape != self._clips.shape:
+            raise ValueError(
+                f"the clips' latents have the shape {tuple(self._clips.shape)}, the pipeline's own have "
+                f"{tuple(own.shape)}; give clips of the size and the number of frames that it is called with"
+            )
+        return self._result(next(self._comparison).latents.to(own), arguments)
+
+    def _reflect(self, turn: Turn, arguments: dict[str, Any]) -> torch.Tensor:
+        """Hand the pipeline's prediction to the comparison, and return the noised clips to be evaluated next."""
+        latents = arguments["sample"]
+        try:
+            prediction = without_variance(arguments["model_output"], latents).to(self._clips)
+            return self._comparison.send(prediction).latents.to(latents)
+        except StopIteration as end:
+            self._found(end.value)
+            return latents
+
+
+def probe(
+    pipe: Any,
+    arguments: Mapping[str, Any],
+    clips: torch.Tensor,
+    *,
+    strong: Branch,
+    weak: Branch,
+    seeds: Iterable[int],
+    draws: int = 1,
+) -> Moments:
+    """Compare what two branches predict of known clips, at the levels of the pipeline's own timesteps.
+
+    Args:
+        pipe: any pipeline that ``reflection`` takes.
+        arguments: of its call: prompts, one a clip, ``num_inference_steps``, sizes, ``guidance_scale`` above 1 if a
+            branch is guided.
+        clips: latents in the layout and scaling of the pipeline's own, without noise, (clips, ...).
+        strong: the setting that denoises in a reflection.
+        weak: the setting that inverts.
+        seeds: of the noise, one a clip.
+        draws: of noise, for each clip and level.
+
+    Returns:
+        The moments of every level with signal (alpha > 0).
+
+    Raises:
+        ValueError: clips of another shape than the pipeline's latents, and all that ``reflection`` refuses.
+    """
+    clips = clips.to("cpu", torch.float32)
+    draw = drawing_from([torch.Generator().manual_seed(seed) for seed in seeds])
+    found: list[Moments] = []
+    branches: dict[Role, Branch] = {"base": strong, "strong": strong, "weak": weak}
+    walk_of = functools.partial(Probe, clips=clips, draws=draws, draw=draw, found=found.append)
+    with walking(pipe, branches, Reflection(), walk_of):
+        pipe(**{**arguments, "output_type": "latent"})
+    if not found:
+        raise RuntimeError(f"{type(pipe).__name__} ended its loop before the last noise level")
+    return found[0]
+
+
+def _mean_product(one: torch.Tensor, other: torch.Tensor) -> np.ndarray:
+    """Return ⟨one, other⟩ / elements of each clip, (clips,), in double precision."""
+    return (one.double() * other.double()).flatten(1).mean(1).numpy(force=True)
