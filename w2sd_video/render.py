@@ -87,18 +87,18 @@ def render(config: RenderConfig) -> list[Path]:
         LoadError: a model that is not there, cannot be reached, or has another shape.
         VideoError: a picture or a video of the inputs that cannot be read.
     """
-    _check_device(config.device)
+    check_device(config.device)
     for name, source in config.model.lora.items():
         if source is None:
             raise ConfigError(f"model.lora.{name}: is needed by this configuration; add --model.lora.{name} FILE")
     if known := _known_class(config):
-        _check_call(known, config)
+        check_call(known, config)
     inputs = read_inputs(config)
     written = []
-    with _threads(config.model.pretrained):
+    with threads_for(config.model.pretrained):
         with quiet():
             pipe = load(config)
-        _check_call(type(pipe), config)
+        check_call(type(pipe), config)
         for number, (prompt, path) in enumerate(zip(config.prompts, outputs(config), strict=True)):
             one = dataclasses.replace(config, prompts=[prompt], seed=config.seed + number)
             written.append(_render_one(pipe, one, path, inputs))
@@ -155,7 +155,7 @@ def load(config: RenderConfig) -> Any:
         for name, source in model.lora.items():
             pipe.load_lora_weights(locate(source or ""), adapter_name=name)
     except (OSError, ValueError) as error:
-        raise LoadError(f"model {model.pretrained}: {_first_line(error)}") from error
+        raise LoadError(f"model {model.pretrained}: {first_line(error)}") from error
     return pipe
 
 
@@ -185,7 +185,7 @@ def sample_clips(
     """
     from w2sd_video.plugin import reflection
 
-    branches = {role: _branch(filled(config, getattr(config, role))) for role in ROLES}
+    branches = {role: branch_of(filled(config, getattr(config, role))) for role in ROLES}
     window = config.reflection_steps
     with ExitStack() as stack:
         try:
@@ -202,17 +202,17 @@ def sample_clips(
             )
             run = stack.enter_context(reflected)
         except (TypeError, ValueError) as error:
-            raise ConfigError(_first_line(error)) from error
-        arguments = _arguments(pipe, config, prompts, seeds)
+            raise ConfigError(first_line(error)) from error
+        arguments = call_arguments(pipe, config, prompts, seeds)
         try:
             result = pipe(**arguments, **inputs)
             frames = to_uint8(result.images[:, None] if hasattr(result, "images") else result.frames)
         except ValueError as error:  # how pipelines refuse what they are called with
-            raise ConfigError(_first_line(error)) from error
+            raise ConfigError(first_line(error)) from error
     return frames, dict(run.nfe)
 
 
-def _arguments(pipe: Any, config: RenderConfig, prompts: list[str], seeds: list[int]) -> dict[str, Any]:
+def call_arguments(pipe: Any, config: RenderConfig, prompts: list[str], seeds: list[int]) -> dict[str, Any]:
     """Return what a pipeline is called with, by the names that its call has for it."""
     import torch
 
@@ -289,7 +289,8 @@ def _write_sidecar(
     write_whole(Path(f"{path}.json"), json.dumps(said, indent=2, ensure_ascii=False) + "\n")
 
 
-def _branch(branch: BranchConfig) -> Any:
+def branch_of(branch: BranchConfig) -> Any:
+    """Return the branch that a part of a configuration describes."""
     from w2sd_video.branch import Branch
 
     return Branch(**vars(branch))
@@ -310,7 +311,7 @@ def _located(value: Any) -> Any:
 
 
 @contextmanager
-def _threads(pretrained: str) -> Iterator[None]:
+def threads_for(pretrained: str) -> Iterator[None]:
     """Sample miniatures in one thread: layers so small lose by being shared out, most of all on a busy machine."""
     import torch
 
@@ -346,7 +347,8 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have."""
     import torch
 
     if device == "auto":
@@ -366,7 +368,7 @@ def _known_class(config: RenderConfig) -> Any:
     return getattr(diffusers, name, None) if own else None
 
 
-def _check_call(pipeline: Any, config: RenderConfig) -> None:
+def check_call(pipeline: Any, config: RenderConfig) -> None:
     """Refuse settings that the call of a pipeline's class has no argument for."""
     known, name = list(inspect.signature(pipeline.__call__).parameters), pipeline.__name__
     for section in ("call", "inputs"):
@@ -387,7 +389,8 @@ def _plain(config: RenderConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
