@@ -126,10 +126,14 @@ class Walk:
         return set_begin_index
 
     def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Scale latents for the network: by their own level, whatever the timestep that the network is told."""
+        """Scale latents for the network: by their own level, whatever the timestep that the network is told.
+
+        A scheduler that scales nothing is asked too, by pipelines that compare its exact class (Bria).
+        """
         request = self.turns[self.at].request if self.at < len(self.turns) else None
         if request is None:
-            return self.wrapped.scale_model_input(sample, *args, **kwargs)
+            scale = getattr(self.wrapped, "scale_model_input", None)
+            return sample if scale is None else scale(sample, *args, **kwargs)
         return sample if request.input_scale == 1.0 else sample / request.input_scale
 
     def __deepcopy__(self, memo: Any) -> Any:
