@@ -11,9 +11,12 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-# Kept beside the pipelines, not on them: the user's pipeline gains no attribute, and nothing outlives it.
+DENOISERS = ("transformer", "transformer_2", "unet")
+"""What pipelines call the network that denoises; two of them are the stages of a two-stage model."""
+
 Second = nn.Module | tuple[nn.Module, nn.Module]
 
+# Kept beside the pipelines, not on them: the user's pipeline gains no attribute, and nothing outlives it.
 _SECONDS: WeakKeyDictionary[Any, dict[str, Second]] = WeakKeyDictionary()
 
 

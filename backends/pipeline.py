@@ -12,7 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from w2sd_video.backends import Second, register
+from w2sd_video.backends import DENOISERS, Second, register
 from w2sd_video.backends.loading import (
     Config,
     Memory,
@@ -29,9 +29,6 @@ from w2sd_video.backends.loading import (
     place,
     spare_memory,
 )
-
-DENOISERS = ("transformer", "transformer_2", "unet")
-"""What pipelines call the network that denoises; two of them are the stages of a two-stage model."""
 
 _HEADS = ("num_attention_heads", "attention_head_dim")
 _TOLD_ALIKE = ("cross_attention_dim", "addition_embed_type", "joint_attention_dim", *_HEADS)

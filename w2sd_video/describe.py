@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from w2sd_video.backends import DENOISERS
 from w2sd_video.plan import evaluations, evaluations_by_stage, filled, panels
 from w2sd_video.settings import BranchConfig, ModelConfig, RenderConfig, reflected_steps, stage_scales
-from w2sd_video.sources import DENOISERS, MINIATURE, index_of, millions, path_of
+from w2sd_video.sources import MINIATURE, index_of, millions, path_of
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 

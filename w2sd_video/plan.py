@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Mapping
 
+from w2sd_video.backends import DENOISERS
 from w2sd_video.branch import STAGES
 from w2sd_video.settings import (
     ROLES,
@@ -18,7 +19,6 @@ from w2sd_video.settings import (
     stage_scales,
 )
 from w2sd_video.sources import (
-    DENOISERS,
     MINIATURE,
     class_names,
     component,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,23 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from w2sd_video.backends import second_denoiser
-from w2sd_video.branch import STAGES, Branch
+from w2sd_video.branch import Branch
 from w2sd_video.denoiser import DenoiserSwitch
 from w2sd_video.gaps.control import ControlSwitch
 from w2sd_video.gaps.lora import check_loaded
+from w2sd_video.pipeline import (
+    branch_at_stage,
+    check_arguments,
+    check_loop,
+    controlnet_of,
+    denoisers_of,
+    source_of,
+)
 from w2sd_video.rehearsal import CallState, Rehearsal, RehearsalOver
 from w2sd_video.sampler import Inversion, Reflection, Role, drawing_from
-from w2sd_video.scheduler import Walk, is_presented, presented
+from w2sd_video.scheduler import Walk, presented
 from w2sd_video.signatures import with_signature
 from w2sd_video.strength import StrengthSchedule, as_strength
-from w2sd_video.trajectory import Trajectory
-
-DENOISERS = ("transformer", "transformer_2", "unet")
 
 
 @dataclass
@@ -118,9 +121,9 @@ def walking(
     Raises:
         TypeError, ValueError: see ``reflection``.
     """
-    denoisers = _denoisers(pipe)
+    denoisers = denoisers_of(pipe)
     stages = [
-        {role: _at_stage(pipe, role, branch, denoisers, stage) for role, branch in branches.items()}
+        {role: branch_at_stage(pipe, role, branch, denoisers, stage) for role, branch in branches.items()}
         for stage in range(len(denoisers))
     ]
     for role, branch in branches.items():
@@ -128,7 +131,7 @@ def walking(
         used = [one if isinstance(one, nn.Module) else own for one, own in zip(seconds, denoisers, strict=True)]
         check_loaded(branch.lora or {}, used)
     state = CallState()
-    _check_loop(pipe)
+    check_loop(pipe)
     if settings.is_on and any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers):
         raise ValueError(
             "the denoiser has a cache enabled, which would answer one role with what it kept of another; call its "
@@ -138,7 +141,7 @@ def walking(
     switches: list[DenoiserSwitch | ControlSwitch] = [
         DenoiserSwitch(pipe, denoiser, stage, state) for denoiser, stage in zip(denoisers, stages, strict=True)
     ]
-    controlnet = _controlnet(pipe, branches)
+    controlnet = controlnet_of(pipe, branches)
     if controlnet is not None:
         switches.append(ControlSwitch(controlnet, branches, state))
     run = Run(nfe=dict.fromkeys(branches, 0))
@@ -167,7 +170,7 @@ class _PipelineCall:
         self._signature = inspect.signature(type(pipe).__call__)
         self._off = not settings.is_on
         self._used = [branch for role, branch in branches.items() if role in settings.roles]
-        self._doubles_batch = bool(re.search(r"torch\.cat\(\[\w+\] \* 2", _source(pipe)))
+        self._doubles_batch = bool(re.search(r"torch\.cat\(\[\w+\] \* 2", source_of(pipe)))
         self._walk = walk
         self._switches = switches
         self._state = state
@@ -200,7 +203,7 @@ class _PipelineCall:
         if pipe.scheduler is not self._scheduler:
             raise ValueError("the pipeline's scheduler was replaced inside the block; replace it before reflecting")
         if not self._off:
-            _check_arguments(pipe, bound.arguments)
+            check_arguments(pipe, bound.arguments)
         self._state.begin_call(bound.arguments.get("guidance_scale"))
         self._walk.image_strength = bound.arguments.get("strength")
         self._walk.draw = drawing_from(bound.arguments.get("generator"))
@@ -262,119 +265,6 @@ def _walked(iterable: Any, bar: Any) -> Iterator[Any]:
     """Walk an iterable to its end, with a bar that something else moves."""
     with bar:
         yield from iterable
-
-
-def _denoisers(pipe: Any) -> list[nn.Module]:
-    """Return the networks that a pipeline denoises with: one, or two for a two-stage model."""
-    found = [getattr(pipe, name, None) for name in DENOISERS]
-    denoisers = [module for module in found if isinstance(module, nn.Module)]
-    if not denoisers or not hasattr(pipe, "scheduler"):
-        raise TypeError(
-            f"{type(pipe).__name__} cannot be reflected: it needs a scheduler and a denoiser named "
-            f"{', '.join(DENOISERS)}"
-        )
-    return denoisers
-
-
-def _check_loop(pipe: Any) -> None:
-    """Refuse a pipeline whose source shows that it never calls ``scheduler.step``.
-
-    Raises:
-        TypeError: no such loop, or a scheduler that cannot be reflected.
-    """
-    Trajectory.check(pipe.scheduler)
-    if is_presented(pipe.scheduler):
-        raise ValueError("the pipeline is being reflected already; end that block before beginning another")
-    source = _source(pipe)
-    if source and "scheduler.step(" not in source:
-        raise TypeError(f"{type(pipe).__name__} cannot be reflected: it has no loop over scheduler.step")
-
-
-def _controlnet(pipe: Any, branches: Mapping[Role, Branch]) -> nn.Module | None:
-    """Return the ControlNet that a pipeline evaluates in its loop, if it has one.
-
-    Raises:
-        ValueError: there is none, or it is built into the denoiser, but a branch has a scale for it.
-    """
-    found, source = getattr(pipe, "controlnet", None), _source(pipe)
-    if isinstance(found, nn.Module) and (not source or "self.controlnet(" in source):
-        return found
-    if any(branch.control_scale is not None for branch in branches.values()):
-        raise ValueError(
-            f"a branch has a control_scale, but {type(pipe).__name__} evaluates no ControlNet; leave it out, or use a "
-            "pipeline with one"
-        )
-    return None
-
-
-def _source(pipe: Any) -> str:
-    """Return the source of the modules in which a pipeline's call is defined, or nothing where there is none."""
-    modules = dict.fromkeys(base.__module__ for base in type(pipe).__mro__ if "__call__" in vars(base))
-    try:
-        return "\n".join(inspect.getsource(sys.modules[name]) for name in modules)
-    except (OSError, TypeError, KeyError):
-        return ""
-
-
-def _check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuse what a pipeline counts in turns of its loop, of which a reflected one has more than steps.
-
-    Raises:
-        ValueError: the argument, its value and what to do instead.
-    """
-    neutral = {"control_guidance_start": 0.0, "control_guidance_end": 1.0}
-    for name in ("denoising_start", "denoising_end", "skip_guidance_layers", *neutral):
-        value = arguments.get(name)
-        values = value if isinstance(value, (list, tuple)) and name in neutral else [value]
-        if any(one is not None and one != neutral.get(name) for one in values):
-            raise ValueError(
-                f"{name}={value} cannot be reflected: the pipeline would count it in turns of the reflected loop; "
-                "leave it at its default, or reflect no step (reflection_steps=0)"
-            )
-    denoiser, vae = _denoisers(pipe)[0], getattr(pipe, "vae", None)
-    channels = [
-        getattr(part, "config", {}).get(key) for part, key in ((denoiser, "in_channels"), (vae, "latent_channels"))
-    ]
-    if arguments.get("mask_image") is not None and channels[0] == channels[1]:
-        raise ValueError(
-            f"{type(pipe).__name__} with this denoiser keeps the unmasked part by noising it anew in every turn, which "
-            "cannot be reflected; use an inpainting checkpoint, or reflect no step (reflection_steps=0)"
-        )
-
-
-def _at_stage(pipe: Any, role: Role, branch: Branch, denoisers: list[nn.Module], stage: int) -> Branch:
-    """Return a branch for one of a pipeline's denoisers: its second weights a module, its scale a number.
-
-    Raises:
-        ValueError: pairs for a model of one stage, a single module for two, or weights that are not loaded.
-    """
-    name, two_stage = type(pipe).__name__, len(denoisers) == len(STAGES)
-    scale, weights, experts = branch.guidance_scale, branch.weights, branch.experts
-    if weights is not None:
-        weights = second_denoiser(pipe, weights)
-    if not two_stage:
-        for field, value in (("guidance_scale", scale), ("weights", weights)):
-            if isinstance(value, (tuple, list)):
-                raise ValueError(f"the {role} branch has a pair of {field}, but {name} has one denoiser; give one")
-        if experts in STAGES:
-            raise ValueError(
-                f"the {role} branch has experts={experts!r}, one denoiser of a two-stage model, but {name} has only one"
-            )
-        return replace(branch, weights=weights)
-    if isinstance(weights, nn.Module):
-        raise ValueError(
-            f"{name} has two denoisers, so the weights of the {role} branch must be a pair of modules (high noise, low)"
-        )
-    used = stage
-    if experts in STAGES:
-        used, experts = STAGES.index(str(experts)), None
-    if weights is not None:
-        weights = weights[used]
-    elif used != stage:
-        weights = denoisers[used]
-    if isinstance(scale, (tuple, list)):
-        scale = scale[used]
-    return replace(branch, guidance_scale=scale, weights=weights, experts=experts)
 
 
 def _with_text(arguments: dict[str, Any], prompt: Any, negative_prompt: Any, pipeline: str) -> dict[str, Any]:

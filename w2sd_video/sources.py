@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from w2sd_video.backends import DENOISERS
 from w2sd_video.settings import ConfigError, ModelConfig
 
 MINIATURE = "miniature:"
 """Start of the name of a model that comes with this package."""
-
-DENOISERS = ("transformer", "transformer_2", "unet")
-"""What pipelines call the network that denoises; two of them are the stages of a two-stage model."""
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin")
 _CLASS_CONDITIONAL = ("DiTPipeline", "DiTMoEPipeline")
