@@ -1,0 +1,204 @@
+"""Tell whether a pair helps: ``python -m w2sd_video.calibrate --config miniature-cogvideox -o strength.json``.
+
+Real clips are noised to every noise level of the sampling, and strong and weak predict the noise through the pipeline's
+own call. Where moving strong's prediction away from weak's brings it nearer to the noise, the pair helps; the strength
+that brings it nearest goes into the output, which ``w2sd_video.render --strength FILE`` reads. Options that are not
+listed here are those of ``w2sd_video.render`` and change the configuration. With a folder, the caption of ``a.mp4`` is
+what ``a.txt`` says; miniatures need no folder, for their world makes the clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from w2sd_video.calibration import Calibration, LevelResult, calibrate
+from w2sd_video.clips import Clip, check_clips, check_encodable, clips_of_folder, clips_of_world, encode
+from w2sd_video.config import DEFAULT_CONFIG, fail, parse
+from w2sd_video.describe import pair_in_words
+from w2sd_video.plan import check_plan, filled
+from w2sd_video.probe import Moments, probe
+from w2sd_video.render import (
+    LoadError,
+    branch_of,
+    call_arguments,
+    check_device,
+    first_line,
+    load,
+    quiet,
+    read_inputs,
+    threads_for,
+)
+from w2sd_video.settings import ConfigError, RenderConfig
+from w2sd_video.sources import MINIATURE
+from w2sd_video.video import VideoError, write_whole
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line: print the table and the verdict, and write the strengths; exit codes as of a render."""
+    options, rest = _options().parse_known_args(sys.argv[1:] if argv is None else argv)
+    output = Path(options.output)
+    try:
+        config = parse(["--config", options.config, *rest]).config
+        for name, most in (("draws", 1000), ("levels", 1000), ("number_of_clips", 10**4), ("batch", 1024)):
+            value = getattr(options, name)
+            if value is not None and not 1 <= value <= most:
+                raise ConfigError(f"{name} {value}: must be from 1 to {most}")
+        config = replace(config, steps=options.levels or config.steps, reflection_steps=None, autoguidance=0.0)
+        _check_output(output)
+        clips = _clips(config, options)
+        moments = compare_branches(config, clips, options.draws, options.batch)
+        try:
+            found = calibrate(moments)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    except (ConfigError, VideoError) as error:
+        fail(str(error))
+    except LoadError as error:
+        fail(str(error), code=1)
+    counted = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
+    pair = {role: asdict(filled(config, getattr(config, role))) for role in ("strong", "weak")}
+    told = {"pair": pair, "model": asdict(config.model), "counts": counted, **found.plain()}
+    write_whole(output, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    print(report(found, config, counted))
+    print(f"\nwritten to {output}")
+    return 0
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m w2sd_video.calibrate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", default=DEFAULT_CONFIG, help="configuration of the pair: its name or a file")
+    parser.add_argument("--clips", metavar="FOLDER", help="real clips with captions; not needed for miniatures")
+    parser.add_argument("--number-of-clips", type=int, default=128, help="clips that a miniature's world makes")
+    parser.add_argument("--draws", type=int, default=3, help="of noise, for each clip and level")
+    parser.add_argument("--levels", type=int, help="noise levels: those of as many sampling steps; --steps unless told")
+    parser.add_argument("--batch", type=int, default=16, help="clips evaluated together")
+    parser.add_argument("-o", "--output", metavar="FILE", default="strength.json", help="where the strengths go")
+    return parser
+
+
+def _clips(config: RenderConfig, options: argparse.Namespace) -> list[Clip]:
+    """Return the clips of a command line, once they and their captions are known to suit the model."""
+    strong, weak = (filled(config, branch) for branch in (config.strong, config.weak))
+    if strong == weak:
+        raise ConfigError("strong and weak are the same setting, so the pair has no gap; let them differ in a field")
+    if options.clips is not None:
+        clips = clips_of_folder(Path(options.clips), config)
+    elif config.model.pretrained.startswith(MINIATURE):
+        clips = clips_of_world(config, options.number_of_clips, config.seed)
+    else:
+        raise ConfigError("clips: are needed; name a folder of videos or images with --clips FOLDER")
+    check_plan(replace(config, prompts=[clip.caption for clip in clips]))
+    check_device(config.device)
+    check_clips(clips, config)
+    return clips
+
+
+def compare_branches(config: RenderConfig, clips: Sequence[Clip], draws: int, batch: int) -> Moments:
+    """Load the model of a configuration, and compare its strong and weak branch on clips.
+
+    Args:
+        config: names the model and the branches; its `steps` set the noise levels, its `seed` the noise.
+        clips: see `check_clips`.
+        draws: of noise, for each clip and level.
+        batch: clips evaluated together.
+
+    Raises:
+        ConfigError: what this pipeline cannot be given, or clips that do not suit it.
+        LoadError: a model that cannot be loaded.
+    """
+    inputs = read_inputs(config)
+    with threads_for(config.model.pretrained):
+        with quiet():
+            pipe = load(config)
+        pipe.set_progress_bar_config(disable=True)
+        check_encodable(pipe)
+        parts = [
+            _compare_batch(pipe, config, clips[start : start + batch], start, draws, inputs)
+            for start in tqdm(range(0, len(clips), batch), desc="batches of clips")
+        ]
+    return Moments.joined(parts)
+
+
+def _compare_batch(
+    pipe: Any, config: RenderConfig, clips: Sequence[Clip], start: int, draws: int, inputs: dict[str, Any]
+) -> Moments:
+    latents = encode(pipe, np.stack([clip.read() for clip in clips]))
+    seeds = [config.seed + start + k for k in range(len(clips))]
+    strong, weak = (branch_of(filled(config, branch)) for branch in (config.strong, config.weak))
+    arguments = call_arguments(pipe, config, [clip.caption for clip in clips], seeds) | inputs
+    try:
+        return probe(pipe, arguments, latents, strong=strong, weak=weak, seeds=seeds, draws=draws)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(first_line(error)) from error
+
+
+def report(found: Calibration, config: RenderConfig, counted: dict[str, Any]) -> str:
+    """Return the table and the verdict in Markdown."""
+    rows = [
+        f"{config.model.pretrained}, {pair_in_words(config).rsplit(';', 1)[0]}",
+        f"{counted['clips']} clips, {counted['draws']} draws of noise each, {found.total} steps",
+        "",
+        "| step | log SNR | error of strong | of weak | gap | strength γ* | 95 % interval | gain at γ* | gain at 1 "
+        "| cosine, at least | verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    rows += [_row(level) for level in found.levels]
+    if left_out := found.total - len(found.levels):
+        rows += ["", f"Left out: {left_out} step(s) without signal, where no prediction can be read as noise."]
+    return "\n".join([*rows, "", *verdict(found)])
+
+
+def _row(level: LevelResult) -> str:
+    return (
+        f"| {level.step} | {level.log_snr:.2f} | {level.strong_error:.4f} | {level.weak_error:.4f} | {level.gap:.5f} "
+        f"| {level.strength:.2f} | {level.low:.2f} to {level.high:.2f} | {level.gain:+.2%} | {level.gain_at_one:+.2%} "
+        f"| {level.cosine:+.3f} | {level.verdict} |"
+    )
+
+
+def verdict(found: Calibration) -> list[str]:
+    """Say in words where the pair helps, and what to set."""
+    lines = []
+    for kind in ("helps", "does nothing", "points the wrong way"):
+        steps = [str(level.step) for level in found.levels if level.verdict == kind]
+        if steps:
+            lines.append(f"- The pair {kind} at {len(steps)} of {len(found.levels)} noise levels: {', '.join(steps)}.")
+    value, low, high = found.gain_at_one
+    lines.append(
+        f"- Gain in denoising error, mean over the levels: {found.gain:+.2%} at the strengths of the schedule, "
+        f"{value:+.2%} ({low:+.2%} to {high:+.2%}) at strength 1 everywhere."
+    )
+    if found.window is None:
+        lines.append("- No constant strength lowers the error: do not reflect with this pair.")
+    else:
+        start, stop = found.window
+        window = f"--reflection-steps '[{start:.2f}, {stop:.2f}]'"
+        lines.append(f"- The best constant strength: {window} --strength {found.constant:.2f}")
+    return lines
+
+
+def _check_output(path: Path) -> None:
+    """Refuse, before any work, an output that cannot be written, or a file that is no calibration."""
+    if path.exists():
+        try:
+            is_calibration = {"log_snr", "strength", "pair"} <= set(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            is_calibration = False
+        if not is_calibration:
+            raise ConfigError(f"output {path}: exists and is no calibration; name another file with -o")
+    elif not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"output {path}: there is no folder {path.parent} that can be written into")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

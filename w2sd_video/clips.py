@@ -1,0 +1,185 @@
+"""Real clips with their captions, and their latents in the layout of a pipeline's own.
+
+An image is a clip of one frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from w2sd_video.calibration import FEWEST_CLIPS
+from w2sd_video.evaluate import known_prompts
+from w2sd_video.render import VIDEOS
+from w2sd_video.settings import ConfigError, RenderConfig
+from w2sd_video.video import read_picture, read_video
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Endings of the files that are read as images."""
+_FRAMES_AS_IMAGES = ("AnimateDiff", "Latte")
+"""Starts of the names of the pipelines that make videos with the VAE of an image model."""
+_VIDEO_VAES = ("AutoencoderKLCogVideoX", "AutoencoderKLWan")
+_ENCODABLE = "Stable Diffusion, PixArt, DiT, DiT-MoE, AnimateDiff, Latte, CogVideoX and Wan"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip that is read when it is needed.
+
+    Attributes:
+        name: of its file, or what it is.
+        caption: the prompt that it goes with; of a class-conditional model the number or the name of a class.
+        read: returns its frames, uint8 (frames, height, width, 3).
+    """
+
+    name: str
+    caption: str
+    read: Callable[[], np.ndarray]
+
+
+def clips_of_folder(folder: Path, config: RenderConfig) -> list[Clip]:
+    """Return the videos and images of a folder, in order of their names.
+
+    The caption of `a.mp4` is what `a.txt` says. Where no clip has one, the configuration's prompts are the captions:
+    one for all, or as many as there are clips.
+
+    Raises:
+        ConfigError: no such folder, no clips in it, or clips without a caption.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"clips {folder}: no such folder")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (*VIDEOS, *PICTURES))
+    if not files:
+        raise ConfigError(f"clips {folder}: holds no clips; known endings are {', '.join((*VIDEOS, *PICTURES))}")
+    told = [path.with_suffix(".txt") for path in files]
+    missing = [text.name for text in told if not text.is_file()]
+    if not missing:
+        captions = [_text_of(text) for text in told]
+    elif len(missing) == len(files) and len(config.prompts) in (1, len(files)):
+        captions = config.prompts * (len(files) // len(config.prompts))
+    elif len(missing) == len(files):
+        raise ConfigError(
+            f"clips {folder}: {len(files)} clips without captions, but {len(config.prompts)} prompts; write each "
+            f"clip's caption into a file like {missing[0]}, or give one prompt for all"
+        )
+    else:
+        raise ConfigError(f"clips {folder}: there is no {missing[0]}; write the clip's caption into it")
+    readers = [read_video if path.suffix.lower() in VIDEOS else read_picture for path in files]
+    rows = zip(files, captions, readers, strict=True)
+    return [Clip(str(path), caption, partial(read, path)) for path, caption, read in rows]
+
+
+def clips_of_world(config: RenderConfig, count: int, seed: int) -> list[Clip]:
+    """Return clips of the miniatures' world, with prompts in turn; they were in no training set but by chance."""
+    from w2sd_video.miniatures import world
+
+    known = known_prompts(config)
+    order = np.random.default_rng(seed).permutation(len(known))
+    prompts = [known[order[k % len(known)]] for k in range(count)]
+    trail = world.COMET if config.model.lora else world.TRAIL
+    return [
+        Clip(
+            f"{prompt} (seed {first + k})",
+            prompt,
+            partial(world.clip, prompt, first + k, config.frames or 1, trail),
+        )
+        for first in [3 * 10**6 + seed * 10**4]
+        for k, prompt in enumerate(prompts)
+    ]
+
+
+def check_clips(clips: Sequence[Clip], config: RenderConfig) -> None:
+    """Read every clip once, before any model is loaded, and refuse what cannot be used.
+
+    Raises:
+        ConfigError: fewer than 8 clips, or one of another size than the configuration's or the first clip's.
+        VideoError: one that cannot be decoded.
+    """
+    if len(clips) < FEWEST_CLIPS:
+        raise ConfigError(f"clips: {len(clips)} found; at least {FEWEST_CLIPS} are needed to tell a gap from chance")
+    asked = (config.frames, config.height, config.width)
+    first = clips[0].read().shape[:3]
+    wanted = frames, height, width = [own or found for own, found in zip(asked, first, strict=True)]
+    for clip in clips:
+        if (shape := list(clip.read().shape[:3])) != wanted:
+            raise ConfigError(
+                f"clip {clip.name}: {_size(shape)}, but the model is asked for {_size(wanted)}; cut and scale the "
+                f"clips first (ffmpeg -i IN -vf scale={width}:{height} -frames:v {frames} OUT), or set --frames, "
+                "--height and --width"
+            )
+
+
+def check_encodable(pipe: Any) -> None:
+    """Refuse a pipeline whose latents we cannot make of clips.
+
+    Raises:
+        ConfigError: the message lists the families that can be encoded.
+    """
+    kind = type(getattr(pipe, "vae", None)).__name__
+    if kind not in ("AutoencoderKL", *_VIDEO_VAES) or hasattr(pipe, "_pack_latents"):
+        raise ConfigError(
+            f"model: the clips cannot be encoded for a {type(pipe).__name__} ({kind}); what can be are pipelines of "
+            f"{_ENCODABLE}"
+        )
+
+
+@torch.no_grad()
+def encode(pipe: Any, clips: np.ndarray) -> torch.Tensor:
+    """Encode clips with a pipeline's VAE, as the means of its distribution.
+
+    Args:
+        pipe: one that `check_encodable` accepts.
+        clips: uint8 (clips, frames, height, width, 3).
+
+    Returns:
+        Latents scaled and laid out as the pipeline's own, float32 on the CPU: (n, channels, height, width) of images,
+        (n, channels, frames, height, width) of videos, and (n, frames, channels, height, width) for CogVideoX.
+
+    Raises:
+        ConfigError: videos for a model of images, or latents that are not finite.
+    """
+    vae, kind = pipe.vae, type(pipe).__name__
+    frames = torch.from_numpy(clips).movedim(-1, 2).to(pipe._execution_device, torch.float32) / 127.5 - 1  # n f c h w
+    if type(vae).__name__ in _VIDEO_VAES:
+        latents = _normalised(vae, vae.encode(frames.transpose(1, 2).to(vae.dtype)).latent_dist.mode())
+        latents = latents.transpose(1, 2) if type(vae).__name__ == "AutoencoderKLCogVideoX" else latents
+    else:
+        latents = _normalised(vae, vae.encode(frames.flatten(0, 1).to(vae.dtype)).latent_dist.mode())
+        latents = latents.unflatten(0, frames.shape[:2]).transpose(1, 2)
+        if not kind.startswith(_FRAMES_AS_IMAGES):
+            if frames.shape[1] != 1:
+                raise ConfigError(f"clips: {frames.shape[1]} frames each, but a {kind} makes images; give images")
+            latents = latents[:, :, 0]
+    if not latents.isfinite().all():
+        raise ConfigError(f"clips: the VAE's latents are not finite in {vae.dtype}; use another --dtype")
+    return latents.to("cpu", torch.float32)
+
+
+def _normalised(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Scale latents for the denoiser, as the VAE's config says."""
+    config = vae.config
+    if config.get("latents_mean") is not None:
+        shape = (1, -1, *[1] * (latents.ndim - 2))
+        mean, std = (torch.tensor(config[name]).view(shape).to(latents) for name in ("latents_mean", "latents_std"))
+        latents = (latents - mean) / std
+    scale = config.get("scaling_factor") or 1.0
+    scale = 1 / scale if config.get("invert_scale_latents") else scale
+    return (latents - (config.get("shift_factor") or 0.0)) * scale
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return " ".join(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"caption {path}: cannot be read as text: {error}") from error
+
+
+def _size(shape: Sequence[int]) -> str:
+    frames, height, width = shape
+    return f"{frames} frame(s) of {height} x {width} pixels"
