@@ -29,7 +29,7 @@ class DiTMoEPipeline(DiffusionPipeline):
             `DDPMScheduler` that learned it, and is dropped for every other scheduler.
         vae: decodes the latents.
         scheduler: any that has `step`; rectified-flow networks take a `FlowMatchEulerDiscreteScheduler`.
-        id2label: names of the classes by number, several of one class apart by commas.
+        id2label: names of the classes by number (as digits in files), several of one class apart by commas.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -40,7 +40,7 @@ class DiTMoEPipeline(DiffusionPipeline):
         transformer: DiTMoETransformer2DModel,
         vae: AutoencoderKL,
         scheduler: SchedulerMixin,
-        id2label: dict[int, str] | None = None,
+        id2label: dict[int, str] | dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)

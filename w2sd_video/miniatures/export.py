@@ -20,7 +20,11 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, T5EncoderModel
 
+from w2sd_video.backends.dit_moe_model import DiTMoETransformer2DModel
+from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
+
 from .models import clip_tokenizer, cogvideox_scheduler, ddim_scheduler, t5_tokenizer
+from .world import prompts
 
 
 def export_animatediff(out: Path, weights: Path) -> None:
@@ -83,6 +87,22 @@ def export_pixart(out: Path, weights: Path) -> None:
     pipe.save_pretrained(folder)
     weak = PixArtTransformer2DModel.from_pretrained(out / "pixart_weak")
     weak.to(torch.float16).save_pretrained(folder / "transformer_weak")
+    _forget_origin(folder)
+
+
+def export_dit_moe(out: Path, weights: Path) -> None:
+    """Assemble `weights/dit_moe`; its weak model is itself with other experts."""
+    folder = weights / "dit_moe"
+    shutil.rmtree(folder, ignore_errors=True)
+    pipe = DiTMoEPipeline(
+        transformer=DiTMoETransformer2DModel.from_pretrained(out / "dit_moe"),
+        vae=AutoencoderKL.from_pretrained(out / "image_vae"),
+        scheduler=ddim_scheduler(),
+        id2label=dict(enumerate(prompts(sizes_and_speeds=False))),
+    )
+    for part in (pipe.vae, pipe.transformer):
+        part.to(torch.float16)
+    pipe.save_pretrained(folder)
     _forget_origin(folder)
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from . import WEIGHTS, export, train_animatediff, train_cogvideox, train_lora, train_pixart, train_vae
+from . import WEIGHTS, export, train_animatediff, train_cogvideox, train_dit_moe, train_lora, train_pixart, train_vae
 from .fit import Budget
 from .train_classifier import train_classifier, train_image_classifier
 
@@ -58,6 +58,7 @@ STAGES = {
     "transformer_details": Stage("cogvideox", train_cogvideox.train_details, 10),
     "pixart_weak": Stage("pixart", train_pixart.train_weak, 6),
     "pixart_strong": Stage("pixart", train_pixart.train_strong, 32),
+    "dit_moe": Stage("dit_moe", train_dit_moe.train, 14),
 }
 EXPORTS = {
     "classifier": export.export_classifier,
@@ -66,6 +67,7 @@ EXPORTS = {
     "lora_comet": export.export_lora,
     "transformer_details": export.export_cogvideox,
     "pixart_strong": export.export_pixart,
+    "dit_moe": export.export_dit_moe,
 }
 """After which stage what is written."""
 
