@@ -19,15 +19,24 @@ def test_the_strong_rival_has_as_many_evaluations_as_w2sd():
     assert {arm.inversion for name, arm in compared.items() if "W2SD, " in name} >= {"paper", "explicit", "current"}
 
 
+def test_s2wd_swaps_the_roles_and_autoguidance_differs_from_strong_by_the_weak_model_alone():
+    config = parse(["a red circle moving left", "--config", "miniature-cogvideox"]).config
+    compared = evaluate.arms(config)
+    assert (compared["S2WD"].strong, compared["S2WD"].weak) == (config.weak, config.strong)
+    guided = compared["AutoGuidance"]
+    assert guided.weak == compared["weak"].base != guided.base == compared["strong"].base
+    assert evaluations(guided) == {"base": 20, "strong": 0, "weak": 20}
+
+
 def test_it_measures_prints_a_table_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "runs"
     argv = ["--config", "miniature-cogvideox", *QUICK, "--folder", str(folder)]
     assert evaluate.main(argv) == 0
     table = capsys.readouterr().out
-    assert all(f"| {name} |" in table for name in ("weak", "strong", evaluate.EQUAL, "W2SD, implicit"))
+    assert all(f"| {name} |" in table for name in ("weak", "strong", evaluate.EQUAL, "AutoGuidance", "W2SD, implicit", "S2WD"))
     assert (folder / "table.md").read_text().strip() == table.strip()
     scores = sorted(folder.glob("*.npz"))
-    assert len(scores) == 14 and not list(folder.glob(".*part*"))
+    assert len(scores) == 18 and not list(folder.glob(".*part*"))
 
     scores[0].unlink()
     measured = []

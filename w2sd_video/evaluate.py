@@ -1,8 +1,9 @@
 """Measure a miniature's arms: ``python -m w2sd_video.evaluate --config miniature-cogvideox``.
 
-Every arm samples the same prompts from the same noise: the weak and the strong model alone, W2SD with each inversion,
-and the strong model with as many network evaluations as W2SD. Options that are not listed here are those of
-``w2sd_video.render`` and change the configuration (``--steps 16``). An interrupted run goes on where it stopped.
+Every arm samples the same prompts from the same noise: the weak and the strong model alone, the strong one with as many
+network evaluations as W2SD and with AutoGuidance, W2SD with each inversion, and S2WD: the same with strong and weak
+swapped. Options that are not listed here are those of ``w2sd_video.render`` and change the configuration (``--steps
+16``). An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from tqdm import tqdm
 
-from w2sd_video.config import DEFAULT_CONFIG, ConfigError, RenderConfig, fail, parse
-from w2sd_video.plan import MINIATURE, check_plan, evaluations, panels
+from w2sd_video.config import DEFAULT_CONFIG, fail, parse
+from w2sd_video.plan import check_plan, evaluations, panels
 from w2sd_video.render import load, quiet, sample_clips
 from w2sd_video.sampler import WeakInversion
+from w2sd_video.settings import ConfigError, RenderConfig
+from w2sd_video.sources import MINIATURE, index_of, is_class_conditional
 from w2sd_video.video import write_whole
 
+PROMPTS = 256
+"""Prompts unless told, or all of them where there are fewer."""
 REFERENCE_SEEDS = 8
 """Real clips a prompt that the Fréchet distance is measured against; their seeds are no sample's."""
 
@@ -36,12 +41,14 @@ class Scores:
 
     Attributes:
         right: whether shape, colour and direction are all as the prompt says, (prompts,) of bool.
+        comets: whether the trail is of the style that the LoRA was trained on, (prompts,) of bool.
         features: of the classifier, (prompts, dimensions).
         nfe: network evaluations a clip.
         seconds: for a clip.
     """
 
     right: np.ndarray
+    comets: np.ndarray
     features: np.ndarray
     nfe: int
     seconds: float
@@ -55,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         check_plan(config)
         if not config.model.pretrained.startswith(MINIATURE):
             raise ConfigError(f"config {options.config}: only miniatures can be measured, for they have a classifier")
-        for name, most in (("number_of_prompts", 432), ("number_of_seeds", 1000), ("batch", 1024)):
+        there_are = len(known_prompts(config))
+        options.number_of_prompts = options.number_of_prompts or min(PROMPTS, there_are)
+        for name, most in (("number_of_prompts", there_are), ("number_of_seeds", 1000), ("batch", 1024)):
             if not 1 <= getattr(options, name) <= most:
                 raise ConfigError(f"{name} {getattr(options, name)}: must be from 1 to {most}")
         folder = _folder(Path(options.folder or f"runs/{options.config}"), config, options)
@@ -70,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m w2sd_video.evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="configuration of a miniature: its name or a file")
-    parser.add_argument("--number-of-prompts", type=int, default=256, help="distinct prompts of the world, 1 to 432")
+    parser.add_argument("--number-of-prompts", type=int, help=f"distinct prompts; {PROMPTS}, or all, unless told")
     parser.add_argument("--number-of-seeds", type=int, default=3, help="clips a prompt and an arm")
     parser.add_argument("--batch", type=int, default=64, help="clips sampled together")
     parser.add_argument("--folder", help="where scores and table are written; runs/CONFIG unless told")
@@ -84,18 +93,32 @@ def arms(config: RenderConfig) -> dict[str, RenderConfig]:
     cost = sum(evaluations(reflected["W2SD, paper"]).values())
     a_step = evaluations(alone["strong"])["base"] / config.steps
     longer = replace(alone["strong"], steps=round(cost / a_step))
-    return {"weak": alone["weak"], "strong": alone["strong"], EQUAL: longer, **reflected}
+    return {
+        "weak": alone["weak"],
+        "strong": alone["strong"],
+        EQUAL: longer,
+        "AutoGuidance": replace(alone["strong"], weak=alone["weak"].base, autoguidance=1.0),
+        **reflected,
+        "S2WD": replace(config, strong=config.weak, weak=config.strong),
+    }
 
 
 EQUAL = "strong, NFE of W2SD"
 
 
+def known_prompts(config: RenderConfig) -> list[str]:
+    """Return what a miniature can be asked for: all prompts of the world, or the names of its classes."""
+    from w2sd_video.miniatures import world
+
+    if is_class_conditional(config.model):
+        return list(index_of(config.model)["id2label"].values())
+    return world.prompts()
+
+
 def evaluate(config: RenderConfig, folder: Path, n_prompts: int, n_seeds: int, batch: int) -> str:
     """Measure every arm that is not measured yet, and return the table in Markdown."""
-    from w2sd_video.miniatures import classifier, world
-
-    order = np.random.default_rng(0).permutation(len(world.prompts()))[:n_prompts]
-    prompts = [world.prompts()[i] for i in order]
+    known = known_prompts(config)
+    prompts = [known[i] for i in np.random.default_rng(0).permutation(len(known))[:n_prompts]]
     pipe = None
     scores: dict[str, list[Scores]] = {}
     wanted = [(name, seed) for name in arms(config) for seed in range(n_seeds)]
@@ -108,10 +131,17 @@ def evaluate(config: RenderConfig, folder: Path, n_prompts: int, n_seeds: int, b
                 pipe.set_progress_bar_config(disable=True)
             _save(file, measure(pipe, arms(config)[name], prompts, seed, batch))
         scores.setdefault(name, []).append(_read(file))
-    real = world.clips(prompts * REFERENCE_SEEDS, range(10**6, 10**6 + n_prompts * REFERENCE_SEEDS))
-    unseen = world.clips(prompts * n_seeds, range(2 * 10**6, 2 * 10**6 + n_prompts * n_seeds))
-    reference, floor = classifier.features(real), classifier.features(unseen)
+    reference = real_features(config, prompts * REFERENCE_SEEDS, first_seed=10**6)
+    floor = real_features(config, prompts * n_seeds, first_seed=2 * 10**6)
     return _table(config, scores, reference, floor, n_prompts, n_seeds)
+
+
+def real_features(config: RenderConfig, prompts: Sequence[str], first_seed: int) -> np.ndarray:
+    """Return the features of clips, or pictures, as the model should make them; with a LoRA those of its style."""
+    from w2sd_video.miniatures import classifier, world
+
+    seeds, trail = range(first_seed, first_seed + len(prompts)), world.COMET if config.model.lora else world.TRAIL
+    return classifier.features(world.clips(prompts, seeds, config.frames or 1, trail))
 
 
 def measure(pipe: Any, config: RenderConfig, prompts: Sequence[str], seed: int, batch: int) -> Scores:
@@ -133,7 +163,8 @@ def measure(pipe: Any, config: RenderConfig, prompts: Sequence[str], seed: int, 
         all(getattr(one, head) == getattr(other, head) for head in classifier.HEADS)
         for one, other in zip(wanted, classifier.classify(videos), strict=True)
     ]
-    return Scores(np.array(right), classifier.features(videos), sum(nfe.values()), seconds)
+    features = classifier.features(videos)
+    return Scores(np.array(right), classifier.comets(videos), features, sum(nfe.values()), seconds)
 
 
 def _table(
@@ -153,6 +184,8 @@ def _table(
         "| arm | NFE | joint adherence | against equal NFE | Fréchet distance | seconds a clip |",
         "|---|---|---|---|---|---|",
     ]
+    if styled := bool(config.model.lora):
+        rows[-2:] = [rows[-2] + " comets |", rows[-1] + "---|"]
     rival = _shares(scores[EQUAL])
     for name, runs in scores.items():
         shares = _shares(runs)
@@ -163,18 +196,19 @@ def _table(
         rows.append(
             f"| {name} | {runs[0].nfe} | {shares.mean():.3f} ± {_error(shares):.3f} | {difference} "
             f"| {distance:.1f} ± {_jackknife(distances):.1f} | {seconds:.3f} |"
+            + (f" {_shares(runs, 'comets').mean():.3f} |" if styled else "")
         )
     rows += [
-        f"| real clips | | | | {frechet_distance(floor, reference):.1f} | |",
+        f"| real clips | | | | {frechet_distance(floor, reference):.1f} | |" + (" |" if styled else ""),
         "",
         "±: standard error over prompts (adherence; its difference is paired), jackknife over seeds (distance).",
     ]
     return "\n".join(rows)
 
 
-def _shares(runs: list[Scores]) -> np.ndarray:
-    """Return for each prompt the share of seeds that are right."""
-    return np.mean([run.right for run in runs], axis=0)
+def _shares(runs: list[Scores], of: Literal["right", "comets"] = "right") -> np.ndarray:
+    """Return for each prompt the share of seeds that are right, or comets."""
+    return np.mean([getattr(run, of) for run in runs], axis=0)
 
 
 def _error(values: np.ndarray) -> float:
@@ -224,7 +258,7 @@ def _save(file: Path, scores: Scores) -> None:
 
 def _read(file: Path) -> Scores:
     with np.load(file) as kept:
-        return Scores(kept["right"], kept["features"], int(kept["nfe"]), float(kept["seconds"]))
+        return Scores(kept["right"], kept["comets"], kept["features"], int(kept["nfe"]), float(kept["seconds"]))
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def load_classifier(name: str = "classifier", weights: Path = WEIGHTS) -> Classi
 def as_tensor(samples: Samples) -> torch.Tensor:
     """Samples as the classifiers want them, (n, frames, 3, 32, 32) in [-1, 1]; pictures have one frame.
 
-    Takes what pipelines give: uint8 or float in [0, 1], clips (n, frames, 32, 32, 3) or pictures (n, 32, 32, 3), also
-    as lists of (lists of) PIL images.
+    Takes what pipelines give: uint8 or float in [0, 1], clips (n, frames, 32, 32, 3) or pictures (n, 32, 32, 3), which
+    may be clips of one frame; also as lists of (lists of) PIL images.
 
     Raises:
         ValueError: another shape, or clips of fewer than eight frames.
@@ -100,7 +100,7 @@ def as_tensor(samples: Samples) -> torch.Tensor:
     array = samples.numpy(force=True) if isinstance(samples, torch.Tensor) else np.stack([_array(s) for s in samples])
     if array.ndim == 4:
         array = array[:, None]
-    elif array.ndim != 5 or array.shape[1] < FRAMES:
+    if array.ndim != 5 or not (array.shape[1] == 1 or array.shape[1] >= FRAMES):
         wanted = f"clips of shape (n, frames >= {FRAMES}, height, width, 3) or pictures (n, height, width, 3)"
         raise ValueError(f"want {wanted}, got {array.shape}")
     scale = 127.5 if array.dtype == np.uint8 else 0.5
