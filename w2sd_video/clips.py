@@ -44,17 +44,17 @@ class Clip:
 
 
 def clips_of_folder(folder: Path, config: RenderConfig) -> list[Clip]:
-    """Return the videos and images of a folder, in order of their names.
+    """Return the videos and images of a folder, in order of their names; a folder in it is a video's frames.
 
-    The caption of `a.mp4` is what `a.txt` says. Where no clip has one, the configuration's prompts are the captions:
-    one for all, or as many as there are clips.
+    The caption of `a.mp4`, `a.png` or the folder `a` is what `a.txt` says. Where no clip has one, the captions are the
+    prompts of the configuration: one for all, or as many as there are clips.
 
     Raises:
         ConfigError: no such folder, no clips in it, or clips without a caption.
     """
     if not folder.is_dir():
         raise ConfigError(f"clips {folder}: no such folder")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (*VIDEOS, *PICTURES))
+    files = sorted(path for path in folder.iterdir() if path.is_dir() or path.suffix.lower() in (*VIDEOS, *PICTURES))
     if not files:
         raise ConfigError(f"clips {folder}: holds no clips; known endings are {', '.join((*VIDEOS, *PICTURES))}")
     told = [path.with_suffix(".txt") for path in files]
@@ -70,9 +70,7 @@ def clips_of_folder(folder: Path, config: RenderConfig) -> list[Clip]:
         )
     else:
         raise ConfigError(f"clips {folder}: there is no {missing[0]}; write the clip's caption into it")
-    readers = [read_video if path.suffix.lower() in VIDEOS else read_picture for path in files]
-    rows = zip(files, captions, readers, strict=True)
-    return [Clip(str(path), caption, partial(read, path)) for path, caption, read in rows]
+    return [Clip(str(path), text, partial(_read, path)) for path, text in zip(files, captions, strict=True)]
 
 
 def clips_of_world(config: RenderConfig, count: int, seed: int) -> list[Clip]:
@@ -83,13 +81,10 @@ def clips_of_world(config: RenderConfig, count: int, seed: int) -> list[Clip]:
     order = np.random.default_rng(seed).permutation(len(known))
     prompts = [known[order[k % len(known)]] for k in range(count)]
     trail = world.COMET if config.model.lora else world.TRAIL
+    first = 3 * 10**6 + seed * 10**4  # no seeds of an evaluation's
+    frames = config.frames or 1
     return [
-        Clip(
-            f"{prompt} (seed {first + k})",
-            prompt,
-            partial(world.clip, prompt, first + k, config.frames or 1, trail),
-        )
-        for first in [3 * 10**6 + seed * 10**4]
+        Clip(f"{prompt} (seed {first + k})", prompt, partial(world.clip, prompt, first + k, frames, trail))
         for k, prompt in enumerate(prompts)
     ]
 
@@ -171,6 +166,18 @@ def _normalised(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     scale = config.get("scaling_factor") or 1.0
     scale = 1 / scale if config.get("invert_scale_latents") else scale
     return (latents - (config.get("shift_factor") or 0.0)) * scale
+
+
+def _read(path: Path) -> np.ndarray:
+    if not path.is_dir():
+        return read_video(path) if path.suffix.lower() in VIDEOS else read_picture(path)
+    pictures = sorted(one for one in path.iterdir() if one.suffix.lower() in PICTURES)
+    if not pictures:
+        raise ConfigError(f"clip {path}: is a folder without pictures; known endings are {', '.join(PICTURES)}")
+    frames = [read_picture(one) for one in pictures]
+    if odd := [one.name for one, frame in zip(pictures, frames, strict=True) if frame.shape != frames[0].shape]:
+        raise ConfigError(f"clip {path}: the frame {odd[0]} is of another size than the first")
+    return np.concatenate(frames)
 
 
 def _text_of(path: Path) -> str:

@@ -136,23 +136,27 @@ class Probe(Walk):
 
     def _take_step(self, turn: Turn, arguments: dict[str, Any]) -> Any:
         """Answer the first turn: begin with the first level in the place of the pipeline's own latents."""
-        own = arguments["sample"]
-        if own.shape != self._clips.shape:
+        own, clips = arguments["sample"], self._clips
+        if own.shape[1:] != clips.shape[1:] or len(own) not in (len(clips), 2 * len(clips)):
             raise ValueError(
-                f"the clips' latents have the shape {tuple(self._clips.shape)}, the pipeline's own have "
+                f"the clips' latents have the shape {tuple(clips.shape)}, the pipeline's own have "
                 f"{tuple(own.shape)}; give clips of the size and the number of frames that it is called with"
             )
-        return self._result(next(self._comparison).latents.to(own), arguments)
+        return self._result(self._noised(next(self._comparison), own), arguments)
 
     def _reflect(self, turn: Turn, arguments: dict[str, Any]) -> torch.Tensor:
         """Hand the pipeline's prediction to the comparison, and return the noised clips to be evaluated next."""
         latents = arguments["sample"]
         try:
-            prediction = without_variance(arguments["model_output"], latents).to(self._clips)
-            return self._comparison.send(prediction).latents.to(latents)
+            prediction = without_variance(arguments["model_output"], latents)[: len(self._clips)]
+            return self._noised(self._comparison.send(prediction.to(self._clips)), latents)
         except StopIteration as end:
             self._found(end.value)
             return latents
+
+    def _noised(self, request: Request, latents: torch.Tensor) -> torch.Tensor:
+        """Return the noised clips as the pipeline's latents are: twice, if it steps both halves of guidance (DiT)."""
+        return torch.cat([request.latents] * (len(latents) // len(self._clips))).to(latents)
 
 
 def probe(
