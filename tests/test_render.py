@@ -144,8 +144,10 @@ def test_prompts_in_a_batch_are_the_same_samples(family):
 
 def test_a_comparison_shows_what_the_stock_pipeline_gives(family, models, monkeypatch):
     clips = {}
-    kept = rendering._write
-    monkeypatch.setattr(rendering, "_write", lambda path, found, fps: (clips.update(found), kept(path, found, fps)))
+    kept = rendering.write_clips
+    monkeypatch.setattr(
+        rendering, "write_clips", lambda path, found, fps: (clips.update(found), kept(path, found, fps))
+    )
     render("--compare", "-o", "out.mp4", "--seed", "2")
     assert list(clips) == ["weak", "strong", "W2SD"]
     assert video.read_video("out.mp4").shape[2] == 3 * 256 + 2 * 8

@@ -83,8 +83,10 @@ def picture_of(path):
 def test_an_image_is_a_png_and_a_comparison_shows_what_the_stock_pipeline_gives(configure, models, monkeypatch):
     configure("sd", second=True, **SQUARE)
     clips = {}
-    kept = rendering._write
-    monkeypatch.setattr(rendering, "_write", lambda path, found, fps: (clips.update(found), kept(path, found, fps)))
+    kept = rendering.write_clips
+    monkeypatch.setattr(
+        rendering, "write_clips", lambda path, found, fps: (clips.update(found), kept(path, found, fps))
+    )
     render()
     assert picture_of("w2sd.png").shape == (256, 256, 3)
     assert np.array_equal(picture_of("w2sd.png"), video.enlarge(clips["W2SD"])[0])

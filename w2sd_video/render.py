@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,22 +19,11 @@ import yaml
 
 from w2sd_video.config import fail, parse
 from w2sd_video.describe import describe, nfe_in_words, pair_in_words, steps_in_words
+from w2sd_video.outputs import outputs, plain, write_clips, write_sidecar
 from w2sd_video.plan import check_plan, class_label, filled, panels
 from w2sd_video.settings import FAMILY_OPTIONS, ROLES, BranchConfig, ConfigError, RenderConfig, stage_scales, used_roles
 from w2sd_video.sources import MINIATURE, index_of, locate
-from w2sd_video.video import (
-    VideoError,
-    check_output,
-    contact_sheet,
-    enlarge,
-    read_picture,
-    read_video,
-    side_by_side,
-    to_uint8,
-    write_picture,
-    write_video,
-    write_whole,
-)
+from w2sd_video.video import VideoError, check_output, read_picture, read_video, to_uint8
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
 """Endings of the files that are read as videos; all others are pictures."""
@@ -51,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         request = parse(sys.argv[1:] if argv is None else argv)
         if request.print_config:
-            print(yaml.safe_dump(_plain(request.config), sort_keys=False), end="")
+            print(yaml.safe_dump(plain(request.config), sort_keys=False), end="")
             return 0
         check_plan(request.config)
         for output in outputs(request.config):
@@ -65,15 +52,6 @@ def main(argv: list[str] | None = None) -> int:
     except LoadError as error:
         fail(str(error), code=1)
     return 0
-
-
-def outputs(config: RenderConfig) -> list[Path]:
-    """Return the path of each prompt's clip: the output itself, or out-00.mp4, out-01.mp4, … for several prompts."""
-    path, count = Path(config.output or ("w2sd.png" if config.frames == 1 else "w2sd.mp4")), len(config.prompts)
-    if count == 1:
-        return [path]
-    digits = max(2, len(str(count - 1)))
-    return [path.with_name(f"{path.stem}-{number:0{digits}d}{path.suffix}") for number in range(count)]
 
 
 def render(config: RenderConfig) -> list[Path]:
@@ -246,8 +224,8 @@ def _render_one(pipe: Any, config: RenderConfig, path: Path, inputs: Mapping[str
     seconds = round(time.perf_counter() - started, 2)
     if config.output is None and len(clips["W2SD"]) == 1:
         path = path.with_suffix(".png")
-    _write(path, clips, config.fps)
-    _write_sidecar(path, dataclasses.replace(config, output=str(path)), nfe, seconds, clips["W2SD"].shape)
+    write_clips(path, clips, config.fps)
+    write_sidecar(path, dataclasses.replace(config, output=str(path)), nfe, seconds, clips["W2SD"].shape)
     print(f"prompt   {config.prompts[0]} (seed {config.seed})")
     print(f"pair     {pair_in_words(config)}")
     print(f"steps    {steps_in_words(config)}")
@@ -256,37 +234,6 @@ def _render_one(pipe: Any, config: RenderConfig, path: Path, inputs: Mapping[str
     print(f"seconds  {seconds}")
     print(f"file     {path}", flush=True)
     return path
-
-
-def _write(path: Path, clips: dict[str, np.ndarray], fps: float) -> None:
-    is_picture, is_image = path.suffix.lower() == ".png", all(len(clip) == 1 for clip in clips.values())
-    if is_picture and not is_image:
-        return write_picture(path, contact_sheet(list(clips.values()), list(clips)))
-    if len(clips) > 1:
-        shown = side_by_side([enlarge(clip) for clip in clips.values()], list(clips))
-    else:
-        (clip,) = clips.values()
-        shown = enlarge(clip) if path.suffix else clip  # a folder holds the frames as the model made them
-    if is_picture:
-        write_picture(path, shown[0])
-    else:
-        write_video(path, shown, fps)
-
-
-def _write_sidecar(
-    path: Path, config: RenderConfig, nfe: dict[str, dict[str, int]], seconds: float, shape: tuple[int, ...]
-) -> None:
-    said = {
-        "config": _plain(config),
-        "prompt": config.prompts[0],
-        "seed": config.seed,
-        "nfe": nfe,
-        "seconds": seconds,
-        "frames": list(shape),
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("w2sd-video", "torch", "diffusers", "transformers")},
-    }
-    write_whole(Path(f"{path}.json"), json.dumps(said, indent=2, ensure_ascii=False) + "\n")
 
 
 def branch_of(branch: BranchConfig) -> Any:
@@ -382,11 +329,6 @@ def check_call(pipeline: Any, config: RenderConfig) -> None:
             raise ConfigError(f"{size} {getattr(config, size)}: {name} makes one size only; leave it out")
     if (config.frames or 1) > 1 and "num_frames" not in known:
         raise ConfigError(f"frames {config.frames}: {name} takes no number of frames; leave it out")
-
-
-def _plain(config: RenderConfig) -> dict[str, Any]:
-    """Return a configuration as plain data, as YAML and JSON can hold it."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def first_line(error: Exception) -> str:
