@@ -13,9 +13,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -104,13 +105,7 @@ def _clips(config: RenderConfig, options: argparse.Namespace) -> list[Clip]:
 
 
 def compare_branches(config: RenderConfig, clips: Sequence[Clip], draws: int, batch: int) -> Moments:
-    """Load the model of a configuration, and compare its strong and weak branch on clips.
-
-    Args:
-        config: names the model and the branches; its `steps` set the noise levels, its `seed` the noise.
-        clips: see `check_clips`.
-        draws: of noise, for each clip and level.
-        batch: clips evaluated together.
+    """Load the model of a configuration, and compare its strong and weak branch on clips (see `compare_clips`).
 
     Raises:
         ConfigError: what this pipeline cannot be given, or clips that do not suit it.
@@ -122,24 +117,42 @@ def compare_branches(config: RenderConfig, clips: Sequence[Clip], draws: int, ba
             pipe = load(config)
         pipe.set_progress_bar_config(disable=True)
         check_encodable(pipe)
-        parts = [
-            _compare_batch(pipe, config, clips[start : start + batch], start, draws, inputs)
-            for start in tqdm(range(0, len(clips), batch), desc="batches of clips")
-        ]
-    return Moments.joined(parts)
+        return compare_clips(pipe, config, clips, draws, batch, inputs)
 
 
-def _compare_batch(
-    pipe: Any, config: RenderConfig, clips: Sequence[Clip], start: int, draws: int, inputs: dict[str, Any]
+def compare_clips(
+    pipe: Any,
+    config: RenderConfig,
+    clips: Sequence[Clip],
+    draws: int,
+    batch: int,
+    inputs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Moments:
-    latents = encode(pipe, np.stack([clip.read() for clip in clips]))
-    seeds = [config.seed + start + k for k in range(len(clips))]
+    """Compare the strong and the weak branch of a configuration on clips.
+
+    Args:
+        pipe: as `render.load` returns it.
+        config: names the branches; its `steps` set the noise levels, its `seed` the noise.
+        clips: see `check_clips`.
+        draws: of noise, for each clip and level.
+        batch: clips evaluated together.
+        inputs: further arguments of the pipeline's call.
+
+    Raises:
+        ConfigError: what this pipeline cannot be given, or clips that do not suit it.
+    """
     strong, weak = (branch_of(filled(config, branch)) for branch in (config.strong, config.weak))
-    arguments = call_arguments(pipe, config, [clip.caption for clip in clips], seeds) | inputs
-    try:
-        return probe(pipe, arguments, latents, strong=strong, weak=weak, seeds=seeds, draws=draws)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(first_line(error)) from error
+    parts = []
+    for start in tqdm(range(0, len(clips), batch), desc="batches of clips"):
+        part = clips[start : start + batch]
+        latents = encode(pipe, np.stack([clip.read() for clip in part]))
+        seeds = [config.seed + start + k for k in range(len(part))]
+        arguments = {**call_arguments(pipe, config, [clip.caption for clip in part], seeds), **inputs}
+        try:
+            parts.append(probe(pipe, arguments, latents, strong=strong, weak=weak, seeds=seeds, draws=draws))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(first_line(error)) from error
+    return Moments.joined(parts)
 
 
 def report(found: Calibration, config: RenderConfig, counted: dict[str, Any]) -> str:
