@@ -59,6 +59,17 @@ class Timesteps(torch.Tensor):
         return self.as_subclass(torch.Tensor)[index]
 
 
+class Sigmas(torch.Tensor):
+    """The sigmas of all turns. What a pipeline writes into them (Cosmos its last one) goes to the wrapped scheduler."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    write: Callable[[Any, Any], None]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Write the sigmas of the calls that these turns stand for."""
+        self.write(index, value)
+
+
 class Walk:
     """The walk of one pipeline call: the turns, where we are among them, and the reflection under way.
 
@@ -113,7 +124,15 @@ class Walk:
         sigmas = self.wrapped.sigmas
         if not self.turns:
             return sigmas
-        return sigmas[[*(turn.call for turn in self.turns), len(self.wrapped.timesteps)]]
+        calls = torch.tensor([*(turn.call for turn in self.turns), len(self.wrapped.timesteps)])
+
+        def write(index: Any, value: Any) -> None:
+            self.wrapped.sigmas[calls[index]] = value
+            self._plan(self._begin)
+
+        of_turns = sigmas[calls].as_subclass(Sigmas)
+        of_turns.write = write
+        return of_turns
 
     @property
     def set_begin_index(self) -> Callable[[int], None]:

@@ -306,7 +306,17 @@ def _singlestep_steps(scheduler: Any) -> _Steps:
     return _sigma_steps(scheduler, calls, to_level, scaled=False)
 
 
+def _explodes(scheduler: Any) -> bool:
+    """Return whether a flow-matching scheduler's latents are ``x0 + sigma * noise``, as those of Cosmos, up to 80.
+
+    The flow of such latents is the noise itself.
+    """
+    return max(float(sigma) for sigma in scheduler.sigmas) > 1.0
+
+
 def _flow_match_steps(scheduler: Any) -> _Steps:
+    if _explodes(scheduler):
+        return _sigma_steps(scheduler, range(len(scheduler.timesteps)), _variance_exploding, scaled=False)
     to_level = _inverted_flow if getattr(scheduler.config, "invert_sigmas", False) else _flow
     return _sigma_steps(scheduler, range(len(scheduler.timesteps)), to_level, scaled=False)
 
@@ -369,6 +379,8 @@ def _reader(scheduler: Any) -> Callable[[Any], _Steps]:
 def _prediction_type(scheduler: Any) -> str:
     """Return what the network predicts, by the scheduler's configuration."""
     if any(base.__name__ == "FlowMatchEulerDiscreteScheduler" for base in type(scheduler).__mro__):
+        if _explodes(scheduler):
+            return "epsilon"
         return "inverted_flow" if getattr(scheduler.config, "invert_sigmas", False) else "flow"
     named = getattr(scheduler.config, "prediction_type", "epsilon")
     known = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
