@@ -108,6 +108,11 @@ class DenoiserSwitch:
         state = self._state
         samples = arguments[self._latents_name]
         if state.rehearsing is not None:
+            if not isinstance(samples, torch.Tensor):
+                raise ValueError(
+                    f"{type(self._pipe).__name__} gives its denoiser a list of latents, so a branch cannot set its "
+                    "guidance_scale or its text"
+                )
             last = self._context not in (COND, UNCOND) and self._is_guided() and self._is_doubled(samples)
             state.rehearsing.record(self._context, arguments, is_last=last)
             return zeros_for(samples, arguments)
@@ -133,6 +138,8 @@ class DenoiserSwitch:
 
     def _is_doubled(self, samples: torch.Tensor) -> bool:
         """Return whether samples come twice; compared once a call of the pipeline, for it waits for the device."""
+        if not isinstance(samples, torch.Tensor):  # Z-Image's list of latents
+            return False
         if len(samples) not in self._doubled:
             self._doubled[len(samples)] = is_doubled(samples, self._config)
         return self._doubled[len(samples)]

@@ -170,7 +170,7 @@ class _PipelineCall:
         self._signature = inspect.signature(type(pipe).__call__)
         self._off = not settings.is_on
         self._used = [branch for role, branch in branches.items() if role in settings.roles]
-        self._doubles_batch = bool(re.search(r"torch\.cat\(\[\w+\] \* 2", source_of(pipe)))
+        self._doubles_batch = bool(re.search(r"torch\.cat\(\[latents\] \* 2", source_of(pipe)))
         self._walk = walk
         self._switches = switches
         self._state = state
@@ -184,13 +184,11 @@ class _PipelineCall:
             def __call__(self, *args: Any, **kwargs: Any) -> Any:
                 return call.run(self, args, kwargs)
 
-            @property
-            def num_timesteps(self) -> int:
-                return call.stock_calls
-
             def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
                 return call.progress_bar(self, super().progress_bar, iterable)
 
+        if isinstance(getattr(self._original, "num_timesteps", None), property):
+            Reflecting.num_timesteps = property(lambda _: call.stock_calls)
         Reflecting.__call__ = with_signature(Reflecting.__call__, self._signature)  # type: ignore[method-assign]
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(Reflecting, name, getattr(self._original, name))
