@@ -150,6 +150,37 @@ def test_lora_is_switched_by_role():
     close(given["weak"], plain(latents, time, "strong"))
 
 
+def test_a_branch_may_have_its_own_negative_prompt(family):
+    pipe, call, latents, backend = family
+    time, guided = torch.tensor(500), Branch(guidance_scale=3.0)
+    weak = Branch(guidance_scale=3.0, negative_prompt="a green square")
+    predict = backend.predictor(pipe, call["prompt"], strong=guided, weak=weak, negative_prompt=NEGATIVE)
+    for role, negative in (("strong", NEGATIVE), ("weak", "a green square")):
+        alone = backend.predictor(pipe, call["prompt"], strong=guided, weak=guided, negative_prompt=negative)
+        close(predict(latents, time, role), alone(latents, time, "strong"))
+    assert not torch.allclose(predict(latents, time, "strong"), predict(latents, time, "weak"))
+    with pytest.raises(ValueError, match="2 negative prompts but 1 prompts"):
+        backend.predictor(pipe, call["prompt"], strong=guided, weak=weak, negative_prompt=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("branch", "says"),
+    [
+        (
+            Branch(guidance_scale=(4.0, 3.0)),
+            "the weak branch is one of a two-stage model, but AnimateDiff",
+        ),
+        (Branch(weights=(nn.Linear(1, 1), nn.Linear(1, 1))), "is one of a two-stage model"),
+        (Branch(experts="high"), "is one of a two-stage model"),
+        (Branch(control_scale=0.0), "the weak branch has a control_scale, but AnimateDiffPipeline has no ControlNet"),
+    ],
+)
+def test_predictors_refuse_what_their_pipelines_have_not(branch, says):
+    pipe, call = tiny.animatediff()
+    with pytest.raises(ValueError, match=says):
+        animatediff.predictor(pipe, call["prompt"], strong=Branch(), weak=branch)
+
+
 # Memory
 
 
@@ -206,6 +237,35 @@ def test_offloading_moves_both_denoisers_once_a_video(build, monkeypatch):
         changes = [move for i, move in enumerate(moves) if i == 0 or moves[i - 1] != move]
         assert changes == ["leaves", "arrives", "leaves"], "away for the text, there for all steps, away for decoding"
         assert moves.count("arrives") == 3
+
+
+def test_offloading_keeps_a_second_denoiser_where_a_controlnet_works_with_it(monkeypatch):
+    pipe, call = tiny.stable_diffusion(control=True)
+    second, moves = tiny.unet(seed=9), []
+    loading.place(pipe, "unet", [second], torch.device("cpu", 0), "offload")
+    second.register_forward_hook(lambda *_: moves.append("works"))
+    monkeypatch.setattr(second, "to", lambda target: moves.append(str(target)))
+    pipe.unet.register_forward_hook(
+        lambda _, args, kwargs, output: [second(*args, **kwargs), None][1], with_kwargs=True
+    )
+    pipe(**call)
+    steps = ["cpu:0", "works"] * 3
+    at = moves.index("works") - 1
+    assert moves[at : at + 6] == steps and set(moves[:at] + moves[at + 6 :]) == {"cpu"}
+
+
+def test_offloading_exchanges_the_stages_of_a_pair(monkeypatch):
+    pipe, call = tiny.wan(two_stage=True)
+    pair, moves = tuple(tiny.wan(seed=seed)[0].transformer for seed in (1, 2)), []
+    loading.place(pipe, "transformer", [pair], torch.device("cpu", 0), "offload")
+    for module, name in zip(pair, ("high", "low"), strict=True):
+        monkeypatch.setattr(module, "to", lambda target, name=name: moves.append(f"{name} {target}"))
+    with reflection(pipe, strong=Branch(), weak=Branch(weights=pair), base=Branch(weights=pair)):
+        pipe(**call | {"output_type": "latent"})
+    there = [move for i, move in enumerate(moves) if i == 0 or moves[i - 1] != move]
+    first, last = there.index("high cpu:0"), there.index("low cpu:0")
+    assert "high cpu" in there[first:last], "the high noise one leaves when the low noise stage begins"
+    assert "high cpu:0" not in there[last:] and "low cpu:0" not in there[:first]
 
 
 def test_sequential_offloading_hooks_every_layer_once(tmp_path, monkeypatch):

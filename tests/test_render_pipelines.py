@@ -304,6 +304,16 @@ def test_what_a_pipeline_refuses_itself_is_one_line(configure, capsys):
         assert code == 2 and said in line
 
 
+def test_files_on_the_hub_that_cannot_be_reached(configure, capsys):
+    configure("sd", **SQUARE)
+    for argv in (
+        ["--model.pretrained", "nobody/has/this.safetensors"],
+        ["--model.lora.a", "nobody/has/this.safetensors"],
+    ):
+        code, line = refused(capsys, *argv)
+        assert code == 1 and line.startswith("model ")
+
+
 def test_a_video_goes_in(configure, models):
     video.write_video("in.mp4", np.stack([np.full((64, 64, 3), shade, np.uint8) for shade in (0, 200)]))
     config = parse(["--model.pretrained", "a/b", "--inputs.video", "in.mp4"]).config

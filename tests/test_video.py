@@ -134,6 +134,18 @@ def test_reading_what_is_no_video(tmp_path):
             video.read_video(tmp_path / name)
 
 
+def test_a_picture_is_a_clip_of_one_frame(tmp_path):
+    frame = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    Image.fromarray(frame).save(tmp_path / "a.png")
+    assert np.array_equal(video.read_picture(tmp_path / "a.png"), frame[None])
+    Image.fromarray(frame[..., 0]).save(tmp_path / "grey.png")
+    assert np.array_equal(video.read_picture(tmp_path / "grey.png"), frame[None, ..., :1].repeat(3, axis=-1))
+    (tmp_path / "b.png").write_bytes(b"nothing")
+    for name, said in (("b.png", "not a picture that can be decoded"), ("none.png", "no such picture file")):
+        with pytest.raises(video.VideoError, match=said):
+            video.read_picture(tmp_path / name)
+
+
 def test_outputs_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
