@@ -203,7 +203,7 @@ def test_a_sidecar_is_a_configuration(write):
         ("--base.guidance-scale [4,3,2]", "must be a number or a pair of numbers like [0, 0.5] or null"),
         ("--weak.ip-adapter-scale 0", "weak.ip_adapter_scale: a branch with no IP-Adapter loaded; name it in model.ip"),
         ("--weak.skip-layers []", "weak.skip_layers: is empty"),
-        ("--weak.skip-layers 3", "weak.skip_layers 3: must be a list of a whole number or a text or null"),
+        ("--weak.skip-layers 3", "weak.skip_layers 3: must be a list, each a whole number or a text or null"),
         ("--inputs.prompt x", "inputs.prompt: is set elsewhere"),
         ("--model.pretrained ", "model.pretrained: is needed"),
         ("--call.prompt x", "call.prompt: is set by its own option"),

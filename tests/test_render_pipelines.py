@@ -18,7 +18,7 @@ from tiny.dit_moe import dit_moe as tiny_dit_moe
 from w2sd_video import render as rendering
 from w2sd_video import video
 from w2sd_video.config import parse
-from w2sd_video.plan import evaluations, panels
+from w2sd_video.plan import evaluations, evaluations_by_stage, panels
 from w2sd_video.render import load, main, read_inputs, sample_clips
 
 COMMON = {
@@ -217,18 +217,22 @@ def test_two_stages_with_a_pair_of_second_denoisers(configure, capsys):
         {"strong": {"negative_prompt": "a sea"}, "weak": {"guidance_scale": 1.0}},
     ],
 )
-def test_evaluations_of_two_stages_are_foretold(configure, inversion, branches):
-    configure("wan22", **branches, **CLIP | {"frames": 1}, inversion=inversion)
+def test_evaluations_of_two_stages_are_foretold_by_stage(configure, inversion, branches):
+    """Those of each step are its stage's; `evaluations` tells the dearer stage's of all."""
+    configure("wan22", **branches, **CLIP | {"frames": 1}, inversion=inversion, steps=4, reflection_steps=3)
     config = parse(["--config", "pair.yaml"]).config
     pipe = load(config)
     pipe.set_progress_bar_config(disable=True)
-    high, low = (
-        evaluations(parse(["--config", "pair.yaml"]).config),
-        sample_clips(pipe, config, config.prompts, [0])[1],
-    )
-    assert all(low[role] <= high[role] for role in high)
-    if "negative_prompt" in branches["strong"]:
-        assert low == high
+    stages = evaluations_by_stage(config)
+    pipe.scheduler.set_timesteps(config.steps)
+    is_high = [time >= pipe.config.boundary_ratio * 1000 for time in pipe.scheduler.timesteps]
+    assert any(is_high[:3]) and not all(is_high[:3])
+    counts = {"base": is_high, "strong": is_high[:3], "weak": is_high[:3]}
+    expected = {
+        role: sum(stages[0 if high else -1][role] // len(steps) for high in steps) for role, steps in counts.items()
+    }
+    assert sample_clips(pipe, config, config.prompts, [0])[1] == expected
+    assert all(expected[role] <= most for role, most in evaluations(config).items())
 
 
 @pytest.mark.parametrize(

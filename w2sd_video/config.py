@@ -158,12 +158,14 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="python -m w2sd_video.render",
         usage="%(prog)s [PROMPT ...] [-o OUTPUT] [--config NAME|FILE] [--compare] [options]",
-        description="Render clips from prompts by Weak-to-Strong Diffusion.",
+        description="Render clips and images from prompts by Weak-to-Strong Diffusion.",
         epilog=f"Packaged configurations: {', '.join(packaged_configs())}.",
         allow_abbrev=False,
         print_config=None,
     )
-    parser.add_argument("prompt", nargs="*", type=str, metavar="PROMPT", default=[], help="what to show, a clip each")
+    parser.add_argument(
+        "prompt", nargs="*", type=str, metavar="PROMPT", default=[], help="what to show, a clip or an image each"
+    )
     parser.add_argument("--prompts", metavar="FILE", type=str, help="a file with a prompt a line")
     parser.add_argument(
         "--config",
@@ -198,7 +200,7 @@ def _in_words(kind: Any) -> str:
     if origin is dict:
         return f"a mapping of names to {_in_words(inner[1])}"
     if origin is list:
-        return f"a list of {_in_words(inner[0])}"
+        return f"a list, each {_in_words(inner[0])}"
     if origin is tuple:
         return "a pair of numbers like [0, 0.5]"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}

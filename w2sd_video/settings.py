@@ -59,7 +59,7 @@ class ModelConfig:
     motion_adapter: str | None = None
     """Hub id or folder of AnimateDiff's motion adapter; left out if it lies in the pipeline's own folder."""
     lora: dict[str, str | None] = field(default_factory=dict)
-    """Hub ids or files (owner/name/file: on the hub) of LoRA adapters, by branches' names for them; null: to come."""
+    """Hub ids or files (owner/name/file: on the hub) of LoRA adapters, by any names; null: still to be given."""
     controlnet: str | None = None
     """Hub id or folder of a ControlNet."""
     ip_adapter: str | None = None
@@ -93,7 +93,7 @@ class RenderConfig:
     weak: BranchConfig = field(default_factory=BranchConfig)
     """The reflection's way back."""
     inputs: dict[str, str | None] = field(default_factory=dict)
-    """Pictures and videos for the pipeline's call, by its arguments (image, ip_adapter_image, video); null: to come."""
+    """Pictures and videos for the pipeline's call, by its arguments (image, ip_adapter_image, video); null: to give."""
     steps: int = 50
     """Sampling steps, 1 to 1000."""
     reflection_steps: int | tuple[float, float] | None = None
@@ -127,7 +127,7 @@ class RenderConfig:
     compare: bool = False
     """Show weak, strong and W2SD next to each other, from the same noise."""
     output: str | None = None
-    """File: .mp4, .gif, .png (of a clip: a contact sheet), or a folder. Several prompts: numbered. null: w2sd.EXT."""
+    """File: .mp4, .gif, .png (of a clip a contact sheet), or a folder; numbered for several prompts. null: w2sd.*"""
     call: dict[str, Value] = field(default_factory=dict)
     """More arguments for the pipeline's call, for example max_sequence_length."""
 
