@@ -7,7 +7,7 @@ from w2sd_video.sampler import Reflection, Request, Sampled, reflect_step, sampl
 from w2sd_video.strength import StrengthSchedule
 from w2sd_video.trajectory import Level, Trajectory, known_schedulers
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Branch",
