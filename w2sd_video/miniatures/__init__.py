@@ -1,4 +1,4 @@
-"""Miniature models of both tracks, trained on a world whose every clip is known.
+"""Miniature models of each track, trained on a world whose every clip is known.
 
 from w2sd_video.miniatures import CALL, load_pipeline
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, UNet2DConditionModel, UNetMotionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel, UNetMotionModel
+from torch import nn
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -25,24 +26,33 @@ CALL: dict[str, dict[str, Any]] = {
         "guidance_scale": 3.0,
         "max_sequence_length": 12,
     },
+    "pixart": {
+        "height": 32,
+        "width": 32,
+        "num_inference_steps": 10,
+        "guidance_scale": 3.0,
+        "max_sequence_length": 12,
+        "clean_caption": False,
+        "use_resolution_binning": False,
+    },
 }
 """What to call each track's pipeline with."""
 
 
 def load_pipeline(track: str) -> DiffusionPipeline:
-    """The pipeline of "animatediff" or "cogvideox" with its strong model, float32 on the CPU, without progress bars."""
+    """The pipeline of a track, a key of CALL, with its strong model: float32 on the CPU, without progress bars."""
     pipe = DiffusionPipeline.from_pretrained(WEIGHTS / track, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def load_weak(pipe: DiffusionPipeline) -> UNetMotionModel | CogVideoXTransformer3DModel:
+def load_weak(pipe: DiffusionPipeline) -> nn.Module:
     """The weak denoiser for a pipeline that `load_pipeline` gave, ready to take its denoiser's place.
 
     For AnimateDiff, the weak spatial network under the pipeline's own motion layers.
     """
+    folder = Path(pipe.name_or_path)
     if hasattr(pipe, "motion_adapter"):
-        spatial = UNet2DConditionModel.from_pretrained(WEIGHTS / "animatediff" / "unet_weak")
+        spatial = UNet2DConditionModel.from_pretrained(folder / "unet_weak")
         return UNetMotionModel.from_unet2d(spatial, pipe.motion_adapter).eval()
-    folder = WEIGHTS / "cogvideox" / "transformer_weak"
-    return CogVideoXTransformer3DModel.from_pretrained(folder).eval()
+    return type(pipe.transformer).from_pretrained(folder / "transformer_weak").eval()
