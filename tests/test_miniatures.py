@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, CogVideoXPipeline
+from diffusers import (
+    AnimateDiffControlNetPipeline,
+    AnimateDiffPipeline,
+    CogVideoXPipeline,
+    ControlNetModel,
+    PixArtAlphaPipeline,
+)
 from PIL import Image
 
 from w2sd_video.miniatures import (
@@ -15,13 +21,14 @@ from w2sd_video.miniatures import (
     load_weak,
     models,
     train,
+    train_pixart,
     world,
 )
 from w2sd_video.miniatures.diffusion import prompt_embeddings, prompt_tokens
 from w2sd_video.miniatures.fit import Budget, fit
 
-TRACKS = ("animatediff", "cogvideox")
-DENOISER = {"animatediff": "unet", "cogvideox": "transformer"}
+PIPELINES = {"animatediff": AnimateDiffPipeline, "cogvideox": CogVideoXPipeline, "pixart": PixArtAlphaPipeline}
+DENOISER = {"animatediff": "unet", "cogvideox": "transformer", "pixart": "transformer"}
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +36,7 @@ def _offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(scope="module", params=TRACKS)
+@pytest.fixture(scope="module", params=PIPELINES)
 def track(request):
     return request.param
 
@@ -42,11 +49,20 @@ def pipe(track):
 def _render(pipe, track, prompts, steps=4):
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     call = {**CALL[track], "num_inference_steps": steps}
-    return pipe(prompts, generator=generators, output_type="np", **call).frames
+    return _samples(pipe(prompts, generator=generators, output_type="np", **call))
+
+
+def _samples(output):
+    return output.images if hasattr(output, "images") else output.frames
+
+
+def _shape(track):
+    frames = (CALL[track]["num_frames"],) if "num_frames" in CALL[track] else ()
+    return (*frames, 32, 32, 3)
 
 
 def test_the_folders_load_as_what_they_say(pipe, track):
-    assert type(pipe) is {"animatediff": AnimateDiffPipeline, "cogvideox": CogVideoXPipeline}[track]
+    assert type(pipe) is PIPELINES[track]
     assert {p.dtype for p in getattr(pipe, DENOISER[track]).parameters()} == {torch.float32}
 
 
@@ -78,9 +94,9 @@ def test_the_tokens_trained_on_are_those_the_pipeline_was_saved_with(pipe, track
     assert fresh(prompts).input_ids == pipe.tokenizer(prompts).input_ids
 
 
-def test_a_pipeline_gives_frames_of_the_world_and_the_same_ones_for_the_same_seed(pipe, track):
+def test_a_pipeline_gives_samples_of_the_world_and_the_same_ones_for_the_same_seed(pipe, track):
     one = _render(pipe, track, ["a red circle moving left"])
-    assert one.shape == (1, CALL[track]["num_frames"], 32, 32, 3)
+    assert one.shape == (1, *_shape(track))
     assert np.array_equal(one, _render(pipe, track, ["a red circle moving left"]))
 
 
@@ -135,6 +151,33 @@ def test_pictures_are_judged_alike_as_bytes_and_as_pil_images():
     assert np.array_equal(classifier.features(pictures), classifier.features([Image.fromarray(p) for p in pictures]))
 
 
+def test_the_lora_draws_comets_at_its_scale_and_nothing_at_0():
+    pipe, prompts = load_pipeline("animatediff"), world.prompts(sizes_and_speeds=False)[::8]
+    plain = _render(pipe, "animatediff", prompts)
+    pipe.load_lora_weights(WEIGHTS / "animatediff" / "lora_comet", adapter_name="comet")
+    styled = _render(pipe, "animatediff", prompts)
+    pipe.set_adapters("comet", 0.0)
+    assert np.allclose(_render(pipe, "animatediff", prompts), plain, atol=1e-5)
+    assert classifier.comets(styled).mean() >= 0.8 > 0.2 >= classifier.comets(plain).mean()
+
+
+def test_the_controlnet_puts_the_sprite_where_its_outlines_are():
+    pipe = load_pipeline("animatediff")
+    net = ControlNetModel.from_pretrained(WEIGHTS / "animatediff" / "controlnet_edges")
+    controlled = AnimateDiffControlNetPipeline.from_pipe(pipe, controlnet=net)
+    controlled.set_progress_bar_config(disable=True)
+    wanted = world.clip("a large red circle moving left", 3)
+    outlines = [Image.fromarray(frame) for frame in world.edges(wanted)]
+
+    def pixels_off(scale: float) -> float:
+        call = {**CALL["animatediff"], "conditioning_frames": outlines, "controlnet_conditioning_scale": scale}
+        noise = torch.Generator().manual_seed(0)
+        made = controlled("a red circle moving left", generator=noise, output_type="np", **call).frames[0]
+        return float(np.linalg.norm(world.centres(made) - world.centres(wanted), axis=-1).mean())
+
+    assert pixels_off(1.0) < 1.5 < pixels_off(0.0)
+
+
 def test_comets_are_told_from_other_clips_by_their_trail():
     prompts = world.prompts()[::2]
     seeds = range(70_000, 70_000 + len(prompts))
@@ -151,20 +194,23 @@ def test_frechet_distance_of_known_gaussians():
 
 
 def test_training_reads_the_text_that_the_pipeline_gives_its_denoiser(pipe, track):
-    table = prompt_embeddings(pipe.text_encoder, prompt_tokens(pipe.tokenizer))
-    length = {} if track == "animatediff" else {"max_sequence_length": models.TEXT_LENGTH}
+    if track == "pixart":
+        table, _ = train_pixart.masked_embeddings(pipe.text_encoder)
+    else:
+        table = prompt_embeddings(pipe.text_encoder, prompt_tokens(pipe.tokenizer))
     some = [3, 200, 431]
+    length = {} if track == "animatediff" else {"max_sequence_length": models.TEXT_LENGTH}
     kwargs = {"device": "cpu", "num_images_per_prompt": 1} if track == "animatediff" else {}
-    conditional, unconditional = pipe.encode_prompt(
-        [data.PROMPTS[i] for i in some], do_classifier_free_guidance=True, **kwargs, **length
-    )
+    prompts = [data.PROMPTS[i] for i in some]
+    encoded = pipe.encode_prompt(prompts, do_classifier_free_guidance=True, **kwargs, **length)
+    conditional, unconditional = (one for one in encoded if one.ndim == 3)  # the others are masks
     assert torch.allclose(conditional, table[some], atol=1e-5)
     assert torch.allclose(unconditional, table[[-1] * 3], atol=1e-5)
 
 
 def test_stages_are_chosen_by_name_by_track_or_all():
     assert train.select(["all"]) == list(train.STAGES)
-    animatediff = ["image_vae", "unet_base", "unet_strong", "unet_weak", "motion", "lora_comet"]
+    animatediff = ["image_vae", "unet_base", "unet_strong", "unet_weak", "motion", "lora_comet", "controlnet_edges"]
     assert train.select(["animatediff"]) == animatediff
     assert train.select(["motion", "classifier"]) == ["classifier", "motion"]
     with pytest.raises(ValueError, match="unknown stage 'vae'"):
@@ -176,12 +222,12 @@ def test_every_stage_trains_and_what_comes_out_loads(tmp_path, monkeypatch):
     for name in train.STAGES:
         train.run(name, out, Budget(minutes=1, max_steps=2, pool=8), weights)
     monkeypatch.setattr("w2sd_video.miniatures.WEIGHTS", weights)
-    for track in TRACKS:
+    for track in PIPELINES:
         pipe = load_pipeline(track)
         load_weak(pipe)
         call = {**CALL[track], "num_inference_steps": 2}
-        frames = pipe("a red circle moving left", output_type="np", **call).frames
-        assert frames.shape[1:] == (CALL[track]["num_frames"], 32, 32, 3)
+        samples = _samples(pipe("a red circle moving left", output_type="np", **call))
+        assert samples.shape[1:] == _shape(track)
     assert classifier.load_classifier("classifier", weights).width == 16
     assert {path.name for path in WEIGHTS.iterdir()} <= {path.name for path in weights.iterdir()}, "all can be trained"
 

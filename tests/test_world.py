@@ -98,6 +98,18 @@ def test_sprites_stay_inside_the_frame():
         assert (moving.positions + moving.radius < world.SIZE + 0.5).all()
 
 
+def test_outlines_are_thin_rings_around_the_sprite_and_centres_are_where_it_is():
+    prompts = ["a red circle moving left", "a blue square moving up"]
+    clips = world.clips(prompts, [1, 2])
+    outlines = world.edges(clips)
+    assert outlines.shape == clips.shape and set(np.unique(outlines)) == {0, 255}
+    ring, sprite = outlines[..., 0] > 0, world.bright(clips)
+    assert (sprite | ~ring).all(), "on the sprite"
+    assert (0.2 < ring.sum((2, 3)) / sprite.sum((2, 3))).all() and (ring.sum((2, 3)) < 0.6 * sprite.sum((2, 3))).all()
+    true = np.stack([world.motion(prompt, seed).positions for prompt, seed in zip(prompts, [1, 2], strict=True)])
+    assert np.abs(world.centres(clips) - true).max() < 0.6
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_size_and_speed_words_mean_what_they_say(seed):
     def moving(words: str) -> world.Motion:

@@ -30,7 +30,7 @@ CALL: dict[str, dict[str, Any]] = {
         "height": 32,
         "width": 32,
         "num_inference_steps": 10,
-        "guidance_scale": 3.0,
+        "guidance_scale": 1.0,
         "max_sequence_length": 12,
         "clean_caption": False,
         "use_resolution_binning": False,

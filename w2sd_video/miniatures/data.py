@@ -38,6 +38,11 @@ def to_model(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, -3).float() / 127.5 - 1
 
 
+def to_pixels(x: torch.Tensor) -> np.ndarray:
+    """The reverse of `to_model`."""
+    return ((x.movedim(-3, -1) + 1) * 127.5).round().byte().numpy()
+
+
 @torch.no_grad()
 def encoded_pool(
     path: Path,

@@ -27,13 +27,20 @@ class Noising:
         Timesteps are uniform; a `lean` above 1 draws more of the little noised ones, where details are made.
         """
         pick = torch.randint(len(self.latents), (count,))
-        clean = self.latents[pick].float()
-        labels = torch.where(torch.rand(count) < DROPOUT, UNCONDITIONAL, self.labels[pick])
-        t = (len(self.alphas_cumprod) * torch.rand(count) ** lean).long().clamp(max=len(self.alphas_cumprod) - 1)
-        level = self.alphas_cumprod[t].float().view(-1, *[1] * (clean.ndim - 1))
-        noise = torch.randn_like(clean)
-        alpha, sigma = level.sqrt(), (1 - level).sqrt()
-        return alpha * clean + sigma * noise, t, labels, alpha * noise - sigma * clean
+        return noised(self.latents[pick].float(), self.labels[pick], self.alphas_cumprod, lean)
+
+
+def noised(
+    clean: torch.Tensor, labels: torch.Tensor, alphas_cumprod: torch.Tensor, lean: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `Noising.draw` returns, of given latents (n, ...) and labels (n,)."""
+    count = len(clean)
+    labels = torch.where(torch.rand(count) < DROPOUT, UNCONDITIONAL, labels)
+    t = (len(alphas_cumprod) * torch.rand(count) ** lean).long().clamp(max=len(alphas_cumprod) - 1)
+    level = alphas_cumprod[t].float().view(-1, *[1] * (clean.ndim - 1))
+    noise = torch.randn_like(clean)
+    alpha, sigma = level.sqrt(), (1 - level).sqrt()
+    return alpha * clean + sigma * noise, t, labels, alpha * noise - sigma * clean
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:

@@ -13,6 +13,7 @@ from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    ControlNetModel,
     MotionAdapter,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
@@ -50,6 +51,13 @@ def export_lora(out: Path, weights: Path) -> None:
     """Copy `out/lora_comet` into the AnimateDiff pipeline's folder."""
     shutil.copytree(out / "lora_comet", weights / "animatediff" / "lora_comet", dirs_exist_ok=True)
     _forget_origin(weights / "animatediff" / "lora_comet")
+
+
+def export_controlnet(out: Path, weights: Path) -> None:
+    """Write `out/controlnet_edges` into the AnimateDiff pipeline's folder."""
+    folder = weights / "animatediff" / "controlnet_edges"
+    ControlNetModel.from_pretrained(out / "controlnet_edges").to(torch.float16).save_pretrained(folder)
+    _forget_origin(folder)
 
 
 def export_cogvideox(out: Path, weights: Path) -> None:

@@ -10,6 +10,7 @@ from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
     CogVideoXTransformer3DModel,
+    ControlNetModel,
     DDIMScheduler,
     MotionAdapter,
     PixArtTransformer2DModel,
@@ -126,6 +127,11 @@ def unet(channels: tuple[int, int] = (32, 64)) -> UNet2DConditionModel:
         attention_head_dim=4,
         cross_attention_dim=TEXT_WIDTH,
     )
+
+
+def control_net(denoiser: UNet2DConditionModel) -> ControlNetModel:
+    """A ControlNet for a `unet`, begun from its weights, that reads pictures (n, 3, 32, 32) in [0, 1]."""
+    return ControlNetModel.from_unet(denoiser, conditioning_embedding_out_channels=(16, 32, 64))
 
 
 def motion_adapter(channels: tuple[int, int] = (32, 64)) -> MotionAdapter:

@@ -28,12 +28,11 @@ def pool(out: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def masked_embeddings(out: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def masked_embeddings(text_encoder: T5EncoderModel) -> tuple[torch.Tensor, torch.Tensor]:
     """What the pipeline feeds its denoiser for PROMPTS: embeddings (prompts, tokens, width) and their mask."""
     tokenizer = t5_tokenizer()
     tokens = prompt_tokens(tokenizer)
     mask = (tokens != tokenizer.pad_token_id).long()
-    text_encoder = T5EncoderModel.from_pretrained(out / "t5").eval()
     return text_encoder(tokens, attention_mask=mask)[0], mask
 
 
@@ -51,7 +50,7 @@ def train_strong(out: Path, budget: Budget, seed: int = 17) -> None:
 
 def _train(name: str, denoiser: PixArtTransformer2DModel, out: Path, budget: Budget) -> None:
     denoiser.train()
-    embeddings, mask = masked_embeddings(out)
+    embeddings, mask = masked_embeddings(T5EncoderModel.from_pretrained(out / "t5").eval())
     noising = Noising(*pool(out, budget.pool), ddim_scheduler().alphas_cumprod)
 
     def loss() -> torch.Tensor:

@@ -132,6 +132,29 @@ def clips(what: Sequence[str | Attributes], seeds: Sequence[int], frames: int = 
     return np.stack([clip(one, seed, frames, trail) for one, seed in zip(what, seeds, strict=True)])
 
 
+def bright(pixels: np.ndarray) -> np.ndarray:
+    """Where the sprites are, without their trails: clips (..., 32, 32, 3) to bool (..., 32, 32)."""
+    light = pixels.max(-1)
+    return light > 0.7 * light.max((-2, -1), keepdims=True)
+
+
+def edges(pixels: np.ndarray) -> np.ndarray:
+    """The outlines of the sprites as a ControlNet is given them, a pixel wide and white on black; uint8, same shape."""
+    sprite = bright(pixels)
+    padded = np.pad(sprite, [(0, 0)] * (sprite.ndim - 2) + [(1, 1)] * 2)
+    around = (padded[..., :-2, 1:-1], padded[..., 2:, 1:-1], padded[..., 1:-1, :-2], padded[..., 1:-1, 2:])
+    outline = sprite & ~np.logical_and.reduce(around)
+    return np.repeat(255 * outline[..., None].astype(np.uint8), 3, axis=-1)
+
+
+def centres(pixels: np.ndarray) -> np.ndarray:
+    """Where the sprites are seen: clips (..., 32, 32, 3) to x and y of their centres in pixels, (..., 2)."""
+    sprite = bright(pixels)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    area = sprite.sum((-2, -1))
+    return np.stack([(sprite * x).sum((-2, -1)) / area, (sprite * y).sum((-2, -1)) / area], -1)
+
+
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """Signed distance in pixels to the edge of a shape centred at the origin, negative inside."""
     if shape == "circle":

@@ -1,0 +1,42 @@
+"""Training of a ControlNet for the AnimateDiff track: from the outline of a sprite in each frame to the sprite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+from .data import random_clips, to_pixels
+from .diffusion import noised, v_loss
+from .fit import Budget, fit
+from .models import control_net, ddim_scheduler
+from .train_animatediff import FRAMES, encoder, prompt_table
+from .world import edges
+
+
+def train_edges(out: Path, budget: Budget, seed: int = 21) -> None:
+    """Train on frames, under the strong UNet; saved to `out/controlnet_edges`."""
+    torch.manual_seed(seed)
+    rng, encode = np.random.default_rng(seed), encoder(out)
+    denoiser = UNet2DConditionModel.from_pretrained(out / "unet_strong").requires_grad_(False).eval()
+    controlnet: ControlNetModel = control_net(denoiser)
+    embeddings, alphas_cumprod = prompt_table(out), ddim_scheduler().alphas_cumprod
+
+    def loss() -> torch.Tensor:
+        clips, labels = random_clips(rng, 6, FRAMES)
+        with torch.no_grad():
+            latents = encode(clips).flatten(0, 1)
+        outlines = torch.from_numpy(edges(to_pixels(clips.flatten(0, 1)))).movedim(-1, 1) / 255
+        noisy, t, label, v = noised(latents, labels.repeat_interleave(FRAMES), alphas_cumprod)
+        text = embeddings[label]
+        down, mid = controlnet(noisy, t, text, controlnet_cond=outlines, return_dict=False)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        return v_loss(denoiser(noisy, t, text, **residuals).sample, v)
+
+    def save() -> None:
+        controlnet.save_pretrained(out / "controlnet_edges")
+
+    fit("controlnet_edges", controlnet, loss, out, budget, watch=save)
+    save()
