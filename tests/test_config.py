@@ -9,9 +9,9 @@ from w2sd_video.branch import Branch
 from w2sd_video.config import packaged_configs, parse
 from w2sd_video.describe import describe
 from w2sd_video.plan import check_plan, evaluations, limits_of, panels, weak_panel
+from w2sd_video.render import main
 from w2sd_video.settings import BranchConfig, ConfigError, ModelConfig, RenderConfig, reflected_steps
 
-LARGE = [name for name in packaged_configs() if not name.startswith("miniature")]
 MINIMAL = {"prompts": ["a fox"], "model": {"family": "cogvideox", "pretrained": "owner/name"}}
 PIPELINE = ["--model.family", "pipeline"]
 
@@ -93,15 +93,17 @@ def test_the_packaged_pairs_are_the_papers(name, scales, strong, weak):
     assert config.model.scheduler == ("DDIMScheduler" if config.model.family == "pipeline" else None)
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_large_configurations_are_planned_without_a_network(name):
+@pytest.mark.parametrize("name", packaged_configs())
+def test_every_configuration_is_planned_without_a_network(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = parse(["--config", name]).config
-    check_plan(config)
-    said, nfe = describe(config), evaluations(config)
-    assert config.model.pretrained in said and "would be downloaded" in said
+    assert main(["--config", name, "--dry-run"]) == 0
+    said, nfe = capsys.readouterr().out, evaluations(config)
+    assert config.model.pretrained in said
     assert f"steps    {config.steps}, {config.steps - 1} reflected" in said
     assert f"NFE      W2SD: base {nfe['base']} + strong {nfe['strong']} + weak {nfe['weak']} = " in said
-    assert "GB of weights" in said and "size unknown" not in said
+    assert "B of weights" in said and "size unknown" not in said
+    assert ("would be downloaded" in said) == (not name.startswith("miniature"))
 
 
 def test_what_a_configuration_leaves_to_be_given_is_said_of_it():
