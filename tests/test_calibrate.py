@@ -13,6 +13,7 @@ from tiny.dit_moe import dit_moe
 
 from w2sd_video import Branch, Trajectory, calibrate
 from w2sd_video.calibration import calibrate as judge
+from w2sd_video.calibration import tilt
 from w2sd_video.clips import check_encodable, encode
 from w2sd_video.config import parse
 from w2sd_video.probe import Moments, compare, probe
@@ -170,20 +171,51 @@ def test_clips_of_another_shape_are_refused_and_the_pipeline_is_left_as_it_was()
     assert state(pipe) == before
 
 
-def gaussian(strong, weak, clips=400, steps=4, draws=2, width=2.0):
-    """Judge two predictors on Gaussian data, given as functions of the ideal prediction and the latents."""
-    scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
-    scheduler.set_timesteps(steps)
-    trajectory = Trajectory(scheduler)
-    torch.manual_seed(0)
+def gaussian(strong, weak, clips=400, width=2.0):
+    """Judge two predictors on Gaussian data, given as functions of the ideal prediction for it."""
+    trajectory = four_levels()
 
     def answer(request):
-        alpha, sigma = trajectory.level(request.step)
-        ideal = sigma / (alpha**2 * width**2 + sigma**2) * request.latents
+        ideal = of_width(width, trajectory.level(request.step)) * request.latents
         return (strong if request.role == "strong" else weak)(ideal)
 
+    torch.manual_seed(0)
     data = width * torch.randn(clips, 64)
-    return trajectory, judge(drive(compare(trajectory, data, draws, torch.randn_like), answer))
+    return trajectory, judge(drive(compare(trajectory, data, 2, torch.randn_like), answer))
+
+
+def four_levels():
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(4)
+    return Trajectory(scheduler)
+
+
+def of_width(width, level):
+    """What the ideal prediction of the noise is of the latents, for data of N(0, width²)."""
+    return level.sigma / (level.alpha**2 * width**2 + level.sigma**2)
+
+
+@pytest.mark.parametrize(("strong", "weak"), [(1.5, 2.5), (1.5, 1.2), (0.7, 0.4), (0.7, 2.0)])
+def test_the_tilt_is_that_of_gaussians(strong, weak):
+    """Real clips have width 1: samples that are too wide come nearer to them by a weak model that is wider still."""
+    trajectory = four_levels()
+
+    def answer(request):
+        return of_width(strong if request.role == "strong" else weak, trajectory.level(request.step)) * request.latents
+
+    torch.manual_seed(0)
+    data = torch.randn(400, 64), strong * torch.randn(400, 64)
+    overall, levels = tilt(*(drive(compare(trajectory, one, 2, torch.randn_like), answer) for one in data))
+    expected = []
+    for level in map(trajectory.level, range(4)):
+        one, other = of_width(strong, level), of_width(weak, level)
+        error = 1 - 2 * one * level.sigma + one**2 * (level.alpha**2 + level.sigma**2)
+        expected.append((other**2 - one**2) * level.alpha**2 * (1 - strong**2) / error)
+    assert [found.value for found in levels] == pytest.approx(expected, rel=0.15, abs=0.01)
+    assert overall.value == pytest.approx(np.mean(expected), rel=0.1)
+    assert overall.low < np.mean(expected) < overall.high
+    helps = (weak > strong) == (strong > 1)
+    assert overall.low > 0 if helps else overall.high < 0
 
 
 def test_the_strength_of_a_gap_along_the_truth_is_found():
@@ -239,7 +271,7 @@ def test_strengths_are_clipped_and_the_window_leaves_out_what_harms():
     product[0], product[1] = -1.0, 9.0
     found = judge(Moments(moments.levels, moments.steps, 4, moments.error, moments.gap, product))
     assert found.schedule.strength == (0.0, 4.0, 1.0, 1.0)
-    assert found.window is not None and found.window[0] == 0.25
+    assert (found.window, found.constant) == ((0.25, 0.5), 4.0)
 
 
 @pytest.mark.parametrize(
@@ -319,31 +351,32 @@ def test_videos_for_a_model_of_images_are_refused():
         encode(pipe, np.zeros((2, 4, 16, 16, 3), np.uint8))
 
 
-QUICK = ["--number-of-clips", "8", "--draws", "1", "--levels", "2"]
+QUICK = ["--number-of-clips", "8", "--draws", "1"]
 
 
 def test_a_miniature_is_calibrated_and_its_strengths_are_rendered(tmp_path, capsys):
     file = tmp_path / "strength.json"
-    argv = ["--config", "miniature-animatediff", *QUICK, "-o", str(file)]
+    argv = ["--config", "miniature-cogvideox", *QUICK, "--levels", "3", "-o", str(file)]
     assert calibrate.main(argv) == 0
     printed, written = capsys.readouterr().out, file.read_text()
-    assert "| step | log SNR |" in printed and "mean over the levels" in printed
+    assert "| step | log SNR |" in printed and "mean over the levels" in printed and "- Tilt: " in printed
+    assert "Left out: 1 step(s) without signal" in printed
     told = json.loads(written)
     assert told["counts"] == {"clips": 8, "draws": 1, "seed": 0, "source": "world"}
-    assert told["pair"]["weak"]["weights"] == "weak" and len(told["levels"]) == 2
+    assert told["pair"]["weak"]["weights"] == "weak" and len(told["levels"]) == 2 and len(told["tilt"]) == 3
     assert StrengthSchedule.read(file).strength == tuple(
         min(one["strength"], 4) if one["low"] > 0 else 0 for one in told["levels"]
     )
-    assert calibrate.main([*argv, "--batch", "3"]) == 0  # over the earlier one
+    assert calibrate.main([*argv, "--batch", "3", "--no-samples"]) == 0  # over the earlier one
     again = json.loads(file.read_text())
+    assert again["tilt"] == [] and "Tilt" not in capsys.readouterr().out
     assert [one["gap"] for one in again["levels"]] == pytest.approx([one["gap"] for one in told["levels"]], rel=1e-4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["strength.json"]
 
-    told["strength"] = [0.0, 1.0]
-    file.write_text(json.dumps(told))
-    argv = ["a red circle moving left", "--steps", "2", "--reflection-steps", "2", "-o", str(tmp_path / "clip.gif")]
-    render([*argv, "--strength", str(file)])
-    assert json.loads((tmp_path / "clip.gif.json").read_text())["nfe"]["W2SD"] == {"base": 4, "strong": 1, "weak": 1}
+    file.write_text(json.dumps(told | {"strength": [0.0, 1.0]}))  # the last of three steps is reflected
+    steps = ["--steps", "3", "--reflection-steps", "3", "--strength", str(file)]
+    render(["a red circle moving left", "--config", "miniature-cogvideox", *steps, "-o", str(tmp_path / "clip.gif")])
+    assert json.loads((tmp_path / "clip.gif.json").read_text())["nfe"]["W2SD"] == {"base": 6, "strong": 1, "weak": 1}
 
 
 def fill(folder, count, frames=8, size=32, captions=True):
@@ -361,7 +394,7 @@ def fill(folder, count, frames=8, size=32, captions=True):
 
 def test_a_folder_is_calibrated(tmp_path, capsys):
     clips = fill(tmp_path / "clips", 8)
-    argv = ["--clips", str(clips), "--draws", "1", "--levels", "2", "-o", str(tmp_path / "s.json")]
+    argv = ["--clips", str(clips), "--no-samples", "--draws", "1", "--levels", "2", "-o", str(tmp_path / "s.json")]
     assert calibrate.main(argv) == 0
     assert "8 clips, 1 draws" in capsys.readouterr().out
 

@@ -2,9 +2,11 @@
 
 Real clips are noised to every noise level of the sampling, and strong and weak predict the noise through the pipeline's
 own call. Where moving strong's prediction away from weak's brings it nearer to the noise, the pair helps; the strength
-that brings it nearest goes into the output, which ``w2sd_video.render --strength FILE`` reads. Options that are not
-listed here are those of ``w2sd_video.render`` and change the configuration. With a folder, the caption of ``a.mp4`` is
-what ``a.txt`` says; miniatures need no folder, for their world makes the clips.
+that brings it nearest goes into the output, which ``w2sd_video.render --strength FILE`` reads. The same is asked of
+clips that the base setting alone samples: would moving them along the gap make them more like the real ones?
+
+Options that are not listed here are those of ``w2sd_video.render`` and change the configuration. With a folder, the
+caption of ``a.mp4`` is what ``a.txt`` says; miniatures need no folder, for their world makes the clips.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +25,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from w2sd_video.calibration import Calibration, LevelResult, calibrate
+from w2sd_video.calibration import Calibration, LevelResult, Tilt, calibrate, tilt
 from w2sd_video.clips import Clip, check_clips, check_encodable, clips_of_folder, clips_of_world, encode
 from w2sd_video.config import DEFAULT_CONFIG, fail, parse
 from w2sd_video.describe import pair_in_words
@@ -37,6 +40,7 @@ from w2sd_video.render import (
     load,
     quiet,
     read_inputs,
+    sample_clips,
     threads_for,
 )
 from w2sd_video.settings import ConfigError, RenderConfig
@@ -57,11 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         config = replace(config, steps=options.levels or config.steps, reflection_steps=None, autoguidance=0.0)
         _check_output(output)
         clips = _clips(config, options)
-        moments = compare_branches(config, clips, options.draws, options.batch)
-        try:
-            found = calibrate(moments)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        found, tilts = calibrate_pair(config, clips, options.draws, options.batch, options.samples)
     except (ConfigError, VideoError) as error:
         fail(str(error))
     except LoadError as error:
@@ -69,8 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     counted = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
     pair = {role: asdict(filled(config, getattr(config, role))) for role in ("strong", "weak")}
     told = {"pair": pair, "model": asdict(config.model), "counts": counted, **found.plain()}
+    told["tilt"] = [asdict(one) for one in tilts]
     write_whole(output, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
-    print(report(found, config, counted))
+    print(report(found, tilts, config, counted))
     print(f"\nwritten to {output}")
     return 0
 
@@ -83,6 +84,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--draws", type=int, default=3, help="of noise, for each clip and level")
     parser.add_argument("--levels", type=int, help="noise levels: those of as many sampling steps; --steps unless told")
     parser.add_argument("--batch", type=int, default=16, help="clips evaluated together")
+    parser.add_argument("--no-samples", dest="samples", action="store_false", help="sample nothing, find no tilt")
     parser.add_argument("-o", "--output", metavar="FILE", default="strength.json", help="where the strengths go")
     return parser
 
@@ -104,11 +106,23 @@ def _clips(config: RenderConfig, options: argparse.Namespace) -> list[Clip]:
     return clips
 
 
-def compare_branches(config: RenderConfig, clips: Sequence[Clip], draws: int, batch: int) -> Moments:
-    """Load the model of a configuration, and compare its strong and weak branch on clips (see `compare_clips`).
+def calibrate_pair(
+    config: RenderConfig, clips: Sequence[Clip], draws: int, batch: int, samples: bool
+) -> tuple[Calibration, list[Tilt]]:
+    """Load the model of a configuration, and judge its pair by real clips.
+
+    Args:
+        config: as of a render; its `steps` set the noise levels, its `seed` the noise.
+        clips: see `check_clips`.
+        draws: of noise, for each clip and level.
+        batch: clips evaluated together.
+        samples: whether to sample a clip of each caption with the base setting alone, and find the tilt.
+
+    Returns:
+        The calibration; and the tilt over all levels with that of each level behind it, or nothing.
 
     Raises:
-        ConfigError: what this pipeline cannot be given, or clips that do not suit it.
+        ConfigError: what this pipeline cannot be given, clips that do not suit it, or a pair without a gap.
         LoadError: a model that cannot be loaded.
     """
     inputs = read_inputs(config)
@@ -117,7 +131,30 @@ def compare_branches(config: RenderConfig, clips: Sequence[Clip], draws: int, ba
             pipe = load(config)
         pipe.set_progress_bar_config(disable=True)
         check_encodable(pipe)
-        return compare_clips(pipe, config, clips, draws, batch, inputs)
+        real = compare_clips(pipe, config, clips, draws, batch, inputs)
+        try:
+            found = calibrate(real)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if not samples:
+            return found, []
+        overall, each = tilt(
+            real, compare_clips(pipe, config, _sampled(pipe, config, clips, inputs), draws, batch, inputs)
+        )
+    return found, [overall, *each]
+
+
+def _sampled(pipe: Any, config: RenderConfig, clips: Sequence[Clip], inputs: Mapping[str, Any]) -> list[Clip]:
+    """Return clips of the same captions, that the base setting alone samples when they are read."""
+    alone = replace(config, reflection_steps=0)
+
+    def read(caption: str, seed: int) -> np.ndarray:
+        return sample_clips(pipe, alone, [caption], [seed], inputs)[0][0]
+
+    seeds = range(config.seed + 10**6, config.seed + 10**6 + len(clips))  # other noise than that of the levels
+    return [
+        Clip("sample", clip.caption, partial(read, clip.caption, seed)) for clip, seed in zip(clips, seeds, strict=True)
+    ]
 
 
 def compare_clips(
@@ -155,28 +192,40 @@ def compare_clips(
     return Moments.joined(parts)
 
 
-def report(found: Calibration, config: RenderConfig, counted: dict[str, Any]) -> str:
+def report(found: Calibration, tilts: Sequence[Tilt], config: RenderConfig, counted: Mapping[str, Any]) -> str:
     """Return the table and the verdict in Markdown."""
     rows = [
-        f"{config.model.pretrained}, {pair_in_words(config).rsplit(';', 1)[0]}",
-        f"{counted['clips']} clips, {counted['draws']} draws of noise each, {found.total} steps",
+        pair_in_words(config),
+        f"{config.model.pretrained}: {counted['clips']} clips, {counted['draws']} draws of noise, {found.total} steps",
         "",
-        "| step | log SNR | error of strong | of weak | gap | strength γ* | 95 % interval | gain at γ* | gain at 1 "
-        "| cosine, at least | verdict |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| step | log SNR | error of strong | of weak | gap | strength γ* (95 %) | gain at γ* | gain at 1 "
+        "| cosine, at least | verdict |" + (" tilt (95 %) |" if tilts else ""),
+        "|---|---|---|---|---|---|---|---|---|---|" + ("---|" if tilts else ""),
     ]
     rows += [_row(level) for level in found.levels]
+    for number, one in enumerate(tilts[1:]):
+        rows[5 + number] += f" {one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f}) |"
     if left_out := found.total - len(found.levels):
         rows += ["", f"Left out: {left_out} step(s) without signal, where no prediction can be read as noise."]
-    return "\n".join([*rows, "", *verdict(found)])
+    return "\n".join([*rows, "", *verdict(found), *(tilt_in_words(one) for one in tilts[:1])])
 
 
 def _row(level: LevelResult) -> str:
     return (
         f"| {level.step} | {level.log_snr:.2f} | {level.strong_error:.4f} | {level.weak_error:.4f} | {level.gap:.5f} "
-        f"| {level.strength:.2f} | {level.low:.2f} to {level.high:.2f} | {level.gain:+.2%} | {level.gain_at_one:+.2%} "
+        f"| {level.strength:.2f} ({level.low:.2f} to {level.high:.2f}) | {level.gain:+.2%} | {level.gain_at_one:+.2%} "
         f"| {level.cosine:+.3f} | {level.verdict} |"
     )
+
+
+def tilt_in_words(one: Tilt) -> str:
+    """Say what moving the samples along the gap does to their likeness to the real clips."""
+    said = "does neither, as far as can be told"
+    if one.low > 0:
+        said = "makes them more like real ones"
+    elif one.high < 0:
+        said = "makes them less like real ones"
+    return f"- Tilt: {one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f}): moving base's samples along the gap {said}."
 
 
 def verdict(found: Calibration) -> list[str]:

@@ -6,7 +6,9 @@ is least at
 
     γ* = E⟨ε − p_s, p_s − p_w⟩ / E‖p_s − p_w‖²
 
-Where γ* is positive the gap helps, where it is negative it points the wrong way.
+Where γ* is positive the gap helps, where it is negative it points the wrong way. A model that was trained to the end
+has no such γ*: what is left of a least-squares fit is orthogonal to all that the network could change. So a second
+question is asked, of the samples and not of the fit: the tilt.
 """
 
 from __future__ import annotations
@@ -71,6 +73,25 @@ class LevelResult:
     def warranted(self) -> float:
         """The strength for a schedule: γ* from 0 to `MOST`, but 0 where its interval holds 0."""
         return min(self.strength, MOST) if self.verdict == "helps" else 0.0
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """How much more weak's denoising error exceeds strong's on real clips than on samples, as a share of strong's.
+
+    The excess is the log-likelihood ratio of strong and weak. Its mean on real clips less that on samples is the slope
+    at γ = 0 of the real clips' log-likelihood, as the density of the samples is tilted by (strong / weak)^γ; which is
+    what guidance along the gap aims at.
+
+    Attributes:
+        value: positive where moving the samples along the gap brings them nearer to the real clips.
+        low: lower end of its 95 % interval.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -164,6 +185,29 @@ def calibrate(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> Ca
         float(_gain(scheduled, mean_error, mean_gap, mean_product).mean()),
         (float(_gain(1.0, mean_error, mean_gap, mean_product).mean()), *interval),  # type: ignore[arg-type]
     )
+
+
+def tilt(real: Moments, sampled: Moments, resamples: int = RESAMPLES, seed: int = 0) -> tuple[Tilt, list[Tilt]]:
+    """Compare a pair's errors on real clips and on samples of the same captions, in the same order.
+
+    Args:
+        real: moments of real clips.
+        sampled: moments of what the base setting alone samples.
+        resamples: of the bootstrap over captions.
+        seed: of the bootstrap.
+
+    Returns:
+        The tilt, as mean over the levels, and that of each level.
+    """
+    clips = real.error.shape[2]
+    excess = [(moments.weak_error - moments.error).mean(1) for moments in (real, sampled)]  # levels, clips
+    tilts = (excess[0] - excess[1]) / real.error.mean((1, 2))[:, None]
+    weights = np.random.default_rng(seed).multinomial(clips, np.full(clips, 1 / clips), size=resamples) / clips
+    drawn = weights @ tilts.T  # resamples, levels
+    ends = np.percentile(drawn, [2.5, 97.5], axis=0)
+    levels = [Tilt(*(float(number) for number in row)) for row in zip(tilts.mean(1), *ends, strict=True)]
+    low, high = np.percentile(drawn.mean(1), [2.5, 97.5])
+    return Tilt(float(tilts.mean()), float(low), float(high)), levels
 
 
 def _strength(weights: np.ndarray, product: np.ndarray, gap: np.ndarray) -> np.ndarray:
