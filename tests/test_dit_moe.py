@@ -9,7 +9,10 @@ from tiny.dit_moe import CONFIG, dit_moe, dit_moe_transformer
 from w2sd_video import Branch, reflection
 from w2sd_video.backends.dit_moe import published_scheduler
 from w2sd_video.backends.dit_moe_model import DiTMoETransformer2DModel, SparseMoE
+from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
 from w2sd_video.gaps import swapped, swaps_of
+from w2sd_video.miniatures import WEIGHTS
+from w2sd_video.miniatures.classifier import adherence
 
 
 def seeded(seed=7):
@@ -288,3 +291,18 @@ def test_reflection_by_experts_is_the_plain_loop(experts):
             x = move(denoised, weak(denoised, t), before, after)
         x = move(x, guided(pipe.transformer, x, t, [3, 5], 2.5)[0], after, before)
     torch.testing.assert_close(result, x, atol=2e-3, rtol=2e-3)
+
+
+def test_miniature_knows_its_classes_and_less_of_them_by_its_lowest_experts():
+    pipe = DiTMoEPipeline.from_pretrained(WEIGHTS / "dit_moe", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    prompts = list(pipe.labels)
+
+    def joint():
+        images = run(pipe, pipe.get_label_ids(prompts), output_type="np", num_inference_steps=6, guidance_scale=1.0)
+        return adherence(images, prompts)["joint"]
+
+    highest = joint()
+    with swapped(swaps_of(pipe.transformer, Branch(experts="bottom"))):
+        lowest = joint()
+    assert len(prompts) == 48 and 0.1 < lowest < highest - 0.15

@@ -22,7 +22,8 @@ The weights that come with the package were made while the stages settled, on a 
 classifier 822, image_vae 1162, unet_base 2329 (new tokens and text encoder after 920), unet_strong 1980, unet_weak 300,
 motion 1727 (with the base in the weak UNet's place), video_vae 1779, video_decoder 718, transformer_weak 1680,
 transformer_strong 6255 (with two restarts of the learning rate), transformer_details 190, image_classifier 8196,
-lora_comet 417, controlnet_edges 2851, pixart_weak 1578 (in three pieces), pixart_strong 3213 (in three pieces).
+lora_comet 417, controlnet_edges 2851, pixart_weak 1578 (in three pieces), pixart_strong 3213 (in three pieces),
+dit_moe 8277 (in three pieces).
 """
 
 from __future__ import annotations
