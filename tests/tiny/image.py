@@ -8,6 +8,7 @@ import diffusers
 import torch
 
 from tiny import parts, text
+from tiny.networks import network
 from tiny.parts import Built, randomise, ready
 from tiny.text import TEXT_LENGTH, TEXT_WIDTH
 
@@ -63,7 +64,7 @@ def flux(seed: int = 0) -> Built:
     randomise(transformer, gain=2.0)
     pipe = diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=parts.image_vae(),
+        vae=parts.image_vae(shift_factor=0.0),
         text_encoder=text.clip(clip_tokens),
         tokenizer=clip_tokens,
         text_encoder_2=text.t5(t5_tokens),
@@ -103,33 +104,11 @@ def sana(seed: int = 0) -> Built:
     """Sana: latents (1, 4, 16, 16), flow by DPM-Solver++, linear attention, a decoder as text encoder."""
     torch.manual_seed(seed)
     tokens = text.qwen_tokenizer()
-    transformer = diffusers.SanaTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=8,
-        cross_attention_dim=16,
-        caption_channels=TEXT_WIDTH,
-        sample_size=16,
-    )
-    vae = diffusers.AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=2,
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
-        encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()),
-    )
     pipe = diffusers.SanaPipeline(
         tokenizer=tokens,
         text_encoder=text.language_model(tokens, "Gemma2"),
-        vae=randomise(vae),
-        transformer=randomise(transformer),
+        vae=network("AutoencoderDC"),
+        transformer=network("SanaTransformer2DModel"),
         scheduler=diffusers.DPMSolverMultistepScheduler(
             use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
         ),

@@ -49,6 +49,11 @@ def clip_of(frames: int, size: int = 16) -> list[Image.Image]:
     return [picture(size, seed) for seed in range(frames)]
 
 
+def pixels(pictures: Any) -> np.ndarray:
+    """Pictures, or lists of them, as one array."""
+    return np.stack([pixels(one) if isinstance(one, list) else np.asarray(one) for one in pictures])
+
+
 def unet(seed: int | None = None, **changes: Any) -> diffusers.UNet2DConditionModel:
     """SD1.5's UNet, two levels over 8×8 latents; `changes` overrides its config."""
     if seed is not None:

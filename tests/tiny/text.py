@@ -62,6 +62,11 @@ def t5(tokens: Tokens, name: str = "T5") -> Any:
     return randomise(getattr(transformers, f"{name}EncoderModel")(config))
 
 
+def bert(tokens: Tokens) -> Any:
+    sizes = {"hidden_size": TEXT_WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return randomise(transformers.BertModel(transformers.BertConfig(vocab_size=len(tokens), **sizes)))
+
+
 def language_model(tokens: Tokens, name: str = "Llama", head: str = "Model", **changes: Any) -> Any:
     """A decoder of transformers by its name (Llama, Gemma2, Qwen3 …) and its head ("Model", "ForCausalLM")."""
     config = getattr(transformers, f"{name}Config")(
@@ -88,26 +93,34 @@ def qwen_tokenizer() -> Tokens:
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokens = tokenizer(names, "$A <|im_end|>", pad_token=names[0], eos_token=names[2], unk_token=names[0])
     tokens.chat_template = (
-        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content[0].text }}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'user' %}"
+        "{{ m.content if m.content is string else m.content[0].text }}{% endif %}{% endfor %}"
     )
     return tokens
 
 
-def clip_vision(projected: bool = True) -> Any:
-    """CLIP's image encoder: images of 16×16 in four patches."""
+def clip_vision(projected: bool = True, size: int = 16) -> Any:
+    """CLIP's image encoder: images in four patches."""
     config = transformers.CLIPVisionConfig(
         hidden_size=TEXT_WIDTH,
         intermediate_size=2 * TEXT_WIDTH,
         projection_dim=TEXT_WIDTH,
         num_hidden_layers=2,
         num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
+        image_size=size,
+        patch_size=size // 2,
         initializer_factor=20.0,
     )
     return randomise(
         (transformers.CLIPVisionModelWithProjection if projected else transformers.CLIPVisionModel)(config)
     )
+
+
+def siglip_vision() -> Any:
+    """SigLIP's image encoder: images of 16×16 in four patches."""
+    sizes = {"hidden_size": TEXT_WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.SiglipVisionConfig(**sizes, image_size=16, patch_size=8)
+    return randomise(transformers.SiglipVisionModel(config))
 
 
 def image_processor() -> Any:

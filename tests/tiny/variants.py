@@ -1,0 +1,224 @@
+"""What the tiny pipelines of diffusers' many classes need beyond what their signatures ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+
+import tiny
+from tiny import parts, text, video
+from tiny.assembled import assemble, embeddings, like
+from tiny.networks import network
+from tiny.parts import Built
+
+LIKE: dict[str, Callable[[], Built] | None] = {
+    "": None,
+    "AnimateDiff": tiny.animatediff,
+    "AnimateDiffControlNet": tiny.animatediff_controlnet,
+    "AnimateDiffSDXL": tiny.animatediff_sdxl,
+    "AnimateDiffSparseControlNet": tiny.animatediff_sparse_controlnet,
+    "AnimateDiffVideoToVideo": tiny.animatediff_video_to_video,
+    "AnimateDiffVideoToVideoControlNet": lambda: tiny.animatediff_video_to_video(control=True),
+    "CogVideoX": tiny.cogvideox,
+    "CogVideoXImageToVideo": tiny.cogvideox_image_to_video,
+    "CogVideoXVideoToVideo": tiny.cogvideox_video_to_video,
+    "CycleDiffusion": tiny.stable_diffusion,
+    "DiTPipeline": tiny.dit,
+    "Flux": tiny.flux,
+    "Flux2": None,
+    "HiDream": tiny.hidream,
+    "HunyuanSkyreels": tiny.hunyuan_video,
+    "HunyuanVideo": tiny.hunyuan_video,
+    "HunyuanVideo15": None,
+    "HunyuanVideoFramepack": None,
+    "LEditsPPPipelineStableDiffusion": tiny.stable_diffusion,
+    "LTX": tiny.ltx,
+    "LTX2": None,
+    "Latte": tiny.latte,
+    "LatentConsistencyModel": tiny.stable_diffusion,
+    "LucyEdit": tiny.wan,
+    "Marigold": tiny.stable_diffusion,
+    "Mochi": tiny.mochi,
+    "NucleusMoE": tiny.nucleus_moe,
+    "PIA": tiny.animatediff,
+    "PixArt": tiny.pixart,
+    "Sana": tiny.sana,
+    "SanaImageToVideo": None,
+    "SanaVideo": None,
+    "SemanticStableDiffusion": tiny.stable_diffusion,
+    "StableDiffusion": tiny.stable_diffusion,
+    "StableDiffusion3": tiny.stable_diffusion_3,
+    "StableDiffusionControlNet": lambda: tiny.stable_diffusion(control=True),
+    "StableDiffusionXL": tiny.stable_diffusion_xl,
+    "StableDiffusionXLControlNet": lambda: tiny.stable_diffusion_xl(control=True),
+    "TextToVideoZeroPipeline": tiny.stable_diffusion,
+    "TextToVideoZeroSDXL": tiny.stable_diffusion_xl,
+    "VisualClozeGeneration": tiny.flux,
+    "Wan": tiny.wan,
+    "WanAnimate": None,
+    "WanImageToVideo": tiny.wan_image_to_video,
+    "WanVACE": None,
+}
+"""Beginnings of names of pipelines that share components with a tiny one; the longest counts."""
+
+
+class Unchecked:
+    """Stands in for a safety checker that has to be downloaded."""
+
+    def to(self, device: Any) -> Unchecked:
+        return self
+
+    def check_text_safety(self, prompt: Any) -> bool:
+        return True
+
+
+def _flux(channels: int) -> Any:
+    pipe, _ = tiny.flux()
+    return parts.randomise(
+        type(pipe.transformer).from_config(
+            dict(pipe.transformer.config) | {"in_channels": channels, "out_channels": 16}
+        )
+    )
+
+
+def _cosmos(**changes: Any) -> dict[str, Any]:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+    return {"size": 32, "safety_checker": Unchecked(), "scheduler": scheduler} | changes
+
+
+def _qwen(**changes: Any) -> dict[str, Any]:
+    call = embeddings("prompt_embeds", "prompt_embeds_mask") | {"true_cfg_scale": 3.0}
+    return {"text_encoder": None, "tokenizer": None, "processor": None, "call": call} | changes
+
+
+def _kandinsky_5(**changes: Any) -> dict[str, Any]:
+    call = embeddings("prompt_embeds_qwen", pooled=("prompt_embeds_clip",))
+    call |= {f"{which}prompt_cu_seqlens": torch.tensor([0, 8], dtype=torch.int32) for which in ("", "negative_")}
+    return {"text_encoder": None, "tokenizer": None, "call": call} | changes
+
+
+def _hunyuan_video_15(**changes: Any) -> dict[str, Any]:
+    call = embeddings("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
+    return {"size": 32, **dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer_2")), "call": call} | changes
+
+
+def _hunyuan_dit() -> dict[str, Any]:
+    tokens = text.t5_tokenizer()
+    return {"text_encoder_2": text.t5(tokens), "tokenizer_2": tokens}
+
+
+def _sana_sprint() -> dict[str, Any]:
+    transformer = network("SanaTransformer2DModel", guidance_embeds=True)
+    return {"transformer": transformer, "scheduler": diffusers.SCMScheduler(), "call": {"num_inference_steps": 2}}
+
+
+def _wan_from_image() -> dict[str, Any]:
+    transformer = network("SkyReelsV2Transformer3DModel", in_channels=12, image_dim=16, added_kv_proj_dim=24)
+    return {"size": 32, "transformer": transformer}
+
+
+def _small_flux_2() -> dict[str, Any]:
+    return {"size": 64, "call": {"text_encoder_out_layers": (1,)}}
+
+
+SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
+    "AllegroPipeline": lambda: {"size": 32},
+    "ChronoEditPipeline": lambda: {"size": 32, "call": {"num_frames": 5}},
+    "CogVideoXFunControlPipeline": lambda: {"transformer": video.cogvideox_transformer(in_channels=8)},
+    "CogView4Pipeline": lambda: {"text_encoder": None, "call": embeddings("prompt_embeds")},
+    "CogView4ControlPipeline": lambda: {
+        "text_encoder": None,
+        "call": embeddings("prompt_embeds"),
+        "transformer": network("CogView4Transformer2DModel", in_channels=8),
+    },
+    "Cosmos2TextToImagePipeline": _cosmos,
+    "Cosmos2VideoToWorldPipeline": lambda: _cosmos(transformer=network("CosmosTransformer3DModel", in_channels=5)),
+    "EasyAnimatePipeline": lambda: {
+        "size": 32,
+        "text_encoder": None,
+        "tokenizer": None,
+        "call": embeddings("prompt_embeds", "prompt_attention_mask"),
+    },
+    "ErnieImagePipeline": lambda: {
+        "text_encoder": None,
+        "call": {which: [torch.randn(8, 16)] for which in ("prompt_embeds", "negative_prompt_embeds")},
+    },
+    "Flux2KleinInpaintPipeline": _small_flux_2,
+    "Flux2KleinKVPipeline": _small_flux_2,
+    "Flux2KleinPipeline": _small_flux_2,
+    "Flux2Pipeline": lambda: {"size": 64, "text_encoder": None, "tokenizer": None, "call": embeddings("prompt_embeds")},
+    "FluxControlImg2ImgPipeline": lambda: {"transformer": _flux(32)},
+    "FluxControlInpaintPipeline": lambda: {"transformer": _flux(32)},
+    "FluxControlPipeline": lambda: {"transformer": _flux(32)},
+    "FluxFillPipeline": lambda: {"transformer": _flux(48)},
+    "FluxKontextInpaintPipeline": lambda: {"call": {"_auto_resize": False, "max_area": 256}},
+    "FluxKontextPipeline": lambda: {"call": {"_auto_resize": False, "max_area": 256}},
+    "HunyuanSkyreelsImageToVideoPipeline": lambda: {"transformer": video.hunyuan_video_transformer(in_channels=8)},
+    "HunyuanDiTControlNetPipeline": _hunyuan_dit,
+    "HunyuanDiTPAGPipeline": _hunyuan_dit,
+    "HunyuanDiTPipeline": _hunyuan_dit,
+    "HunyuanVideo15ImageToVideoPipeline": _hunyuan_video_15,
+    "HunyuanVideo15Pipeline": _hunyuan_video_15,
+    "HunyuanVideoFramepackPipeline": lambda: {
+        "size": 32,
+        "text_encoder_2": text.clip(text.clip_tokenizer(), length=77),
+        "call": {"prompt_template": {"template": "{}", "crop_start": 0}, "latent_window_size": 3},
+    },
+    "HunyuanVideoImageToVideoPipeline": lambda: {
+        "text_encoder": None,
+        "transformer": video.hunyuan_video_transformer(image_condition_type="token_replace"),
+        "call": embeddings("prompt_embeds", "prompt_attention_mask", pooled=("pooled_prompt_embeds",)),
+    },
+    "Kandinsky5I2VPipeline": lambda: _kandinsky_5(
+        size=32, transformer=network("Kandinsky5Transformer3DModel", visual_cond=True)
+    ),
+    "Kandinsky5T2IPipeline": _kandinsky_5,
+    "Kandinsky5T2VPipeline": lambda: _kandinsky_5(size=32),
+    "LatentConsistencyModelImg2ImgPipeline": lambda: {"scheduler": diffusers.LCMScheduler()},
+    "LatentConsistencyModelPipeline": lambda: {"scheduler": diffusers.LCMScheduler()},
+    "LucyEditPipeline": lambda: {"transformer": video.wan_transformer(in_channels=8)},
+    "PIAPipeline": lambda: {"unet": parts.unet(in_channels=9)},
+    "QwenImageControlNetInpaintPipeline": _qwen,
+    "QwenImageControlNetPipeline": _qwen,
+    "QwenImageEditInpaintPipeline": _qwen,
+    "QwenImageEditPipeline": _qwen,
+    "QwenImageEditPlusPipeline": _qwen,
+    "QwenImageImg2ImgPipeline": _qwen,
+    "QwenImageInpaintPipeline": _qwen,
+    "QwenImageLayeredPipeline": _qwen,
+    "QwenImagePipeline": _qwen,
+    "SanaImageToVideoPipeline": lambda: {"size": 32, "vae": parts.wan_vae()},
+    "SanaSprintImg2ImgPipeline": _sana_sprint,
+    "SanaSprintPipeline": _sana_sprint,
+    "SanaVideoPipeline": lambda: {"size": 32, "vae": parts.wan_vae()},
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": lambda: {"size": 32},
+    "SkyReelsV2DiffusionForcingPipeline": lambda: {"size": 32},
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": lambda: {"size": 32},
+    "SkyReelsV2ImageToVideoPipeline": _wan_from_image,
+    "SkyReelsV2Pipeline": lambda: {"size": 32},
+    "StableDiffusionControlNetInpaintPipeline": lambda: {"unet": parts.unet(in_channels=9)},
+    "StableDiffusionInpaintPipeline": lambda: {"unet": parts.unet(in_channels=9)},
+    "StableDiffusionInstructPix2PixPipeline": lambda: {"unet": parts.unet(in_channels=8)},
+    "StableDiffusionXLInpaintPipeline": lambda: {"unet": parts.unet_sdxl(in_channels=9)},
+    "StableDiffusionXLInstructPix2PixPipeline": lambda: {"unet": parts.unet_sdxl(in_channels=8)},
+    "StableVideoDiffusionPipeline": lambda: {"image_encoder": text.clip_vision(size=224)},
+    "WanVACEPipeline": lambda: {"size": 32, "transformer": network("WanVACETransformer3DModel")},
+    "ZImageImg2ImgPipeline": lambda: {"tokenizer": text.qwen_tokenizer()},
+    "ZImageInpaintPipeline": lambda: {"tokenizer": text.qwen_tokenizer()},
+    "ZImagePipeline": lambda: {"tokenizer": text.qwen_tokenizer()},
+}
+"""Components and arguments of a pipeline that a signature does not tell."""
+
+
+def build(name: str) -> Built:
+    """Make a tiny pipeline of a class.
+
+    Raises:
+        LookupError: no tiny model for one of its components.
+    """
+    settings = SETTINGS.get(name, dict)()
+    source = LIKE[max((start for start in LIKE if name.startswith(start)), key=len, default="")]
+    return like(source, name, **settings) if source else assemble(name, **settings)
