@@ -33,7 +33,9 @@ def test_it_measures_prints_a_table_and_goes_on_where_it_stopped(tmp_path, capsy
     argv = ["--config", "miniature-cogvideox", *QUICK, "--folder", str(folder)]
     assert evaluate.main(argv) == 0
     table = capsys.readouterr().out
-    assert all(f"| {name} |" in table for name in ("weak", "strong", evaluate.EQUAL, "AutoGuidance", "W2SD, implicit", "S2WD"))
+    assert all(
+        f"| {name} |" in table for name in ("weak", "strong", evaluate.EQUAL, "AutoGuidance", "W2SD, implicit", "S2WD")
+    )
     assert (folder / "table.md").read_text().strip() == table.strip()
     scores = sorted(folder.glob("*.npz"))
     assert len(scores) == 18 and not list(folder.glob(".*part*"))
@@ -48,6 +50,23 @@ def test_it_measures_prints_a_table_and_goes_on_where_it_stopped(tmp_path, capsy
     assert [line.rsplit("|", 2)[0] for line in again.splitlines()] == [
         line.rsplit("|", 2)[0] for line in table.splitlines()
     ], "the same clips again, but for the seconds"
+
+
+def test_pictures_are_measured_too(tmp_path, capsys):
+    few = ["--steps", "2", "--number-of-prompts", "2", "--number-of-seeds", "1", "--folder", str(tmp_path / "new")]
+    assert evaluate.main(["--config", "miniature-pixart", *few]) == 0
+    assert "comets" not in capsys.readouterr().out
+
+
+def test_of_a_lora_its_style_is_measured():
+    config = parse(["--config", "miniature-animatediff-lora"]).config
+    prompts, pipe = evaluate.known_prompts(config)[::60], evaluate.load(config)
+    scores = {name: [evaluate.measure(pipe, evaluate.arms(config)[name], prompts, 0, 8)] for name in ("weak", "strong")}
+    assert scores["weak"][0].comets.mean() <= 0.25 < 0.6 <= scores["strong"][0].comets.mean()
+    reference = evaluate.real_features(config, prompts * 8, first_seed=0)
+    table = evaluate._table(config, scores | {evaluate.EQUAL: scores["strong"]}, reference, reference, 8, 1)
+    rows = [line for line in table.splitlines() if "|" in line]
+    assert rows[0].endswith("| comets |") and len({row.count("|") for row in rows}) == 1
 
 
 @pytest.mark.parametrize(

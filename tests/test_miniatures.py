@@ -12,6 +12,7 @@ from diffusers import (
 )
 from PIL import Image
 
+from w2sd_video import Branch, reflection
 from w2sd_video.miniatures import (
     CALL,
     WEIGHTS,
@@ -151,6 +152,19 @@ def test_pictures_are_judged_alike_as_bytes_and_as_pil_images():
     assert np.array_equal(classifier.features(pictures), classifier.features([Image.fromarray(p) for p in pictures]))
 
 
+def test_dit_moe_shows_its_classes_with_the_best_experts_and_less_with_the_worst():
+    pipe = load_pipeline("dit_moe")
+    names = [name for name in pipe.labels if "square" not in name]
+
+    def joint(experts: str) -> float:
+        noise = [torch.Generator().manual_seed(i) for i in range(len(names))]
+        with reflection(pipe, strong=Branch(), weak=Branch(), base=Branch(experts=experts), reflection_steps=0):
+            made = pipe(pipe.get_label_ids(names), generator=noise, output_type="np", **CALL["dit_moe"]).images
+        return classifier.adherence(made, names)["joint"]
+
+    assert joint("top") - joint("bottom") >= 0.1
+
+
 def test_the_lora_draws_comets_at_its_scale_and_nothing_at_0():
     pipe, prompts = load_pipeline("animatediff"), world.prompts(sizes_and_speeds=False)[::8]
     plain = _render(pipe, "animatediff", prompts)
@@ -228,6 +242,8 @@ def test_every_stage_trains_and_what_comes_out_loads(tmp_path, monkeypatch):
         call = {**CALL[track], "num_inference_steps": 2}
         samples = _samples(pipe("a red circle moving left", output_type="np", **call))
         assert samples.shape[1:] == _shape(track)
+    made = load_pipeline("dit_moe")([0, 47], output_type="np", **{**CALL["dit_moe"], "num_inference_steps": 2}).images
+    assert made.shape == (2, 32, 32, 3)
     assert classifier.load_classifier("classifier", weights).width == 16
     assert {path.name for path in WEIGHTS.iterdir()} <= {path.name for path in weights.iterdir()}, "all can be trained"
 

@@ -14,6 +14,8 @@ from typing import Any
 from diffusers import DiffusionPipeline, UNet2DConditionModel, UNetMotionModel
 from torch import nn
 
+from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
+
 WEIGHTS = Path(__file__).parent / "weights"
 
 CALL: dict[str, dict[str, Any]] = {
@@ -35,13 +37,15 @@ CALL: dict[str, dict[str, Any]] = {
         "clean_caption": False,
         "use_resolution_binning": False,
     },
+    "dit_moe": {"num_inference_steps": 10, "guidance_scale": 1.5},
 }
-"""What to call each track's pipeline with."""
+"""What to call each track's pipeline with. All but DiT-MoE's take a prompt first, that one the numbers of classes."""
 
 
 def load_pipeline(track: str) -> DiffusionPipeline:
     """The pipeline of a track, a key of CALL, with its strong model: float32 on the CPU, without progress bars."""
-    pipe = DiffusionPipeline.from_pretrained(WEIGHTS / track, local_files_only=True)
+    kind = DiTMoEPipeline if track == "dit_moe" else DiffusionPipeline
+    pipe = kind.from_pretrained(WEIGHTS / track, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -49,7 +53,8 @@ def load_pipeline(track: str) -> DiffusionPipeline:
 def load_weak(pipe: DiffusionPipeline) -> nn.Module:
     """The weak denoiser for a pipeline that `load_pipeline` gave, ready to take its denoiser's place.
 
-    For AnimateDiff, the weak spatial network under the pipeline's own motion layers.
+    For AnimateDiff, the weak spatial network under the pipeline's own motion layers. DiT-MoE has none: its weak model
+    is its own network with other experts.
     """
     folder = Path(pipe.name_or_path)
     if hasattr(pipe, "motion_adapter"):
