@@ -75,6 +75,8 @@ def test_of_a_lora_its_style_is_measured():
         (["--config", "cogvideox-5b-guidance"], "only miniatures can be measured"),
         (["--config", "nothing"], "unknown config 'nothing'"),
         (["--number-of-prompts", "433"], "number_of_prompts 433: must be from 1 to 432"),
+        (["--number-of-prompts", "0"], "number_of_prompts 0: must be from 1 to 432"),
+        (["--config", "miniature-dit-moe", "--number-of-prompts", "49"], "number_of_prompts 49: must be from 1 to 48"),
         (["--stepz", "3"], "--stepz"),
     ],
 )

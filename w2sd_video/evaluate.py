@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         if not config.model.pretrained.startswith(MINIATURE):
             raise ConfigError(f"config {options.config}: only miniatures can be measured, for they have a classifier")
         there_are = len(known_prompts(config))
-        options.number_of_prompts = options.number_of_prompts or min(PROMPTS, there_are)
+        if options.number_of_prompts is None:
+            options.number_of_prompts = min(PROMPTS, there_are)
         for name, most in (("number_of_prompts", there_are), ("number_of_seeds", 1000), ("batch", 1024)):
             if not 1 <= getattr(options, name) <= most:
                 raise ConfigError(f"{name} {getattr(options, name)}: must be from 1 to {most}")
