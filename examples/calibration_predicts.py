@@ -48,6 +48,10 @@ PAIRS: dict[str, tuple[BranchConfig, BranchConfig]] = {
     "cumulative": (ONE, replace(WEAK, guidance_scale=0.0)),
 }
 """Strong and weak of each pair."""
+BOOTSTRAP = 100
+"""Samples of the prompts."""
+WEAKER = 0.25
+"""Strength at which a pair is sampled again if strength 1 was too much for it."""
 
 
 def configured(strong: BranchConfig, weak: BranchConfig) -> RenderConfig:
@@ -68,10 +72,7 @@ def predict(pipe, config: RenderConfig, n_clips: int, draws: int) -> dict[str, f
     return {
         "strength": float(np.mean([level.strength for level in found.levels])),
         "gain": found.gain_at_one[0],
-        "gain of the schedule": found.gain,
         "tilt": tilt(on_real, on_own)[0].value,
-        "helping levels": sum(level.verdict == "helps" for level in found.levels),
-        "harming levels": sum(level.verdict == "points the wrong way" for level in found.levels),
     }
 
 
@@ -92,6 +93,7 @@ def main(
     draws: PositiveInt = 1,
     prompts: PositiveInt = 64,
     pairs: PositiveInt = 11,
+    schedule: Path | None = None,
 ) -> None:
     """Print the table of pairs and the rank correlation of each prediction with each outcome.
 
@@ -101,6 +103,8 @@ def main(
         draws: of noise for each.
         prompts: sampled in each arm.
         pairs: how many of them, in the order of ``PAIRS``.
+        schedule: what ``w2sd_video.calibrate`` wrote of miniature-cogvideox; adds a table of arms with as many network
+            evaluations as it takes.
     """
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +118,7 @@ def main(
     print("| pair | mean γ* | gain at 1 | tilt | Fréchet distance, strong alone | reflected | adherence | reflected |")
     print("|---|---|---|---|---|---|---|---|")
     for name, pair in list(PAIRS.items())[:pairs]:
-        config, slug = configured(*pair), name.replace(" ", "-").replace(",", "").replace("/", "")
+        config, slug = configured(*pair), slug_of(name)
         kept = folder / f"{slug}.json"
         if not kept.exists():
             write_whole(kept, json.dumps(predict(pipe, config, clips, draws)))
@@ -129,21 +133,54 @@ def main(
             f"| {distances[1]:.0f} | {before['right'].mean():.2f} | {after['right'].mean():.2f} |",
             flush=True,
         )
+    predictions = {
+        "γ*": [told["strength"] for told, _, _ in rows],
+        "gain at 1": [told["gain"] for told, _, _ in rows],
+        "tilt": [told["tilt"] for told, _, _ in rows],
+        "tilt / |gain at 1|": [told["tilt"] / abs(told["gain"]) for told, _, _ in rows],
+    }
+    rng = np.random.default_rng(0)
+    drawn = [np.arange(prompts), *(rng.integers(prompts, size=prompts) for _ in range(BOOTSTRAP))]
+    outcomes = [[changes(before, after, chosen, reference) for _, before, after in rows] for chosen in drawn]
     print(f"\nRank correlation over {len(rows)} pairs (95 % interval: bootstrap of the prompts)\n")
     print("| prediction | with the fall of log distance | with the rise of adherence |\n|---|---|---|")
-    for key in ("strength", "gain", "tilt"):
+    for name, predicted in predictions.items():
         cells = []
-        for outcome in (fall_of_distance, rise_of_adherence):
-            predicted = [told[key] for told, _, _ in rows]
-            everything = np.arange(prompts)
-            value = spearmanr(predicted, [outcome(b, a, everything, reference) for _, b, a in rows]).statistic
-            rng = np.random.default_rng(0)
-            spread = []
-            for _ in range(200):
-                chosen = rng.integers(prompts, size=prompts)
-                spread.append(spearmanr(predicted, [outcome(b, a, chosen, reference) for _, b, a in rows]).statistic)
+        for k in range(2):
+            value, *spread = (spearmanr(predicted, [row[k] for row in outcome]).statistic for outcome in outcomes)
             cells.append("{:+.2f} ({:+.2f} to {:+.2f})".format(value, *np.percentile(spread, [2.5, 97.5])))
-        print(f"| {key} | {' | '.join(cells)} |", flush=True)
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print("\n| pair with a positive tilt | strength | Fréchet distance | adherence |\n|---|---|---|---|")
+    for (name, pair), (told, before, after) in zip(PAIRS.items(), rows, strict=False):
+        if told["tilt"] > 0 and changes(before, after, np.arange(prompts), reference)[0] < 0:
+            arm = sampled(
+                pipe, replace(configured(*pair), strength=WEAKER), asked, folder / f"{slug_of(name)}-weaker.npz"
+            )
+            distance = frechet_distance(arm["features"], reference)
+            print(f"| {name} | {WEAKER} | {distance:.0f} | {arm['right'].mean():.2f} |", flush=True)
+    if schedule is not None:
+        print("\n| arm | NFE | Fréchet distance | adherence |\n|---|---|---|---|")
+        for name, config in scheduled(first, schedule).items():
+            arm = sampled(pipe, config, asked, folder / f"{slug_of(name)}.npz")
+            distance = frechet_distance(arm["features"], reference)
+            print(f"| {name} | {arm['nfe']} | {distance:.0f} | {arm['right'].mean():.2f} |", flush=True)
+
+
+def scheduled(config: RenderConfig, schedule: Path) -> dict[str, RenderConfig]:
+    """Return arms of equal cost: reflected by the schedule, at strength 1 in the same steps, and more plain steps."""
+    told = json.loads(schedule.read_text())
+    steps = [level["step"] for level, strength in zip(told["levels"], told["strength"], strict=True) if strength > 0]
+    window = (steps[0] / told["total"], (steps[-1] + 1) / told["total"])
+    return {
+        "strong, more steps": replace(config, reflection_steps=0, steps=config.steps + 2 * len(steps)),
+        "schedule": replace(config, reflection_steps=config.steps, strength=str(schedule)),
+        "strength 1, same steps": replace(config, reflection_steps=window),
+    }
+
+
+def slug_of(name: str) -> str:
+    """Return what a file of a pair or an arm is called."""
+    return name.replace(" ", "-").replace(",", "").replace("/", "")
 
 
 def name_of(branch: BranchConfig) -> str:
@@ -151,15 +188,10 @@ def name_of(branch: BranchConfig) -> str:
     return "-".join(f"{key}={value}" for key, value in vars(branch).items() if value is not None)
 
 
-def fall_of_distance(before, after, chosen: np.ndarray, reference: np.ndarray) -> float:
-    """Return by how much the logarithm of the Fréchet distance falls."""
+def changes(before, after, chosen: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """Return by how much the logarithm of the Fréchet distance falls, and the share of right clips rises."""
     one, other = (frechet_distance(arm["features"][chosen], reference) for arm in (before, after))
-    return float(np.log(one / other))
-
-
-def rise_of_adherence(before, after, chosen: np.ndarray, reference: np.ndarray) -> float:
-    """Return by how much the share of clips that are as their prompts say rises."""
-    return float(after["right"][chosen].mean() - before["right"][chosen].mean())
+    return float(np.log(one / other)), float(after["right"][chosen].mean() - before["right"][chosen].mean())
 
 
 if __name__ == "__main__":

@@ -234,18 +234,19 @@ def verdict(found: Calibration) -> list[str]:
     for kind in ("helps", "does nothing", "points the wrong way"):
         steps = [str(level.step) for level in found.levels if level.verdict == kind]
         if steps:
-            lines.append(f"- The pair {kind} at {len(steps)} of {len(found.levels)} noise levels: {', '.join(steps)}.")
+            count = f"{len(steps)} of {len(found.levels)} noise levels"
+            lines.append(f"- By its denoising error the pair {kind} at {count}: {', '.join(steps)}.")
     value, low, high = found.gain_at_one
     lines.append(
         f"- Gain in denoising error, mean over the levels: {found.gain:+.2%} at the strengths of the schedule, "
         f"{value:+.2%} ({low:+.2%} to {high:+.2%}) at strength 1 everywhere."
     )
     if found.window is None:
-        lines.append("- No constant strength lowers the error: do not reflect with this pair.")
+        lines.append("- No constant strength lowers the denoising error.")
     else:
         start, stop = found.window
         window = f"--reflection-steps '[{start:.2f}, {stop:.2f}]'"
-        lines.append(f"- The best constant strength: {window} --strength {found.constant:.2f}")
+        lines.append(f"- The constant strength that lowers it most: {window} --strength {found.constant:.2f}")
     return lines
 
 
