@@ -69,7 +69,7 @@ def main(
             axis.plot(WEIGHTS, means, "o-", color=toy.COLOURS[arm], label=label[arm])
         axis.set(title=f"{evaluations} evaluations", xlabel="weight, or strength", ylim=(0, None))
     axes[0, 0].set_ylabel("distance to the truth")
-    axes[0, 0].legend()
+    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     toy.write_figure(figure, out)
 
     def best(evaluations: int, arm: str, seed: int) -> float:

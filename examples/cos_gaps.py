@@ -88,7 +88,7 @@ def main(out: Path = Path("cos_gaps.png"), seeds: PositiveInt = 3) -> dict[str, 
     axis.set(xlabel="timestep", ylabel="cos(Δ1, Δ2)")
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     toy.write_figure(figure, out)
-    for kind in ("unbalanced", "one training"):
+    for kind in ("one training", "unbalanced"):
         chosen = [by_level for name, by_level in cosines.items() if name.startswith(kind)]
         means = [[sum(by_level[k][s] for k in range(len(TIMESTEPS))) for by_level in chosen] for s in range(seeds)]
         toy.verdict(

@@ -23,6 +23,7 @@ import mixture_1d
 import mixture_2d
 import resampling
 import toy
+import two_classes
 
 
 @pytest.fixture
@@ -146,6 +147,17 @@ def test_cos_gaps(out, monkeypatch):
     assert min(values[0] for values in cosines["unbalanced, exact"][2:]) > 0.9
     swapped = cos_gaps.cosine(cos_gaps.DATA["weak"], cos_gaps.DATA["strong"], 500, toy.seeded(0))
     assert swapped < 0
+
+
+def test_two_classes(out):
+    circles = two_classes.main(out, seeds=1, samples=100, steps=200)
+    assert circles["W2SD"][0] < circles["strong"][0] - 0.03 < circles["S2WD"][0]
+
+
+def test_the_classifier_of_two_classes_knows_pictures_that_it_never_saw():
+    fresh, is_circle = two_classes.labelled(100, 100, seed=5)
+    predicted = two_classes.train_classifier(seed=0)(fresh)[:, 0] > 0
+    assert float((predicted == is_circle).float().mean()) > 0.98
 
 
 def test_a_figure_replaces_another_only_when_it_is_whole(tmp_path, monkeypatch):
