@@ -368,6 +368,23 @@ def test_at_an_ip_adapter_scale_of_0_its_attention_is_not_evaluated():
     assert not runs
 
 
+def test_a_t2i_adapter_acts_in_every_turn():
+    """Its pipeline counts the steps in which it acts, of which a reflected loop has more turns."""
+    plain, call = tiny.stable_diffusion_xl()
+    adapter = diffusers.T2IAdapter(channels=[8, 16], num_res_blocks=1, downscale_factor=2)
+    parts = {name: part for name, part in plain.components.items() if name != "image_encoder"}
+    pipe = diffusers.StableDiffusionXLAdapterPipeline(**parts, adapter=tiny.randomise(adapter))
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    call |= {"image": image}
+    stock = run(pipe, call)
+    with reflection(pipe, strong=Branch(), weak=Branch(guidance_scale=1.0), strength=0.0):
+        assert torch.equal(run(pipe, call), stock)
+        with pytest.raises(ValueError, match=r"adapter_conditioning_factor=0.5 cannot be reflected"):
+            run(pipe, call, adapter_conditioning_factor=0.5)
+    assert not torch.allclose(run(pipe, call, adapter_conditioning_factor=0.5), stock)
+
+
 # --- models of two stages --------------------------------------------------------------------------------------------
 
 

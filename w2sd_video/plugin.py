@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -211,6 +212,7 @@ class _PipelineCall:
                     stack.enter_context(switch.installed())
                 self._rehearse(pipe, bound)
                 _set_callback(bound, self._state)
+                _adapt_every_turn(bound)
                 result = self._original.__call__(*bound.args, **bound.kwargs)
         finally:
             self._run.nfe = {role: self._state.nfe[role] for role in ("base", "strong", "weak")}
@@ -299,6 +301,12 @@ def _set_callback(bound: inspect.BoundArguments, state: CallState) -> None:
         return callback(pipe, state.call, timestep, kwargs) if state.step_taken else {}
 
     bound.arguments["callback_on_step_end"] = on_step_end
+
+
+def _adapt_every_turn(bound: inspect.BoundArguments) -> None:
+    """Have a T2I-Adapter act in every turn, of which there are more than the steps that its pipeline counts them by."""
+    if bound.arguments.get("adapter_conditioning_factor") == 1:
+        bound.arguments["adapter_conditioning_factor"] = sys.maxsize
 
 
 @contextmanager
