@@ -27,7 +27,6 @@ from w2sd_video.calibration import calibrate, tilt
 from w2sd_video.clips import Clip, clips_of_world
 from w2sd_video.config import parse
 from w2sd_video.evaluate import REFERENCE_SEEDS, known_prompts, measure, real_features
-from w2sd_video.miniatures.classifier import frechet_distance
 from w2sd_video.render import load, quiet, sample_clips
 from w2sd_video.settings import BranchConfig, RenderConfig
 from w2sd_video.video import write_whole
@@ -48,7 +47,9 @@ PAIRS: dict[str, tuple[BranchConfig, BranchConfig]] = {
     "cumulative": (ONE, replace(WEAK, guidance_scale=0.0)),
 }
 """Strong and weak of each pair."""
-BOOTSTRAP = 100
+Gaussian = tuple[np.ndarray, np.ndarray]
+"""Mean and covariance of features."""
+BOOTSTRAP = 200
 """Samples of the prompts."""
 WEAKER = 0.25
 """Strength at which a pair is sampled again if strength 1 was too much for it."""
@@ -113,7 +114,8 @@ def main(
         pipe = load(first)
     pipe.set_progress_bar_config(disable=True)
     asked = [known_prompts(first)[k] for k in np.random.default_rng(0).permutation(432)[:prompts]]
-    reference = real_features(first, asked * REFERENCE_SEEDS, 10**6)
+    real = real_features(first, asked * REFERENCE_SEEDS, 10**6)
+    reference = real.mean(0), np.cov(real, rowvar=False)
     rows = []
     print("| pair | mean γ* | gain at 1 | tilt | Fréchet distance, strong alone | reflected | adherence | reflected |")
     print("|---|---|---|---|---|---|---|---|")
@@ -127,7 +129,7 @@ def main(
         before = sampled(pipe, replace(config, reflection_steps=0), asked, folder / alone)
         after = sampled(pipe, config, asked, folder / f"{slug}.npz")
         rows.append((told, before, after))
-        distances = [frechet_distance(arm["features"], reference) for arm in (before, after)]
+        distances = [distance_to(reference, arm["features"]) for arm in (before, after)]
         print(
             f"| {name} | {told['strength']:.2f} | {told['gain']:+.1%} | {told['tilt']:+.3f} | {distances[0]:.0f} "
             f"| {distances[1]:.0f} | {before['right'].mean():.2f} | {after['right'].mean():.2f} |",
@@ -156,13 +158,13 @@ def main(
             arm = sampled(
                 pipe, replace(configured(*pair), strength=WEAKER), asked, folder / f"{slug_of(name)}-weaker.npz"
             )
-            distance = frechet_distance(arm["features"], reference)
+            distance = distance_to(reference, arm["features"])
             print(f"| {name} | {WEAKER} | {distance:.0f} | {arm['right'].mean():.2f} |", flush=True)
     if schedule is not None:
         print("\n| arm | NFE | Fréchet distance | adherence |\n|---|---|---|---|")
         for name, config in scheduled(first, schedule).items():
             arm = sampled(pipe, config, asked, folder / f"{slug_of(name)}.npz")
-            distance = frechet_distance(arm["features"], reference)
+            distance = distance_to(reference, arm["features"])
             print(f"| {name} | {arm['nfe']} | {distance:.0f} | {arm['right'].mean():.2f} |", flush=True)
 
 
@@ -188,9 +190,17 @@ def name_of(branch: BranchConfig) -> str:
     return "-".join(f"{key}={value}" for key, value in vars(branch).items() if value is not None)
 
 
-def changes(before, after, chosen: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+def distance_to(reference: Gaussian, features: np.ndarray) -> float:
+    """Return `frechet_distance`, from a matrix as small as there are samples: the bootstrap asks for thousands."""
+    mean, covariance = reference
+    spread = (features - features.mean(0)) / np.sqrt(len(features) - 1)
+    roots = np.sqrt(np.clip(np.linalg.eigvalsh(spread @ covariance @ spread.T), 0, None))
+    return float(((features.mean(0) - mean) ** 2).sum() + (spread**2).sum() + covariance.trace() - 2 * roots.sum())
+
+
+def changes(before, after, chosen: np.ndarray, reference: Gaussian) -> tuple[float, float]:
     """Return by how much the logarithm of the Fréchet distance falls, and the share of right clips rises."""
-    one, other = (frechet_distance(arm["features"][chosen], reference) for arm in (before, after))
+    one, other = (distance_to(reference, arm["features"][chosen]) for arm in (before, after))
     return float(np.log(one / other)), float(after["right"][chosen].mean() - before["right"][chosen].mean())
 
 
