@@ -102,6 +102,8 @@ def reflected(pipe: Any, call: dict[str, Any], stock: torch.Tensor) -> Row:
             remark = short(error) if is_ours(error) else f"a branch with a guidance scale fails: {short(error)}"
             with reflection(pipe, strong=Branch(), weak=Branch(weights=other_weights(pipe))) as done:
                 result = run(pipe, call)
+    except TimeoutError:
+        raise
     except Exception as error:
         return (
             Row("refused", short(error)) if is_ours(error) else Row("fails", f"{type(error).__name__}: {short(error)}")
@@ -152,9 +154,9 @@ def is_ours(error: BaseException) -> bool:
 
 
 def short(error: BaseException) -> str:
-    """Return the first sentence of an error, fit for a cell."""
+    """Return the first clause of an error, fit for a cell."""
     words = " ".join(str(error).split()) or type(error).__name__
-    return words.split(". ")[0].replace("|", "/")[:200]
+    return re.split(r"\. |; ", words)[0].replace("|", "/")[:200]
 
 
 def too_slow(*_: Any) -> None:

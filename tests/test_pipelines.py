@@ -16,6 +16,7 @@ WAYS = {
     "Kandinsky5T2VPipeline": "writes into its latents",
     "PRXPixelPipeline": "sets the number of its timesteps itself",
     "QwenImageControlNetPipeline": "doubles an image, but guides by two calls",
+    "StableDiffusionXLAdapterPipeline": "counts the turns of its loop against its steps",
     "StableVideoDiffusionPipeline": "has a guidance scale for each frame",
     "ZImagePipeline": "gives its network a list of latents",
 }

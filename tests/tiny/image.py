@@ -49,19 +49,7 @@ def flux(seed: int = 0) -> Built:
     """FLUX dev: packed latents (1, 16 tokens, 16), flow, guidance as an embedded argument."""
     torch.manual_seed(seed)
     clip_tokens, t5_tokens = text.clip_tokenizer(), text.t5_tokenizer()
-    transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=TEXT_WIDTH,
-        pooled_projection_dim=TEXT_WIDTH,
-        guidance_embeds=True,
-        axes_dims_rope=(2, 2, 4),
-    )
-    randomise(transformer, gain=2.0)
+    transformer = randomise(network("FluxTransformer2DModel"), gain=2.0)
     pipe = diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=parts.image_vae(shift_factor=0.0),

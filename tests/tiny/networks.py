@@ -170,6 +170,8 @@ NETWORKS: dict[str, Settings] = {
     },
     "Flux2Transformer2DModel": _FLUX | {"timestep_guidance_channels": 8, "axes_dims_rope": (2, 2, 2, 2)},
     "FluxControlNetModel": _FLUX | {"pooled_projection_dim": TEXT_WIDTH, "axes_dims_rope": [2, 2, 4]},
+    "FluxTransformer2DModel": _FLUX
+    | {"pooled_projection_dim": TEXT_WIDTH, "guidance_embeds": True, "axes_dims_rope": (2, 2, 4)},
     "HunyuanDiT2DControlNetModel": _HUNYUAN_DIT | {"transformer_num_layers": 4},
     "HunyuanDiT2DModel": _HUNYUAN_DIT | {"num_layers": 4},
     "HunyuanVideo15Transformer3DModel": {

@@ -75,15 +75,6 @@ class Unchecked:
         return True
 
 
-def _flux(channels: int) -> Any:
-    pipe, _ = tiny.flux()
-    return parts.randomise(
-        type(pipe.transformer).from_config(
-            dict(pipe.transformer.config) | {"in_channels": channels, "out_channels": 16}
-        )
-    )
-
-
 def _cosmos(**changes: Any) -> dict[str, Any]:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
     return {"size": 32, "safety_checker": Unchecked(), "scheduler": scheduler} | changes
@@ -150,10 +141,14 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "Flux2KleinKVPipeline": _small_flux_2,
     "Flux2KleinPipeline": _small_flux_2,
     "Flux2Pipeline": lambda: {"size": 64, "text_encoder": None, "tokenizer": None, "call": embeddings("prompt_embeds")},
-    "FluxControlImg2ImgPipeline": lambda: {"transformer": _flux(32)},
-    "FluxControlInpaintPipeline": lambda: {"transformer": _flux(32)},
-    "FluxControlPipeline": lambda: {"transformer": _flux(32)},
-    "FluxFillPipeline": lambda: {"transformer": _flux(48)},
+    "FluxControlImg2ImgPipeline": lambda: {
+        "transformer": network("FluxTransformer2DModel", in_channels=32, out_channels=16)
+    },
+    "FluxControlInpaintPipeline": lambda: {
+        "transformer": network("FluxTransformer2DModel", in_channels=32, out_channels=16)
+    },
+    "FluxControlPipeline": lambda: {"transformer": network("FluxTransformer2DModel", in_channels=32, out_channels=16)},
+    "FluxFillPipeline": lambda: {"transformer": network("FluxTransformer2DModel", in_channels=48, out_channels=16)},
     "FluxKontextInpaintPipeline": lambda: {"call": {"_auto_resize": False, "max_area": 256}},
     "FluxKontextPipeline": lambda: {"call": {"_auto_resize": False, "max_area": 256}},
     "HunyuanSkyreelsImageToVideoPipeline": lambda: {"transformer": video.hunyuan_video_transformer(in_channels=8)},
