@@ -93,7 +93,7 @@ def read_inputs(config: RenderConfig) -> dict[str, Any]:
     from PIL import Image
 
     given = config.inputs | config.call
-    if config.model.controlnet and not {"image", "control_image"} & set(given):
+    if config.model.controlnet and not {"image", "control_image", "conditioning_frames"} & set(given):
         raise ConfigError("inputs: a ControlNet needs its picture; add --inputs.image FILE (or --inputs.control_image)")
     if config.model.ip_adapter and not {"ip_adapter_image", "ip_adapter_image_embeds"} & set(given):
         raise ConfigError("inputs: an IP-Adapter needs a picture; add --inputs.ip_adapter_image FILE")
