@@ -63,9 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         clips = _clips(config, options)
         found, tilts = calibrate_pair(config, clips, options.draws, options.batch, options.samples)
     except (ConfigError, VideoError) as error:
-        fail(str(error))
+        fail(str(error), command="calibrate")
     except LoadError as error:
-        fail(str(error), code=1)
+        fail(str(error), code=1, command="calibrate")
     counted = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
     pair = {role: asdict(filled(config, getattr(config, role))) for role in ("strong", "weak")}
     told = {"pair": pair, "model": asdict(config.model), "counts": counted, **found.plain()}

@@ -148,9 +148,9 @@ class _Parser(jsonargparse.ArgumentParser):
         return " ".join(message.split())
 
 
-def fail(message: str, code: int = 2) -> NoReturn:
-    """Print one line on stderr and exit."""
-    print(f"w2sd_video.render: {message}", file=sys.stderr)
+def fail(message: str, code: int = 2, command: str = "render") -> NoReturn:
+    """Print one line on stderr, headed by the command, and exit."""
+    print(f"w2sd_video.{command}: {message}", file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = _folder(Path(options.folder or f"runs/{options.config}"), config, options)
         table = evaluate(config, folder, options.number_of_prompts, options.number_of_seeds, options.batch)
     except ConfigError as error:
-        fail(str(error))
+        fail(str(error), command="evaluate")
     write_whole(folder / "table.md", table)
     print(table)
     return 0
