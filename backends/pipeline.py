@@ -225,8 +225,9 @@ def _load_controlnet(family: Any, source: Source, denoiser: Config, dtype: torch
     kinds = [one for one in family._get_signature_types()["controlnet"] if hasattr(one, "load_config")]
     config, subfolder = denoiser_config(source, kinds[0], "controlnet", [kind.__name__ for kind in kinds])
     kind = getattr(diffusers, config["_class_name"])
-    told = [name for name in _TOLD_ALIKE if None not in (denoiser.get(name), config.get(name))]
-    alike = {name: _listed(denoiser[name]) for name in told}
+    alike = {name: _listed(denoiser[name]) for name in _TOLD_ALIKE if name in denoiser and name in config}
+    # Networks with motion layers and without say the number of heads by different names.
+    alike = {name: value for name, value in alike.items() if name not in _HEADS or None not in (value, config[name])}
     check_same(alike, _listed(config), where=f"controlnet {str(source)!r}")
     return load_part(kind, source, dtype, subfolder)
 

@@ -256,6 +256,13 @@ def test_a_compiled_denoiser_is_changed_too():
     assert not torch.allclose(reflected(pipe, call), expected, rtol=1e-2, atol=1e-2)
 
 
+def test_an_attention_to_more_than_its_own_tokens_is_not_passed_over_either():
+    """NucleusMoE's image attends to itself and to text at once, so that no map of it is the identity."""
+    pipe, call = tiny.nucleus_moe()
+    with pytest.raises(ValueError, match="very tokens that attend"):
+        reflected(pipe, call, everywhere(perturbed_layers=[0]))
+
+
 # --- side networks ---------------------------------------------------------------------------------------------------
 
 STEPS = 4

@@ -2,12 +2,12 @@
 
 import copy
 import inspect
-import itertools
 
 import diffusers
 import pytest
 import tiny
 import torch
+from helpers import state
 
 from w2sd_video import Branch, reflection
 
@@ -36,63 +36,6 @@ def run(pipe, call, **changes):
         return torch.as_tensor(pipe(**arguments, output_type="np").images)
     result = pipe(**arguments, output_type="latent")
     return result.frames if hasattr(result, "frames") else result.images
-
-
-def state(pipe):
-    """Return everything that a run might leave changed, in a form that can be compared."""
-    modules = [
-        module for part in pipe.components.values() if isinstance(part, torch.nn.Module) for module in part.modules()
-    ]
-    return {
-        "class": type(pipe),
-        "attributes": {name: id(value) for name, value in pipe.__dict__.items() if name in pipe.components},
-        "config": dict(pipe.config),
-        "scheduler": (id(pipe.scheduler), {k: str(v) for k, v in vars(pipe.scheduler).items()}),
-        "modules": [(id(module), sorted(vars(module)), id(vars(module).get("forward"))) for module in modules],
-        "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in modules],
-    }
-
-
-# --- off is off, after is as before ------------------------------------------------------------------------------
-
-
-@systems
-def test_off_is_the_stock_pipeline_and_after_is_as_before(system):
-    pipe, call = SYSTEMS[system]()
-    stock = run(pipe, call)
-    before = state(pipe)
-    with reflection(pipe, strong=STRONG, weak=WEAK, reflection_steps=0) as off:
-        assert torch.equal(run(pipe, call), stock)
-    assert (off.nfe["strong"], off.nfe["weak"], off.reflected_steps) == (0, 0, 0)
-    with reflection(pipe, strong=STRONG, weak=WEAK, strength=0.0):
-        assert torch.equal(run(pipe, call), stock)
-    with reflection(pipe, strong=STRONG, weak=WEAK) as on:
-        assert not torch.equal(run(pipe, call), stock)
-    assert on.reflected_steps == STEPS - 1
-    assert state(pipe) == before
-    assert torch.equal(run(pipe, call), stock)
-
-
-@systems
-def test_an_exception_inside_leaves_nothing_changed(system):
-    pipe, call = SYSTEMS[system]()
-    stock, before = run(pipe, call), state(pipe)
-
-    class StopError(Exception):
-        pass
-
-    denoiser = getattr(pipe, "transformer", None) or pipe.unet
-    calls = itertools.count()
-
-    def fail_late(module, args, kwargs):
-        if next(calls) == 4:
-            raise StopError
-
-    handle = denoiser.register_forward_pre_hook(fail_late, with_kwargs=True)
-    with pytest.raises(StopError), reflection(pipe, strong=STRONG, weak=WEAK):
-        run(pipe, call)
-    handle.remove()
-    assert state(pipe) == before and torch.equal(run(pipe, call), stock)
 
 
 # --- on equals the plain loop ------------------------------------------------------------------------------------
@@ -332,21 +275,6 @@ def test_a_pure_guidance_gap_costs_no_weak_evaluation_with_current_inversion(sys
     assert separate.nfe["weak"] == 2 * (STEPS - 1)
 
 
-@pytest.mark.parametrize("system", ["animatediff", "cogvideox"])
-def test_second_weights_answer_in_the_denoisers_place(system):
-    """Base, strong and weak all with the second denoiser is the pipeline of that denoiser."""
-    pipe, call = SYSTEMS[system]()
-    name = "unet" if hasattr(pipe, "unet") else "transformer"
-    second = tiny.randomise(copy.deepcopy(getattr(pipe, name)))
-    with reflection(pipe, **{role: Branch(weights=second) for role in ("base", "strong", "weak")}):
-        result = run(pipe, call)
-    first = getattr(pipe, name)
-    setattr(pipe, name, second)
-    with reflection(pipe, strong=Branch(), weak=Branch()):
-        assert torch.equal(run(pipe, call), result)
-    setattr(pipe, name, first)
-
-
 def add_lora(pipe, name, seed):
     from peft import LoraConfig
 
@@ -376,7 +304,7 @@ def test_lora_scales_are_those_of_set_adapters_and_come_back():
 
 def test_a_cumulative_gap_sets_several_fields_at_once():
     pipe, call = tiny.animatediff()
-    second = tiny.randomise(copy.deepcopy(pipe.unet))
+    second = tiny.randomise(copy.deepcopy(pipe.unet), gain=1.2)
     weak = Branch(guidance_scale=0.0, weights=second, prompt="a green square")
     with reflection(pipe, strong=STRONG, weak=weak) as reflected:
         assert torch.isfinite(run(pipe, call)).all()
@@ -555,7 +483,7 @@ def test_a_pipeline_that_writes_into_its_latents_is_reflected_alike():
 
 def test_a_compiled_denoiser_is_told_its_arguments_by_name():
     pipe, call = tiny.cogvideox()
-    gap = {"strong": STRONG, "weak": Branch(weights=tiny.randomise(copy.deepcopy(pipe.transformer)))}
+    gap = {"strong": STRONG, "weak": Branch(weights=tiny.randomise(copy.deepcopy(pipe.transformer), gain=1.2))}
     with reflection(pipe, **gap):
         expected = run(pipe, call)
     pipe.transformer = torch.compile(pipe.transformer, backend="eager")

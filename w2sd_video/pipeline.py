@@ -75,7 +75,12 @@ def check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the argument, its value and what to do instead.
     """
-    neutral = {"control_guidance_start": 0.0, "control_guidance_end": 1.0, "adapter_conditioning_factor": 1.0}
+    neutral = {
+        "control_guidance_start": 0.0,
+        "control_guidance_end": 1.0,
+        "adapter_conditioning_factor": 1.0,
+        "cfg_trunc_ratio": 1.0,
+    }
     for name in ("denoising_start", "denoising_end", "skip_guidance_layers", *neutral):
         value = arguments.get(name)
         values = value if isinstance(value, (list, tuple)) and name in neutral else [value]

@@ -140,12 +140,14 @@ def _is_self_attention(name: str, module: nn.Module) -> bool:
 
 
 class _IdentityMap(AttentionScoreSkipFunctionMode):
-    """diffusers' mode, in which attention gives back its values, and whether there was any."""
+    """diffusers' mode, in which attention gives back its values, and whether there was any that it can do so for."""
 
     seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen |= func is nn.functional.scaled_dot_product_attention
+        if func is nn.functional.scaled_dot_product_attention:
+            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            self.seen |= given["query"].shape[2] == given["value"].shape[2]
         return super().__torch_function__(func, types, args, kwargs)
 
 
@@ -157,8 +159,8 @@ def _with_identity_map(attention: nn.Module) -> Callable[..., Any]:
             result = forward(*args, **kwargs)
         if not mode.seen:
             raise ValueError(
-                f"perturbed_layers: this {type(attention).__name__} does not attend by torch's own function; set the "
-                "attention backend to native"
+                f"perturbed_layers: this {type(attention).__name__} does not attend by torch's own function to the "
+                "very tokens that attend; set the attention backend to native, or leave the block out"
             )
         return result
 
