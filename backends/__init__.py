@@ -1,7 +1,7 @@
 """Model families: how each is loaded, and how a second denoiser is kept beside a pipeline's own.
 
-A backend (`animatediff`, `cogvideox`) has two public functions: `load`, which returns a stock diffusers pipeline, and
-`predictor`, for people with their own sampling loop.
+A backend (`animatediff`, `cogvideox`, `dit_moe`, and `pipeline` for all others) has a function `load`, which returns a
+pipeline; the first two also have `predictor`, for people with their own sampling loop.
 """
 
 from __future__ import annotations

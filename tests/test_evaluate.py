@@ -102,3 +102,17 @@ def test_standard_errors():
     # For a mean, the jackknife is the standard error itself.
     left_out = [float(np.delete(values, i).mean()) for i in range(4)]
     assert evaluate._jackknife(left_out) == pytest.approx(evaluate._error(values))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--bogus", "1"], "w2sd_video.evaluate: unknown option --bogus"),
+        (["--config", "miniature-animatediff-control"], "inputs.conditioning_frames: a model with inputs cannot be"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(capsys, words, said):
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(words)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and said in error

@@ -472,6 +472,7 @@ def test_a_setting_that_a_pipeline_cannot_be_given_is_refused_before_sampling(br
         ({"perturbed_layers": [1.5]}, TypeError, "perturbed_layers must hold block numbers or names, got 1.5"),
         ({"guidance_scale": (1.0, 2.0, 3.0)}, TypeError, "guidance_scale must be a number"),
         ({"negative_prompt": 3}, TypeError, "negative_prompt must be text"),
+        ({"weights": ("high", "low")}, TypeError, "a pair of weights must be of modules, got str"),
     ],
 )
 def test_branch_fields_are_checked(fields, error, said):

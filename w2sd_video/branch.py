@@ -55,8 +55,12 @@ class Branch:
         for scale in _one_or_pair(self.guidance_scale):
             _check_number("guidance_scale", scale)
         for module in _one_or_pair(self.weights):
-            if module is not None and not isinstance(module, (nn.Module, str)):
-                raise TypeError(f"weights must be a module or the name of one, got {type(module).__name__}")
+            is_pair = module is not self.weights
+            if module is not None and not isinstance(module, nn.Module if is_pair else (nn.Module, str)):
+                allowed = (
+                    "a pair of weights must be of modules" if is_pair else "weights must be a module or the name of one"
+                )
+                raise TypeError(f"{allowed}, got {type(module).__name__}")
         if self.lora is not None:
             if not isinstance(self.lora, Mapping):
                 raise TypeError(f"lora must map adapter names to scales, got {self.lora!r}")

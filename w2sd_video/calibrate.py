@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     options, rest = _options().parse_known_args(sys.argv[1:] if argv is None else argv)
     output = Path(options.output)
     try:
-        config = parse(["--config", options.config, *rest]).config
+        config = parse(["--config", options.config, *rest], command="calibrate").config
         for name, most in (("draws", 1000), ("levels", 1000), ("number_of_clips", 10**4), ("batch", 1024)):
             value = getattr(options, name)
             if value is not None and not 1 <= value <= most:

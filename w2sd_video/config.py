@@ -66,13 +66,18 @@ def read_config(name: str) -> dict[str, Any]:
     return data or {}
 
 
-def parse(argv: list[str]) -> Request:
+def parse(argv: list[str], command: str = "render") -> Request:
     """Read a command line, with the configuration that it names; exits with code 2 and one line if it makes no sense.
+
+    Args:
+        argv: the words of the command line.
+        command: heads that line.
 
     Raises:
         ConfigError: a value that is out of range, unknown, or does not fit the others.
     """
     parser = _parser()
+    parser.command = command
     file = read_config(parser.parse_args(argv).config)
     prompts = file.pop("prompts", None)
     found = parser.parse_args(argv, namespace=parser.parse_object(file))
@@ -120,6 +125,8 @@ def _read_prompts(path: str) -> list[str]:
 class _Parser(jsonargparse.ArgumentParser):
     """jsonargparse with dashes in the names of options, switches for truth values, and errors of one line."""
 
+    command = "render"
+
     def add_argument(self, *names: str, **settings: Any) -> Any:
         if names[0].startswith("--") and "_" in names[0]:
             names = (names[0].replace("_", "-"), *names)
@@ -131,7 +138,7 @@ class _Parser(jsonargparse.ArgumentParser):
         return super().add_argument(*names, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(self._plain(message))
+        fail(self._plain(message), command=self.command)
 
     def _plain(self, message: str) -> str:
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):

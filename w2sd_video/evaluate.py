@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from w2sd_video.config import DEFAULT_CONFIG, fail, parse
 from w2sd_video.plan import check_plan, evaluations, panels
-from w2sd_video.render import load, quiet, sample_clips
+from w2sd_video.render import LoadError, load, quiet, sample_clips
 from w2sd_video.sampler import WeakInversion
 from w2sd_video.settings import ConfigError, RenderConfig
 from w2sd_video.sources import MINIATURE, index_of, is_class_conditional
@@ -31,6 +31,8 @@ from w2sd_video.video import write_whole
 
 PROMPTS = 256
 """Prompts unless told, or all of them where there are fewer."""
+EQUAL = "strong, NFE of W2SD"
+"""The arm that the others are compared with."""
 REFERENCE_SEEDS = 8
 """Real clips a prompt that the Fréchet distance is measured against; their seeds are no sample's."""
 
@@ -58,10 +60,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the evaluation that a command line names, print its table and write it beside the scores."""
     options, rest = _options().parse_known_args(sys.argv[1:] if argv is None else argv)
     try:
-        config = parse(["a red circle moving left", "--config", options.config, *rest]).config
+        config = parse(["a red circle moving left", "--config", options.config, *rest], command="evaluate").config
         check_plan(config)
         if not config.model.pretrained.startswith(MINIATURE):
             raise ConfigError(f"config {options.config}: only miniatures can be measured, for they have a classifier")
+        if config.inputs:
+            raise ConfigError(
+                f"inputs.{next(iter(config.inputs))}: a model with inputs cannot be measured, for each "
+                "prompt would need its own"
+            )
         there_are = len(known_prompts(config))
         if options.number_of_prompts is None:
             options.number_of_prompts = min(PROMPTS, there_are)
@@ -72,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         table = evaluate(config, folder, options.number_of_prompts, options.number_of_seeds, options.batch)
     except ConfigError as error:
         fail(str(error), command="evaluate")
+    except LoadError as error:
+        fail(str(error), code=1, command="evaluate")
     write_whole(folder / "table.md", table)
     print(table)
     return 0
@@ -102,9 +111,6 @@ def arms(config: RenderConfig) -> dict[str, RenderConfig]:
         **reflected,
         "S2WD": replace(config, strong=config.weak, weak=config.strong),
     }
-
-
-EQUAL = "strong, NFE of W2SD"
 
 
 def known_prompts(config: RenderConfig) -> list[str]:

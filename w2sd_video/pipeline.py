@@ -34,6 +34,7 @@ def check_loop(pipe: Any) -> None:
 
     Raises:
         TypeError: no such loop, or a scheduler that cannot be reflected.
+        ValueError: the pipeline is being reflected already.
     """
     Trajectory.check(pipe.scheduler)
     if is_presented(pipe.scheduler):

@@ -29,7 +29,7 @@ from w2sd_video.sources import (
     stages_of,
 )
 
-_SECOND_ORDER = ("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "DPMSolverSDEScheduler")
+_SECOND_ORDER = ("HeunDiscreteScheduler", "DPMSolverSDEScheduler")
 """Schedulers that evaluate twice a step, but for the last."""
 
 _EXPERTS = ("num_routed_experts", "n_routed_experts", "num_experts")

@@ -185,7 +185,7 @@ def sample_clips(
         try:
             result = pipe(**arguments, **inputs)
             frames = to_uint8(result.images[:, None] if hasattr(result, "images") else result.frames)
-        except ValueError as error:  # how pipelines refuse what they are called with
+        except (TypeError, ValueError) as error:  # how pipelines refuse what they are called with
             raise ConfigError(first_line(error)) from error
     return frames, dict(run.nfe)
 

@@ -153,8 +153,17 @@ def reflect_step(
 ) -> Generator[Request, torch.Tensor, torch.Tensor]:
     """Reflect latents at step ``i``: yield requests, be sent predictions, return the displaced latents.
 
-    The step that counts is not taken here: it belongs to the scheduler (algorithm 1 of the paper). ``draw`` makes the
-    noise of Re-Sampling.
+    The step that counts is not taken here: it belongs to the scheduler (algorithm 1 of the paper).
+
+    Args:
+        trajectory: the levels.
+        latents: tensor of any shape, at ``trajectory.level(i)``.
+        i: the step, counted from the noisiest.
+        settings: how to reflect.
+        draw: makes the noise of Re-Sampling, like the latents that it is given.
+
+    Raises:
+        ValueError: a step that predictions of this kind cannot invert.
     """
     span = settings.span
     here, below = trajectory.level(i), trajectory.level_below(i, span)
@@ -242,7 +251,7 @@ def sample(
 
     Raises:
         TypeError: an unknown scheduler.
-        ValueError: a setting out of range.
+        ValueError: a setting out of range, a file that holds no strengths, or timesteps that were never set.
     """
     settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance, span)
     scheduler = copy.deepcopy(scheduler)

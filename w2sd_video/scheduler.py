@@ -8,7 +8,6 @@ it wraps, which therefore sees what it would see in a loop of its own.
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -101,8 +100,8 @@ class Walk:
         self._weak: torch.Tensor | None = None
         self._step_signature = inspect.signature(self.wrapped.step)
         self._timesteps_signature = inspect.signature(self.wrapped.set_timesteps)
-        self.set_timesteps = with_signature(functools.partial(self._set_timesteps), self._timesteps_signature)
-        self.step = with_signature(functools.partial(self._step), self._step_signature)
+        self.set_timesteps = with_signature(self._set_timesteps, self._timesteps_signature)
+        self.step = with_signature(self._step, self._step_signature)
 
     @property
     def stock_calls(self) -> int:
@@ -157,7 +156,7 @@ class Walk:
 
     def __deepcopy__(self, memo: Any) -> Any:
         """Refuse to be copied while reflecting: each copy would reflect on its own, against the others."""
-        if self._settings.reflection_steps == 0:
+        if not self._settings.is_on:
             return copy.deepcopy(self.wrapped, memo)
         raise ValueError(
             "this pipeline copies its scheduler (several latents walk side by side, as in joint audio and video), "

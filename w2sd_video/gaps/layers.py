@@ -126,9 +126,12 @@ def _registered_order(block: nn.Module) -> list[str] | None:
         known = TransformerBlockRegistry.get(type(block))
     except ValueError:
         return None
-    order = {known.return_hidden_states_index: known.hidden_states_argument_name}
+    names = [  # earlier versions of diffusers name no arguments, and register no block with others
+        getattr(known, f"{kind}_argument_name", kind) for kind in ("hidden_states", "encoder_hidden_states")
+    ]
+    order = {known.return_hidden_states_index: names[0]}
     if known.return_encoder_hidden_states_index is not None:
-        order[known.return_encoder_hidden_states_index] = known.encoder_hidden_states_argument_name
+        order[known.return_encoder_hidden_states_index] = names[1]
     return [order[index] for index in sorted(order)]
 
 
