@@ -95,7 +95,10 @@ def read_video(path: str | Path) -> np.ndarray:
         reader = decord.VideoReader(str(path))
         return reader.get_batch(range(len(reader))).asnumpy()
     except (decord.DECORDError, IndexError, RuntimeError) as error:
-        raise VideoError(f"{path}: not a video that can be decoded, or a damaged one") from error
+        raise VideoError(
+            f"{path}: not a video that can be decoded, or a damaged one; of those narrower than 200 pixels decord cannot "
+            "decode some, which must be enlarged"
+        ) from error
 
 
 def read_picture(path: str | Path) -> np.ndarray:
