@@ -96,8 +96,8 @@ def read_video(path: str | Path) -> np.ndarray:
         return reader.get_batch(range(len(reader))).asnumpy()
     except (decord.DECORDError, IndexError, RuntimeError) as error:
         raise VideoError(
-            f"{path}: not a video that can be decoded, or a damaged one; of those narrower than 200 pixels decord cannot "
-            "decode some, which must be enlarged"
+            f"{path}: not a video that can be decoded, or a damaged one; of those narrower than 200 pixels decord "
+            "cannot decode some, which must be enlarged"
         ) from error
 
 
