@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from w2sd_video.branch import Branch
-from w2sd_video.gaps.swaps import swapped
+from w2sd_video.gaps.swaps import scale_like, swapped
 from w2sd_video.rehearsal import CallState
 from w2sd_video.sampler import Role
 from w2sd_video.signatures import named_signature
@@ -57,8 +57,7 @@ class ControlSwitch:
         if scale == 0 and self._zeros is not None:
             return self._zeros
         if scale is not None:
-            own = arguments.get("conditioning_scale")
-            arguments["conditioning_scale"] = [scale] * len(own) if isinstance(own, (list, tuple)) else scale
+            arguments["conditioning_scale"] = scale_like(arguments.get("conditioning_scale"), scale)
         own_text, text = self._state.rehearsals.get(None), self._state.rehearsals.get(branch.text)
         if own_text is not None and text is not None:
             arguments |= own_text.control_changes(text, next(iter(arguments)))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from w2sd_video.gaps.swaps import Swap
+from w2sd_video.gaps.swaps import Swap, scale_like
 
 
 def ip_adapter_scales(denoiser: nn.Module, scale: float) -> list[Swap]:
@@ -22,9 +22,4 @@ def ip_adapter_scales(denoiser: nn.Module, scale: float) -> list[Swap]:
             f"a branch has ip_adapter_scale={scale:g}, but no IP-Adapter is loaded into this "
             f"{type(denoiser).__name__}; load one by pipe.load_ip_adapter(...)"
         )
-    return [(adapter, {"scale": _like(adapter.scale, scale)}) for adapter in adapters]
-
-
-def _like(before: Any, scale: float) -> Any:
-    """Return a scale in the form of the one before: one for each adapter, or a number."""
-    return [scale] * len(before) if isinstance(before, (list, tuple)) else scale
+    return [(adapter, {"scale": scale_like(adapter.scale, scale)}) for adapter in adapters]

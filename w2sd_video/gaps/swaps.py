@@ -35,3 +35,8 @@ def swapped(swaps: Sequence[Swap]) -> Iterator[None]:
                 del own[name]
             else:
                 own[name] = before
+
+
+def scale_like(before: Any, scale: float) -> Any:
+    """Return a scale in the form of the one before: one for each of several side networks, or a number."""
+    return [scale] * len(before) if isinstance(before, (list, tuple)) else scale

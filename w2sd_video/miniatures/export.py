@@ -14,6 +14,8 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     ControlNetModel,
+    DiffusionPipeline,
+    ModelMixin,
     MotionAdapter,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
@@ -30,8 +32,6 @@ from .world import prompts
 
 def export_animatediff(out: Path, weights: Path) -> None:
     """Assemble `weights/animatediff`: a pipeline with the strong UNet, and the weak one in `unet_weak`."""
-    folder = weights / "animatediff"
-    shutil.rmtree(folder, ignore_errors=True)
     pipe = AnimateDiffPipeline(
         vae=AutoencoderKL.from_pretrained(out / "image_vae"),
         text_encoder=CLIPTextModel.from_pretrained(out / "clip"),
@@ -40,11 +40,7 @@ def export_animatediff(out: Path, weights: Path) -> None:
         motion_adapter=MotionAdapter.from_pretrained(out / "motion_adapter"),
         scheduler=ddim_scheduler(),
     )
-    for part in (pipe.vae, pipe.unet, pipe.motion_adapter):  # a half precision text encoder would load as such
-        part.to(torch.float16)
-    pipe.save_pretrained(folder)
-    UNet2DConditionModel.from_pretrained(out / "unet_weak").to(torch.float16).save_pretrained(folder / "unet_weak")
-    _forget_origin(folder)
+    _save(weights / "animatediff", pipe, unet_weak=UNet2DConditionModel.from_pretrained(out / "unet_weak"))
 
 
 def export_lora(out: Path, weights: Path) -> None:
@@ -62,8 +58,6 @@ def export_controlnet(out: Path, weights: Path) -> None:
 
 def export_cogvideox(out: Path, weights: Path) -> None:
     """Assemble `weights/cogvideox`: a pipeline with the strong transformer, and the weak one in `transformer_weak`."""
-    folder = weights / "cogvideox"
-    shutil.rmtree(folder, ignore_errors=True)
     pipe = CogVideoXPipeline(
         vae=AutoencoderKLCogVideoX.from_pretrained(out / "video_vae"),
         text_encoder=T5EncoderModel.from_pretrained(out / "t5"),
@@ -71,18 +65,12 @@ def export_cogvideox(out: Path, weights: Path) -> None:
         transformer=CogVideoXTransformer3DModel.from_pretrained(out / "transformer_strong"),
         scheduler=cogvideox_scheduler(),
     )
-    for part in (pipe.vae, pipe.transformer):
-        part.to(torch.float16)
-    pipe.save_pretrained(folder)
     weak = CogVideoXTransformer3DModel.from_pretrained(out / "transformer_weak")
-    weak.to(torch.float16).save_pretrained(folder / "transformer_weak")
-    _forget_origin(folder)
+    _save(weights / "cogvideox", pipe, transformer_weak=weak)
 
 
 def export_pixart(out: Path, weights: Path) -> None:
     """Assemble `weights/pixart`: a pipeline with the strong transformer, and the weak one in `transformer_weak`."""
-    folder = weights / "pixart"
-    shutil.rmtree(folder, ignore_errors=True)
     pipe = PixArtAlphaPipeline(
         vae=AutoencoderKL.from_pretrained(out / "image_vae"),
         text_encoder=T5EncoderModel.from_pretrained(out / "t5"),
@@ -90,28 +78,19 @@ def export_pixart(out: Path, weights: Path) -> None:
         transformer=PixArtTransformer2DModel.from_pretrained(out / "pixart_strong"),
         scheduler=ddim_scheduler(),
     )
-    for part in (pipe.vae, pipe.transformer):
-        part.to(torch.float16)
-    pipe.save_pretrained(folder)
     weak = PixArtTransformer2DModel.from_pretrained(out / "pixart_weak")
-    weak.to(torch.float16).save_pretrained(folder / "transformer_weak")
-    _forget_origin(folder)
+    _save(weights / "pixart", pipe, transformer_weak=weak)
 
 
 def export_dit_moe(out: Path, weights: Path) -> None:
     """Assemble `weights/dit_moe`; its weak model is itself with other experts."""
-    folder = weights / "dit_moe"
-    shutil.rmtree(folder, ignore_errors=True)
     pipe = DiTMoEPipeline(
         transformer=DiTMoETransformer2DModel.from_pretrained(out / "dit_moe"),
         vae=AutoencoderKL.from_pretrained(out / "image_vae"),
         scheduler=ddim_scheduler(),
         id2label=dict(enumerate(prompts(sizes_and_speeds=False))),
     )
-    for part in (pipe.vae, pipe.transformer):
-        part.to(torch.float16)
-    pipe.save_pretrained(folder)
-    _forget_origin(folder)
+    _save(weights / "dit_moe", pipe)
 
 
 def export_classifier(out: Path, weights: Path) -> None:
@@ -122,6 +101,18 @@ def export_classifier(out: Path, weights: Path) -> None:
 def export_image_classifier(out: Path, weights: Path) -> None:
     """Copy `out/image_classifier` to `weights/image_classifier`."""
     shutil.copytree(out / "image_classifier", weights / "image_classifier", dirs_exist_ok=True)
+
+
+def _save(folder: Path, pipe: DiffusionPipeline, **seconds: ModelMixin) -> None:
+    """Write a pipeline and second denoisers in half precision, but for the text encoder, which would load as such."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("vae", "unet", "transformer", "motion_adapter"):
+        if name in pipe.components:
+            pipe.components[name].to(torch.float16)
+    pipe.save_pretrained(folder)
+    for name, second in seconds.items():
+        second.to(torch.float16).save_pretrained(folder / name)
+    _forget_origin(folder)
 
 
 def _forget_origin(folder: Path) -> None:
