@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from w2sd_video.calibration import FEWEST_CLIPS
-from w2sd_video.evaluate import known_prompts
 from w2sd_video.render import VIDEOS
 from w2sd_video.settings import ConfigError, RenderConfig
+from w2sd_video.sources import index_of, is_class_conditional
 from w2sd_video.video import read_picture, read_video
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -75,17 +75,31 @@ def clips_of_folder(folder: Path, config: RenderConfig) -> list[Clip]:
 
 def clips_of_world(config: RenderConfig, count: int, seed: int) -> list[Clip]:
     """Return clips of the miniatures' world, with prompts in turn; they were in no training set but by chance."""
-    from w2sd_video.miniatures import world
-
     known = known_prompts(config)
     order = np.random.default_rng(seed).permutation(len(known))
-    prompts = [known[order[k % len(known)]] for k in range(count)]
-    trail = world.COMET if config.model.lora else world.TRAIL
-    first = 3 * 10**6 + seed * 10**4  # no seeds of an evaluation's
-    frames = config.frames or 1
+    return real_clips(config, [known[order[k % len(known)]] for k in range(count)], 3 * 10**6 + seed * 10**4)
+
+
+def known_prompts(config: RenderConfig) -> list[str]:
+    """Return what a miniature can be asked for: all prompts of the world, or the names of its classes."""
+    from w2sd_video.miniatures import world
+
+    if is_class_conditional(config.model):
+        return list(index_of(config.model)["id2label"].values())
+    return world.prompts()
+
+
+def real_clips(config: RenderConfig, prompts: Sequence[str], first_seed: int) -> list[Clip]:
+    """Return a clip of the miniatures' world for each prompt, as the model should make it; with a LoRA in its style.
+
+    The seeds follow from `first_seed`; those below a million belong to samples.
+    """
+    from w2sd_video.miniatures import world
+
+    trail, frames = world.COMET if config.model.lora else world.TRAIL, config.frames or 1
     return [
-        Clip(f"{prompt} (seed {first + k})", prompt, partial(world.clip, prompt, first + k, frames, trail))
-        for k, prompt in enumerate(prompts)
+        Clip(f"{prompt} (seed {seed})", prompt, partial(world.clip, prompt, seed, frames, trail))
+        for seed, prompt in enumerate(prompts, first_seed)
     ]
 
 

@@ -21,12 +21,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from tqdm import tqdm
 
+from w2sd_video.clips import known_prompts
 from w2sd_video.config import DEFAULT_CONFIG, fail, parse
 from w2sd_video.plan import check_plan, evaluations, panels
 from w2sd_video.render import LoadError, load, quiet, sample_clips
 from w2sd_video.sampler import WeakInversion
 from w2sd_video.settings import ConfigError, RenderConfig
-from w2sd_video.sources import MINIATURE, index_of, is_class_conditional
+from w2sd_video.sources import MINIATURE
 from w2sd_video.video import write_whole
 
 PROMPTS = 256
@@ -111,15 +112,6 @@ def arms(config: RenderConfig) -> dict[str, RenderConfig]:
         **reflected,
         "S2WD": replace(config, strong=config.weak, weak=config.strong),
     }
-
-
-def known_prompts(config: RenderConfig) -> list[str]:
-    """Return what a miniature can be asked for: all prompts of the world, or the names of its classes."""
-    from w2sd_video.miniatures import world
-
-    if is_class_conditional(config.model):
-        return list(index_of(config.model)["id2label"].values())
-    return world.prompts()
 
 
 def evaluate(config: RenderConfig, folder: Path, n_prompts: int, n_seeds: int, batch: int) -> str:

@@ -115,13 +115,18 @@ def _judge(samples: torch.Tensor) -> Classifier:
     return load_classifier("classifier" if samples.shape[1] > 1 else "image_classifier")
 
 
-@torch.no_grad()
 def classify(samples: Samples) -> list[Attributes]:
     """What is seen in each of the `samples`, clips or pictures, given as to `as_tensor`."""
-    x = as_tensor(samples)
-    logits = [_judge(x)(part) for part in x.split(256)]
-    seen = {name: torch.cat([part[name] for part in logits]).argmax(1).tolist() for name in HEADS}
+    seen = {name: found.argmax(1).tolist() for name, found in logits(samples).items()}
     return [Attributes(*(HEADS[name][seen[name][i]] for name in HEADS)) for i in range(len(seen["shape"]))]
+
+
+@torch.no_grad()
+def logits(samples: Samples) -> dict[str, torch.Tensor]:
+    """The logits (n, labels) of every head for `samples`, clips or pictures, given as to `as_tensor`."""
+    x = as_tensor(samples)
+    parts = [_judge(x)(part) for part in x.split(256)]
+    return {name: torch.cat([part[name] for part in parts]) for name in HEADS}
 
 
 def adherence(samples: Samples, prompts: Sequence[str]) -> dict[str, float]:

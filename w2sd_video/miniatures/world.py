@@ -94,12 +94,17 @@ class Motion:
     radius: float
 
 
+def speeds(word: str | None) -> tuple[float, float]:
+    """The range of speeds of a word, in pixels a frame; without a word, of all there are."""
+    return SPEEDS[word] if word else (SPEEDS["slowly"][0], SPEEDS["quickly"][1])
+
+
 def motion(what: str | Attributes, seed: int, frames: int = 8) -> Motion:
     """The exact motion of the sprite that `clip` with the same arguments draws."""
     attributes = parse(what) if isinstance(what, str) else what
     rng = np.random.default_rng(seed)
     radius = rng.uniform(*SIZES.get(attributes.size or "", (SIZES["small"][0], SIZES["large"][1])))
-    speed = rng.uniform(*SPEEDS.get(attributes.speed or "", (SPEEDS["slowly"][0], SPEEDS["quickly"][1])))
+    speed = rng.uniform(*speeds(attributes.speed))
     along = np.array(DIRECTIONS[attributes.direction], dtype=np.float64)
     offsets = (np.arange(frames) - (frames - 1) / 2) * speed
     slack = np.where(along != 0, SIZE / 2 - radius - offsets[-1], SIZE / 2 - radius - 2)  # keeps the sprite inside

@@ -1,0 +1,92 @@
+"""What is measured of samples, by name; a metric is imported and loaded when it is asked for.
+
+A ``Score`` judges each clip on its own, a ``Distance`` all clips of an arm together, by features of each.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+
+class MetricUnavailable(Exception):
+    """A metric whose weights or packages cannot be had; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number for each clip.
+
+    Attributes:
+        name: of the metric.
+        higher_is_better: whether more of it is better.
+        of: ``(clips, prompts) -> (n,)``, of clips uint8 (n, frames, height, width, 3), an image being a clip of one
+            frame; NaN where a clip has none.
+    """
+
+    name: str
+    higher_is_better: bool
+    of: Callable[[np.ndarray, Sequence[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A number for a set of clips.
+
+    Attributes:
+        name: of the metric.
+        higher_is_better: whether more of it is better.
+        features: ``clips -> (n, d)``.
+        between: ``(features, real features) -> number``; the real ones are None for a metric that needs none.
+        needs_real: whether it compares with real clips.
+    """
+
+    name: str
+    higher_is_better: bool
+    features: Callable[[np.ndarray], np.ndarray]
+    between: Callable[[np.ndarray, np.ndarray | None], float]
+    needs_real: bool = True
+
+
+Metric = Score | Distance
+
+METRICS = {
+    "adherence": "miniature",
+    "likelihood": "miniature",
+    "comets": "miniature",
+    "motion_error": "miniature",
+    "frechet_distance": "miniature",
+}
+"""Every metric, and the module of this package that has a function of its name, which loads it."""
+
+
+def check_name(name: str) -> None:
+    """Refuse a metric that does not exist.
+
+    Raises:
+        ValueError: an unknown name; the message says which there are.
+    """
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, n=1)
+        meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(METRICS)}"
+        raise ValueError(f"unknown metric {name!r}; {meant}")
+
+
+def load_metric(name: str, **options: Any) -> Metric:
+    """Load a metric.
+
+    Args:
+        name: one of ``METRICS``.
+        options: ``source``, a folder or a hub id to load its weights from instead of the published ones; ``device``.
+
+    Raises:
+        ValueError: an unknown name, or an option that this metric does not have.
+        MetricUnavailable: weights or a package that cannot be had.
+    """
+    check_name(name)
+    return getattr(import_module(f"w2sd_video.metrics.{METRICS[name]}"), name)(**options)

@@ -1,0 +1,74 @@
+"""Metrics of the miniatures' world, where what a prompt asks for is known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from w2sd_video.metrics import Distance, Score
+from w2sd_video.miniatures import classifier, world
+
+
+def adherence() -> Score:
+    """Whether shape, colour and direction are all as the prompt says, 0 or 1."""
+
+    def of(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        wanted, seen = [world.parse(prompt) for prompt in prompts], classifier.classify(clips)
+        heads = classifier.HEADS
+        right = [all(getattr(w, h) == getattr(s, h) for h in heads) for w, s in zip(wanted, seen, strict=True)]
+        return np.array(right, float)
+
+    return Score("adherence", True, of)
+
+
+def likelihood() -> Score:
+    """Logarithm of the probability that the classifier gives to the prompt's shape, colour and direction."""
+
+    def of(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        labels = torch.tensor([classifier.labels_of(world.parse(prompt)) for prompt in prompts])
+        every = classifier.logits(clips).values()
+        chosen = [part.log_softmax(1).gather(1, labels[:, i : i + 1]) for i, part in enumerate(every)]
+        return torch.cat(chosen, 1).sum(1).double().numpy()
+
+    return Score("likelihood", True, of)
+
+
+def comets() -> Score:
+    """Whether the trail is of the style that the LoRA was trained on, 0 or 1."""
+    return Score("comets", True, lambda clips, _: classifier.comets(clips).astype(float))
+
+
+def motion_error() -> Score:
+    """How far, in pixels, the seen centres are from the nearest motion that the world could make of the prompt.
+
+    The world moves a sprite uniformly, along one axis, at a speed within the range of its word. The nearest such motion
+    is a least-squares fit; the error is the root mean square distance from it over the frames.
+    """
+    return Score("motion_error", False, _motion_errors)
+
+
+def _motion_errors(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    if clips.shape[1] == 1:
+        return np.full(len(clips), np.nan)
+    time = np.arange(clips.shape[1]) - (clips.shape[1] - 1) / 2
+    errors = []
+    for centres, prompt in zip(world.centres(clips), prompts, strict=True):
+        wanted = world.parse(prompt)
+        slowest, fastest = world.speeds(wanted.speed)
+        offsets = centres - centres.mean(0)
+        along = np.array(world.DIRECTIONS[wanted.direction], float)
+        speed = np.clip(time @ offsets @ along / (time @ time), slowest, fastest)
+        errors.append(np.sqrt(((offsets - speed * time[:, None] * along) ** 2).sum(1).mean()))
+    return np.array(errors)
+
+
+def frechet_distance() -> Distance:
+    """Fréchet distance of the classifier's features to those of real clips; it depends on how many there are."""
+
+    def between(features: np.ndarray, real: np.ndarray | None) -> float:
+        assert real is not None
+        return classifier.frechet_distance(features, real)
+
+    return Distance("frechet_distance", False, classifier.features, between)
