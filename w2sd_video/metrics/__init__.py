@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 
-class MetricUnavailable(Exception):
+class MetricUnavailableError(Exception):
     """A metric whose weights or packages cannot be had; the message is one line."""
 
 
@@ -86,7 +86,7 @@ def load_metric(name: str, **options: Any) -> Metric:
 
     Raises:
         ValueError: an unknown name, or an option that this metric does not have.
-        MetricUnavailable: weights or a package that cannot be had.
+        MetricUnavailableError: weights or a package that cannot be had.
     """
     check_name(name)
     return getattr(import_module(f"w2sd_video.metrics.{METRICS[name]}"), name)(**options)
