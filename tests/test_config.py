@@ -178,7 +178,10 @@ def test_a_sidecar_is_a_configuration(write):
         ("--reflection-steps [0,2]", "reflection_steps [0.0, 2.0]: a window must be"),
         ("--reflection-steps all", "must be a whole number or a pair of numbers like [0, 0.5] or null"),
         ("--inversion explicit --reflection-steps 50", "cannot reflect the last step; at most 49"),
-        ("--inversion euler", "inversion euler: must be one of paper, explicit, current, implicit, resample"),
+        (
+            "--inversion euler",
+            "inversion euler: must be one of paper, explicit, current, implicit, resample, resample-advanced",
+        ),
         ("--rounds 0", "rounds 0: must be from 1"),
         ("--strength 11", "strength 11.0: must be from -10 to 10"),
         ("--strength nan", "strength 'nan': cannot be read: No such file"),

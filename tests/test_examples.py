@@ -111,7 +111,13 @@ def test_inversion_error(out, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arm", "settings"), [("strong", {"reflection_steps": 0}), ("W2SD", {}), ("Re-Sampling", {"inversion": "resample"})]
+    ("arm", "settings"),
+    [
+        ("strong", {"reflection_steps": 0}),
+        ("W2SD", {}),
+        ("Re-Sampling", {"inversion": "resample"}),
+        ("advanced Re-Sampling", {"inversion": "resample-advanced"}),
+    ],
 )
 def test_the_loop_of_resampling_is_the_sampler(arm, settings):
     noise = toy.noise(20, 2, 0).double()

@@ -238,7 +238,10 @@ def test_evaluations_of_two_stages_are_foretold_by_stage(configure, inversion, b
 @pytest.mark.parametrize(
     "name, inversion",
     [
-        *(("sd", inversion) for inversion in ("paper", "explicit", "current", "implicit", "resample")),
+        *(
+            ("sd", inversion)
+            for inversion in ("paper", "explicit", "current", "implicit", "resample", "resample-advanced")
+        ),
         ("flux", "implicit"),
     ],
 )

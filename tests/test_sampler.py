@@ -308,7 +308,7 @@ def test_which_steps_are_reflected(steps, total, expected):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"inversion": "exact"}, "paper, explicit, current, implicit, resample; got 'exact'"),
+        ({"inversion": "exact"}, "paper, explicit, current, implicit, resample, resample-advanced; got 'exact'"),
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"iterations": 0}, "iterations must be at least 1"),
         ({"strength": float("nan")}, "strength must be a finite number"),

@@ -80,7 +80,7 @@ def reflection(
             for each noise level.
         rounds: reflections that follow each other at each reflected step.
         inversion: where the weak prediction is made: "paper", "explicit", "current" or "implicit"; "resample" makes
-            none and adds noise instead (``Reflection``).
+            none and adds noise instead, "resample-advanced" noise that is similar to the gap (``Reflection``).
         iterations: fixed-point iterations of "implicit".
         autoguidance: weight g of AutoGuidance on the steps that count: ``base + g * (base - weak)``. With
             ``reflection_steps=0`` it is AutoGuidance alone.

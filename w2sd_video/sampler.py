@@ -23,7 +23,7 @@ from w2sd_video.trajectory import Level, Trajectory
 
 Role = Literal["base", "strong", "weak"]
 WeakInversion = Literal["paper", "explicit", "current", "implicit"]
-Inversion = Literal[WeakInversion, "resample"]
+Inversion = Literal[WeakInversion, "resample", "resample-advanced"]
 Draw = Callable[[torch.Tensor], torch.Tensor]
 """Noise like some latents."""
 Predict = Callable[[torch.Tensor, torch.Tensor, Role], torch.Tensor]
@@ -42,7 +42,8 @@ class Reflection:
         rounds: reflections that follow each other at each reflected step, at least 1.
         inversion: where the weak prediction is made. ``paper``: at x_{t-1} and timestep t; ``explicit``: at x_{t-1}
             and timestep t-1; ``current``: at x_t and t; ``implicit``: at the inverted latents and t, a fixed point.
-            ``resample`` makes none and adds noise instead (Re-Sampling, section 3.1 of the paper).
+            ``resample`` makes none and adds noise instead (Re-Sampling, section 3.1 of the paper);
+            ``resample-advanced`` mirrors that noise where it is not similar to W2SD's displacement (algorithm 3).
         iterations: fixed-point iterations of ``implicit``, at least 1.
         span: how many steps a reflection goes down and back, in one move; 1 is the paper's.
         autoguidance: weight g of AutoGuidance on the steps that count, reflected or not: their prediction becomes
@@ -165,48 +166,71 @@ def reflect_step(
     Raises:
         ValueError: a step that predictions of this kind cannot invert.
     """
-    span = settings.span
-    here, below = trajectory.level(i), trajectory.level_below(i, span)
-    scale_here, scale_below = trajectory.input_scale(here), trajectory.input_scale(below)
-    reading, strength = trajectory.score_reading(i), settings.strength_at(here)
+    scale, strength = trajectory.input_scale(trajectory.level(i)), settings.strength_at(trajectory.level(i))
     for _ in range(settings.rounds):
-        strong = yield Request(latents, i, scale_here, "strong")
+        strong = yield Request(latents, i, scale, "strong")
         if settings.inversion in ("paper", "explicit"):
-            told = i if settings.inversion == "paper" else i + span
-            lower = trajectory.denoise(latents, strong, i, span)
-            weak = yield Request(lower, told, scale_below, "weak")
-            strong = trajectory.read(latents, strong, at=here, told=here, reading=reading)
-            weak = trajectory.read(lower, weak, at=below, told=trajectory.level(told), reading=reading)
-            latents = trajectory.reflect(latents, strong, weak, i, strength=strength, reading=reading, span=span)
-            continue
-        inverted = latents
-        if settings.inversion == "resample":
-            lower = trajectory.denoise(latents, strong, i, span)
-            inverted = trajectory.renoise(lower, draw(lower), i, span)
+            latents = yield from _reflect_below(trajectory, latents, strong, i, settings, strength)
+        elif settings.inversion in ("current", "implicit"):
+            iterations = 1 if settings.inversion == "current" else settings.iterations
+            inverted = yield from _reflect_at_level(trajectory, latents, strong, i, settings.span, iterations)
+            latents = latents + strength * (inverted - latents)
         else:
-            for iteration in range(1 if settings.inversion == "current" else settings.iterations):
-                weak = yield Request(inverted, i, scale_here, "weak", shares_latents=iteration == 0)
-                inverted = _reflect_at_one_level(trajectory, latents, strong, inverted, weak, i, span)
-        latents = latents + strength * (inverted - latents)
+            renoised = yield from _resample(trajectory, latents, strong, i, settings, draw)
+            latents = latents + strength * (renoised - latents)
     return latents
 
 
-def _reflect_at_one_level(
-    trajectory: Trajectory,
-    latents: torch.Tensor,
-    strong: torch.Tensor,
-    weak_latents: torch.Tensor,
-    weak: torch.Tensor,
-    i: int,
-    span: int,
-) -> torch.Tensor:
-    """Reflect with both predictions made at step ``i``; samples are read as noise, which no step forgets."""
-    if trajectory.prediction_type != "sample":
-        return trajectory.reflect(latents, strong, weak, i, span=span)
-    level, reading = trajectory.level(i), trajectory.score_reading(i)
-    strong = trajectory.read(latents, strong, at=level, told=level, reading=reading)
-    weak = trajectory.read(weak_latents, weak, at=level, told=level, reading=reading)
-    return trajectory.reflect(latents, strong, weak, i, reading=reading, span=span)
+def _reflect_below(
+    trajectory: Trajectory, latents: torch.Tensor, strong: torch.Tensor, i: int, settings: Reflection, strength: float
+) -> Generator[Request, torch.Tensor, torch.Tensor]:
+    """Reflect with the weak prediction made at the denoised latents, told their own timestep or, as in the paper, i."""
+    span = settings.span
+    here, below = trajectory.level(i), trajectory.level_below(i, span)
+    told, reading = i + span if settings.inversion == "explicit" else i, trajectory.score_reading(i)
+    lower = trajectory.denoise(latents, strong, i, span)
+    weak = yield Request(lower, told, trajectory.input_scale(below), "weak")
+    strong = trajectory.read(latents, strong, at=here, told=here, reading=reading)
+    weak = trajectory.read(lower, weak, at=below, told=trajectory.level(told), reading=reading)
+    return trajectory.reflect(latents, strong, weak, i, strength=strength, reading=reading, span=span)
+
+
+def _reflect_at_level(
+    trajectory: Trajectory, latents: torch.Tensor, strong: torch.Tensor, i: int, span: int, iterations: int
+) -> Generator[Request, torch.Tensor, torch.Tensor]:
+    """Reflect with the weak prediction made at step ``i``: at the latents, then at what they were inverted to."""
+    level, inverted = trajectory.level(i), latents
+    # Samples are read as noise, which no step forgets.
+    reading = trajectory.score_reading(i) if trajectory.prediction_type == "sample" else None
+    if reading:
+        strong = trajectory.read(latents, strong, at=level, told=level, reading=reading)
+    for iteration in range(iterations):
+        weak = yield Request(inverted, i, trajectory.input_scale(level), "weak", shares_latents=iteration == 0)
+        if reading:
+            weak = trajectory.read(inverted, weak, at=level, told=level, reading=reading)
+        inverted = trajectory.reflect(latents, strong, weak, i, reading=reading, span=span)
+    return inverted
+
+
+def _resample(
+    trajectory: Trajectory, latents: torch.Tensor, strong: torch.Tensor, i: int, settings: Reflection, draw: Draw
+) -> Generator[Request, torch.Tensor, torch.Tensor]:
+    """Denoise and add noise again; the advanced form's is similar to the displacement of the paper's reflection."""
+    lower = trajectory.denoise(latents, strong, i, settings.span)
+    noise = draw(lower)
+    if settings.inversion == "resample-advanced":
+        reflected = yield from _reflect_below(trajectory, latents, strong, i, settings, 1.0)
+        noise = mirrored_towards(reflected - latents, noise)
+    return trajectory.renoise(lower, noise, i, settings.span)
+
+
+def mirrored_towards(displacement: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Return noise with the sign of each sample, along the first dimension, that is similar to a displacement.
+
+    Mirroring gives the distribution that drawing until the similarity is positive gives (algorithm 3 of the paper).
+    """
+    similarity = (noise * displacement).unsqueeze(-1).flatten(1).sum(1)
+    return noise * torch.where(similarity < 0, -1.0, 1.0).to(noise).view(-1, *[1] * (noise.ndim - 1))
 
 
 class Sampled(NamedTuple):

@@ -102,8 +102,8 @@ class RenderConfig:
     """Scale of the reflection's displacement, -10 to 10; or a file with one for each noise level."""
     rounds: int = 1
     """Reflections at each reflected step, 1 to 100."""
-    inversion: Literal["paper", "explicit", "current", "implicit", "resample"] = "paper"
-    """Where the weak prediction is made; resample: nowhere, noise is added instead."""
+    inversion: Literal["paper", "explicit", "current", "implicit", "resample", "resample-advanced"] = "paper"
+    """Where the weak prediction is made; resample: nowhere, noise is added instead; -advanced: similar to the gap."""
     iterations: int = 2
     """Fixed-point iterations of the implicit inversion, 1 to 100."""
     span: int = 1
