@@ -1,207 +1,217 @@
-"""Does calibration predict what a reflection does? Pairs on miniature-cogvideox, each calibrated and each sampled.
+"""Does calibration predict what a reflection does? Pairs on a miniature, each calibrated and each sampled.
 
-For every pair the strong branch alone is sampled, and reflected at strength 1 (inversion `current`), from the same
-noise and without further guidance. Calibration has real clips of the same kind of prompts. Besides its gain a second
-prediction is made, the tilt: how much more weak's denoising error exceeds strong's on real clips than on strong's own
-samples. That is the slope at γ = 0 of the real clips' log-likelihood, as the samples' density is tilted by
-(strong / weak)^γ.
+For every pair the base branch alone is sampled, and reflected at strength 1 (inversion `current`), from the same noise.
+The pairs are good ones, null ones, swapped ones and adversarial ones: of the PixArt miniature also a weak model that
+was trained with the colour words permuted, and a copy of the strong one trained on a little, whose gap is noise.
 
-Run: python examples/calibration_predicts.py (six minutes of one core; it goes on where it stopped)
+Run: python examples/calibration_predicts.py (half an hour of one core; it goes on where it stopped)
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from calibration_arms import Arm, Reference, kept, redrawn, sampled, trained, with_interval
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from w2sd_video.calibrate import compare_clips
 from w2sd_video.calibration import calibrate, tilt
-from w2sd_video.clips import Clip, clips_of_world
+from w2sd_video.clips import Clip, clips_of_world, known_prompts
 from w2sd_video.config import parse
-from w2sd_video.evaluate import REFERENCE_SEEDS, known_prompts, measure, real_features
+from w2sd_video.miniatures import world
+from w2sd_video.probe import Moments
 from w2sd_video.render import load, quiet, sample_clips
 from w2sd_video.settings import BranchConfig, RenderConfig
-from w2sd_video.video import write_whole
+from w2sd_video.trajectory import Level
 
-ONE = BranchConfig(guidance_scale=1.0)
+Pair = tuple[BranchConfig, BranchConfig, BranchConfig]
+ONE, THREE, ZERO = (BranchConfig(guidance_scale=scale) for scale in (1.0, 3.0, 0.0))
 WEAK = replace(ONE, weights="weak")
-PAIRS: dict[str, tuple[BranchConfig, BranchConfig]] = {
-    "weights": (ONE, WEAK),
-    "weights, swapped": (WEAK, ONE),
-    "guidance 1 / 0": (ONE, replace(ONE, guidance_scale=0.0)),
-    "guidance 3 / 1": (replace(ONE, guidance_scale=3.0), ONE),
-    "guidance 1 / 3": (ONE, replace(ONE, guidance_scale=3.0)),
-    "block 2 skipped": (ONE, replace(ONE, skip_layers=[2])),
-    "block 4 skipped": (ONE, replace(ONE, skip_layers=[4])),
-    "block 2 skipped, swapped": (replace(ONE, skip_layers=[2]), ONE),
-    "block 2 perturbed": (ONE, replace(ONE, perturbed_layers=[2])),
-    "one wrong prompt": (ONE, replace(ONE, prompt="a green triangle moving down")),
-    "cumulative": (ONE, replace(WEAK, guidance_scale=0.0)),
+SKIPPED = replace(ONE, skip_layers=[2])
+PAIRS: dict[str, Pair] = {
+    "weights": (ONE, ONE, WEAK),
+    "weights, swapped": (WEAK, WEAK, ONE),
+    "weights, base guided by 3": (THREE, ONE, WEAK),
+    "guidance 1 / 0": (ONE, ONE, ZERO),
+    "guidance 3 / 1": (THREE, THREE, ONE),
+    "guidance 1 / 3": (ONE, ONE, THREE),
+    "block 2 skipped": (ONE, ONE, SKIPPED),
+    "block 4 skipped": (ONE, ONE, replace(ONE, skip_layers=[4])),
+    "block 2 skipped, swapped": (SKIPPED, SKIPPED, ONE),
+    "block 2 perturbed": (ONE, ONE, replace(ONE, perturbed_layers=[2])),
+    "one wrong prompt": (ONE, ONE, replace(ONE, prompt="a green triangle moving down")),
+    "cumulative": (ONE, ONE, replace(WEAK, guidance_scale=0.0)),
 }
-"""Strong and weak of each pair."""
-Gaussian = tuple[np.ndarray, np.ndarray]
-"""Mean and covariance of features."""
-BOOTSTRAP = 200
-"""Samples of the prompts."""
-WEAKER = 0.25
-"""Strength at which a pair is sampled again if strength 1 was too much for it."""
+"""Base, strong and weak of each pair."""
+PERMUTED, ON = replace(ONE, weights="permuted"), replace(ONE, weights="trained_on")
+TRAINED_PAIRS: dict[str, Pair] = {
+    "weak of permuted colours": (ONE, ONE, PERMUTED),
+    "weak of permuted colours, swapped": (PERMUTED, PERMUTED, ONE),
+    "weights, strong of permuted colours": (PERMUTED, PERMUTED, WEAK),
+    "strong trained on a little": (ONE, ONE, ON),
+}
+"""Those with checkpoints that the study trains."""
+OUTCOMES = ("fall of log distance", "rise of likelihood", "rise of adherence")
+RESAMPLES = 500
 
 
-def configured(strong: BranchConfig, weak: BranchConfig) -> RenderConfig:
-    """Return W2SD with a pair whose strong branch takes the steps that count."""
-    config = parse(["--config", "miniature-cogvideox"]).config
-    return replace(config, base=strong, strong=strong, weak=weak, inversion="current")
+def configured(config: RenderConfig, pair: Pair) -> RenderConfig:
+    """Return W2SD with a pair."""
+    base, strong, weak = pair
+    return replace(config, base=base, strong=strong, weak=weak, inversion="current")
 
 
-def predict(pipe, config: RenderConfig, n_clips: int, draws: int) -> dict[str, float]:
-    """Return what real clips, and strong's own samples of the same captions, say of a pair."""
+def with_checkpoints(config: RenderConfig, folder: Path, steps: int) -> RenderConfig:
+    """Return the configuration of the PixArt miniature with the checkpoints of `TRAINED_PAIRS`, trained if need be."""
+    with quiet():
+        pipe = load(config)
+    weak, strong = "miniature:pixart/transformer_weak", "miniature:pixart/transformer"
+    colours = list(world.COLOURS)
+    others = dict(zip(colours, [*colours[1:], colours[0]], strict=True))
+    right = [(one.prompt, one.prompt) for one in world.all_attributes()]
+    wrong = [(replace(one, colour=others[one.colour]).prompt, one.prompt) for one in world.all_attributes()]
+    weights = {
+        "permuted": trained(pipe, weak, wrong, folder, f"permuted-{steps}", steps),
+        "trained_on": trained(pipe, strong, right, folder, f"trained_on-{steps // 4}", steps // 4),
+    }
+    return replace(config, model=replace(config.model, weights=config.model.weights | weights))
+
+
+def alone(config: RenderConfig) -> RenderConfig:
+    """Return the base branch without reflection, the same for every pair that has it."""
+    return replace(config, strong=config.base, weak=config.base, reflection_steps=0)
+
+
+def compared(pipe: Any, config: RenderConfig, n_clips: int, draws: int, folder: Path) -> tuple[Moments, Moments]:
+    """Return what a pair predicts of real clips, and of those that its base samples of the same captions."""
     real = clips_of_world(config, n_clips, seed=0)
     captions = [clip.caption for clip in real]
-    alone = replace(config, reflection_steps=0)
-    own, _ = sample_clips(pipe, alone, captions, [5 * 10**5 + k for k in range(n_clips)])
-    samples = [Clip("sample", text, partial(own.__getitem__, k)) for k, text in enumerate(captions)]
-    on_real, on_own = (compare_clips(pipe, config, clips, draws, 32) for clips in (real, samples))
-    found = calibrate(on_real)
+
+    def own() -> Arm:
+        seeds = [5 * 10**5 + k for k in range(n_clips)]
+        parts = [
+            sample_clips(pipe, alone(config), captions[k : k + 64], seeds[k : k + 64])[0] for k in range(0, n_clips, 64)
+        ]
+        return {"clips": np.concatenate(parts)}
+
+    pixels = kept(folder, ("own", alone(config), captions), own)["clips"]
+    samples = [Clip("sample", text, partial(pixels.__getitem__, k)) for k, text in enumerate(captions)]
+
+    def moments_of(clips: list[Clip]) -> Moments:
+        def make() -> Arm:
+            found = compare_clips(pipe, config, clips, draws, 64)
+            levels = np.array([(level.alpha, level.sigma) for level in found.levels])
+            return vars(found) | {"levels": levels}
+
+        found = kept(folder, ("moments", clips[0].name, config, captions, draws), make)
+        levels = tuple(Level(*row) for row in found.pop("levels").tolist())
+        return Moments(levels, tuple(found.pop("steps").tolist()), int(found.pop("total")), **found)
+
+    return moments_of(real), moments_of(samples)
+
+
+def predictions(real: Moments, own: Moments) -> dict[str, float]:
+    """Return what calibration says of a pair before anything is reflected."""
+    found, (overall, _) = calibrate(real), tilt(real, own)
+    gain = found.gain_at_one[0]
     return {
-        "strength": float(np.mean([level.strength for level in found.levels])),
-        "gain": found.gain_at_one[0],
-        "tilt": tilt(on_real, on_own)[0].value,
+        "γ*": float(np.mean([level.strength for level in found.levels])),
+        "gain at 1": gain,
+        "tilt": overall.value,
+        "tilt by size of gain at 1": overall.value / abs(gain),
     }
 
 
-def sampled(pipe, config: RenderConfig, prompts: list[str], file: Path):
-    """Measure an arm, or read what was measured of it."""
-    if not file.exists():
-        scores = measure(pipe, config, prompts, seed=0, batch=32)
-        with file.with_suffix(".part").open("wb") as stream:
-            np.savez(stream, right=scores.right, features=scores.features, nfe=scores.nfe)
-        file.with_suffix(".part").rename(file)
-    with np.load(file) as kept:
-        return dict(kept)
+def changes(before: Arm, after: Arm, chosen: np.ndarray, reference: Reference) -> tuple[float, float, float]:
+    """Return by how much an arm is better than another, in the order of `OUTCOMES`, over chosen prompts."""
+    one, other = (reference.distance(arm["features"][:, chosen]) for arm in (before, after))
+    rises = [float((after[name] - before[name])[:, chosen].mean()) for name in ("likelihood", "adherence")]
+    return float(np.log(one / other)), *rises
 
 
 def main(
+    config: Literal["miniature-pixart", "miniature-cogvideox"] = "miniature-pixart",
     folder: Path = Path("runs/calibration-predicts"),
-    clips: PositiveInt = 32,
-    draws: PositiveInt = 1,
-    prompts: PositiveInt = 64,
-    pairs: PositiveInt = 11,
-    schedule: Path | None = None,
+    clips: PositiveInt = 128,
+    draws: PositiveInt = 3,
+    prompts: PositiveInt = 256,
+    seeds: PositiveInt = 3,
+    pairs: PositiveInt = 16,
+    steps: PositiveInt = 800,
 ) -> None:
-    """Print the table of pairs and the rank correlation of each prediction with each outcome.
+    """Print the table of pairs, and the rank correlation of each prediction with each outcome.
 
     Args:
+        config: the miniature; its own pair is not looked at.
         folder: keeps what is measured.
-        clips: real ones for each calibration.
+        clips: real ones for each calibration, and samples.
         draws: of noise for each.
         prompts: sampled in each arm.
+        seeds: of each prompt.
         pairs: how many of them, in the order of ``PAIRS``.
-        schedule: what ``w2sd_video.calibrate`` wrote of miniature-cogvideox; adds a table of arms with as many network
-            evaluations as it takes.
+        steps: that the checkpoints are trained for.
     """
     torch.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    first = configured(*PAIRS["weights"])
+    first, chosen_pairs = parse(["--config", config]).config, dict(PAIRS)
+    if config == "miniature-pixart":
+        chosen_pairs |= TRAINED_PAIRS
+        first = with_checkpoints(first, folder, steps)
     with quiet():
         pipe = load(first)
     pipe.set_progress_bar_config(disable=True)
     asked = [known_prompts(first)[k] for k in np.random.default_rng(0).permutation(432)[:prompts]]
-    real = real_features(first, asked * REFERENCE_SEEDS, 10**6)
-    reference = real.mean(0), np.cov(real, rowvar=False)
+    reference = Reference(first, asked)
     rows = []
-    print("| pair | mean γ* | gain at 1 | tilt | Fréchet distance, strong alone | reflected | adherence | reflected |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name, pair in list(PAIRS.items())[:pairs]:
-        config, slug = configured(*pair), slug_of(name)
-        kept = folder / f"{slug}.json"
-        if not kept.exists():
-            write_whole(kept, json.dumps(predict(pipe, config, clips, draws)))
-        told = json.loads(kept.read_text())
-        alone = f"alone-{name_of(pair[0])}.npz"
-        before = sampled(pipe, replace(config, reflection_steps=0), asked, folder / alone)
-        after = sampled(pipe, config, asked, folder / f"{slug}.npz")
+    print(
+        "| pair | mean γ* | gain at 1 | tilt | Fréchet distance, base alone | reflected | likelihood | reflected ",
+        end="",
+    )
+    print("| adherence | reflected |\n|---|---|---|---|---|---|---|---|---|---|")
+    for name, pair in list(chosen_pairs.items())[:pairs]:
+        one = configured(first, pair)
+        told = predictions(*compared(pipe, one, clips, draws, folder))
+        before, after = (sampled(pipe, each, asked, seeds, folder) for each in (alone(one), one))
         rows.append((told, before, after))
-        distances = [distance_to(reference, arm["features"]) for arm in (before, after)]
-        print(
-            f"| {name} | {told['strength']:.2f} | {told['gain']:+.1%} | {told['tilt']:+.3f} | {distances[0]:.0f} "
-            f"| {distances[1]:.0f} | {before['right'].mean():.2f} | {after['right'].mean():.2f} |",
-            flush=True,
-        )
-    predictions = {
-        "γ*": [told["strength"] for told, _, _ in rows],
-        "gain at 1": [told["gain"] for told, _, _ in rows],
-        "tilt": [told["tilt"] for told, _, _ in rows],
-        "tilt by size of gain at 1": [told["tilt"] / abs(told["gain"]) for told, _, _ in rows],
-    }
-    rng = np.random.default_rng(0)
-    drawn = [np.arange(prompts), *(rng.integers(prompts, size=prompts) for _ in range(BOOTSTRAP))]
-    outcomes = [[changes(before, after, chosen, reference) for _, before, after in rows] for chosen in drawn]
-    print(f"\nRank correlation over {len(rows)} pairs (95 % interval: bootstrap of the prompts)\n")
-    print("| prediction | with the fall of log distance | with the rise of adherence |\n|---|---|---|")
-    for name, predicted in predictions.items():
-        cells = []
-        for k in range(2):
-            value, *spread = (spearmanr(predicted, [row[k] for row in outcome]).statistic for outcome in outcomes)
-            cells.append("{:+.2f} ({:+.2f} to {:+.2f})".format(value, *np.percentile(spread, [2.5, 97.5])))
+        cells = [f"{told['γ*']:.2f}", f"{told['gain at 1']:+.1%}", f"{told['tilt']:+.3f}"]
+        cells += [f"{reference.distance(arm['features']):.1f}" for arm in (before, after)]
+        cells += [f"{arm[score].mean():.3f}" for score in ("likelihood", "adherence") for arm in (before, after)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    print("\n| pair with a positive tilt | strength | Fréchet distance | adherence |\n|---|---|---|---|")
-    for (name, pair), (told, before, after) in zip(PAIRS.items(), rows, strict=False):
-        if told["tilt"] > 0 and changes(before, after, np.arange(prompts), reference)[0] < 0:
-            arm = sampled(
-                pipe, replace(configured(*pair), strength=WEAKER), asked, folder / f"{slug_of(name)}-weaker.npz"
-            )
-            distance = distance_to(reference, arm["features"])
-            print(f"| {name} | {WEAKER} | {distance:.0f} | {arm['right'].mean():.2f} |", flush=True)
-    if schedule is not None:
-        print("\n| arm | NFE | Fréchet distance | adherence |\n|---|---|---|---|")
-        for name, config in scheduled(first, schedule).items():
-            arm = sampled(pipe, config, asked, folder / f"{slug_of(name)}.npz")
-            distance = distance_to(reference, arm["features"])
-            print(f"| {name} | {arm['nfe']} | {distance:.0f} | {arm['right'].mean():.2f} |", flush=True)
+    correlations(rows, reference)
 
 
-def scheduled(config: RenderConfig, schedule: Path) -> dict[str, RenderConfig]:
-    """Return arms of equal cost: reflected by the schedule, at strength 1 in the same steps, and more plain steps."""
-    told = json.loads(schedule.read_text())
-    steps = [level["step"] for level, strength in zip(told["levels"], told["strength"], strict=True) if strength > 0]
-    window = (steps[0] / told["total"], (steps[-1] + 1) / told["total"])
-    return {
-        "strong, more steps": replace(config, reflection_steps=0, steps=config.steps + 2 * len(steps)),
-        "schedule": replace(config, reflection_steps=config.steps, strength=str(schedule)),
-        "strength 1, same steps": replace(config, reflection_steps=window),
-    }
+def correlations(rows: Sequence[tuple[dict[str, float], Arm, Arm]], reference: Reference) -> None:
+    """Print how each prediction ranks each outcome."""
+    drawn = redrawn(rows[0][1]["adherence"].shape[1], RESAMPLES)
+    measured = np.array([[changes(before, after, chosen, reference) for _, before, after in rows] for chosen in drawn])
+    rng = np.random.default_rng(1)
+    print(f"\nRank correlation over {len(rows)} pairs (95 %: bootstrap of prompts; of pairs), p of a permutation\n")
+    print(f"| prediction | {' | '.join(OUTCOMES)} |\n|---|---|---|---|")
+    for name in rows[0][0]:
+        predicted = np.array([told[name] for told, _, _ in rows])
+        cells = []
+        for k in range(len(OUTCOMES)):
+            by_prompts = [rank_correlation(predicted, outcome[:, k]) for outcome in measured]
+            outcome = measured[0, :, k]
+            picks = [rng.integers(len(rows), size=len(rows)) for _ in range(2000)]
+            by_pairs = [by_prompts[0], *(rank_correlation(predicted[pick], outcome[pick]) for pick in picks)]
+            shuffled = np.array([rank_correlation(rng.permutation(predicted), outcome) for _ in range(2000)])
+            chance = (1 + (abs(shuffled) >= abs(by_prompts[0])).sum()) / 2001
+            low, high = np.nanpercentile(by_pairs[1:], [2.5, 97.5])
+            cells.append(f"{with_interval(by_prompts)}; {low:+.2f} to {high:+.2f}; p {chance:.3f}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def slug_of(name: str) -> str:
-    """Return what a file of a pair or an arm is called."""
-    return name.replace(" ", "-").replace(",", "").replace("/", "")
-
-
-def name_of(branch: BranchConfig) -> str:
-    """Return a name for a branch."""
-    return "-".join(f"{key}={value}" for key, value in vars(branch).items() if value is not None)
-
-
-def distance_to(reference: Gaussian, features: np.ndarray) -> float:
-    """Return `frechet_distance`, from a matrix as small as there are samples: the bootstrap asks for thousands."""
-    mean, covariance = reference
-    spread = (features - features.mean(0)) / np.sqrt(len(features) - 1)
-    roots = np.sqrt(np.clip(np.linalg.eigvalsh(spread @ covariance @ spread.T), 0, None))
-    return float(((features.mean(0) - mean) ** 2).sum() + (spread**2).sum() + covariance.trace() - 2 * roots.sum())
-
-
-def changes(before, after, chosen: np.ndarray, reference: Gaussian) -> tuple[float, float]:
-    """Return by how much the logarithm of the Fréchet distance falls, and the share of right clips rises."""
-    one, other = (distance_to(reference, arm["features"][chosen]) for arm in (before, after))
-    return float(np.log(one / other)), float(after["right"][chosen].mean() - before["right"][chosen].mean())
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Return Spearman's, of which a constant has none (NaN)."""
+    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
 
 
 if __name__ == "__main__":
