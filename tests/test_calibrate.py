@@ -16,6 +16,8 @@ from w2sd_video.calibration import calibrate as judge
 from w2sd_video.calibration import tilt
 from w2sd_video.clips import check_encodable, encode
 from w2sd_video.config import parse
+from w2sd_video.ideal import corrected_cosines, ideal_of, posterior_noise
+from w2sd_video.miniatures import world
 from w2sd_video.probe import Moments, compare, probe
 from w2sd_video.render import main as render
 from w2sd_video.sampler import drive
@@ -218,6 +220,69 @@ def test_the_tilt_is_that_of_gaussians(strong, weak):
     assert overall.low > 0 if helps else overall.high < 0
 
 
+@pytest.mark.parametrize("width", [0.5, 2.0])
+def test_a_bank_of_gaussian_clips_tells_their_ideal_prediction(width):
+    torch.manual_seed(0)
+    bank = width * torch.randn(40000, 2, 1)
+    for level in (Level(0.3, 0.954), Level(0.8, 0.6), Level(1.0, 3.0)):
+        latents = level.alpha * width * torch.randn(50, 2, 1) + level.sigma * torch.randn(50, 2, 1)
+        found, effective = posterior_noise(latents, bank, level)
+        assert (found - of_width(width, level) * latents).abs().mean() < 0.02
+        shape = (level.alpha * width / level.sigma) ** 2  # of a Gaussian's weights about the prior's centre
+        centred = posterior_noise(torch.zeros(1, 2, 1), bank, level)[1]
+        assert centred.item() == pytest.approx(40000 * (1 + 2 * shape) / (1 + shape) ** 2, rel=0.1)
+        assert effective.median() > 100
+
+
+def towards(ideal_of, clips=400, spread=0.3):
+    """The corrected cosines where the gap is 0.2 of the ideal prediction and noise of its own beside it."""
+    trajectory = four_levels()
+
+    def answer(request):
+        ideal = of_width(2.0, trajectory.level(request.step)) * request.latents
+        return 0.9 * ideal if request.role == "strong" else 0.7 * ideal + spread * noise.pop(0)
+
+    torch.manual_seed(0)
+    data = 2.0 * torch.randn(clips, 64)
+    noise = [torch.randn(clips, 64) for _ in range(8)]
+    return trajectory, corrected_cosines(drive(compare(trajectory, data, 2, torch.randn_like, ideal=ideal_of), answer))
+
+
+def exact(latents, level):
+    return of_width(2.0, level) * latents, torch.full((len(latents),), 99.0)
+
+
+def true_cosine(level, spread=0.3):
+    explained = level.sigma**2 / (4 * level.alpha**2 + level.sigma**2)
+    return math.sqrt(0.04 * explained / (0.04 * explained + spread**2)), explained
+
+
+def test_the_cosine_without_the_noise_s_own_variance_is_that_of_gaussians():
+    trajectory, found = towards(exact)
+    for i, one in enumerate(found):
+        cosine, explained = true_cosine(trajectory.level(i))
+        error = 0.1**2 * explained + (1 - explained)
+        assert one.low - 0.03 < cosine < one.high + 0.03 and one.value == pytest.approx(cosine, abs=0.1)
+        assert one.distance == pytest.approx(0.1**2 * explained / error, rel=0.25)
+        assert one.fit == pytest.approx(1, abs=0.15) and one.effective == 99 and one.is_estimate
+
+
+def test_any_other_estimate_of_the_ideal_only_loosens_the_bound():
+    def poor(latents, level):
+        return exact(latents, level)[0] + 0.1 * torch.randn_like(latents), torch.ones(len(latents))
+
+    _, loose = towards(poor)
+    trajectory, tight = towards(exact)
+    for i, (one, other) in enumerate(zip(loose, tight, strict=True)):
+        assert one.value >= true_cosine(trajectory.level(i))[0] - 0.05 and one.distance < other.distance
+        assert one.fit < 0.8 and not one.is_estimate
+
+
+def test_a_cosine_cannot_be_corrected_without_an_estimate():
+    with pytest.raises(ValueError, match="no estimate of the ideal"):
+        corrected_cosines(made(np.ones(8), np.ones(8), np.ones(8)))
+
+
 def test_the_strength_of_a_gap_along_the_truth_is_found():
     # Strong falls 10 % short of the ideal prediction, weak 30 %: half of the gap is missing.
     trajectory, found = gaussian(lambda ideal: 0.9 * ideal, lambda ideal: 0.7 * ideal)
@@ -392,6 +457,26 @@ def fill(folder, count, frames=8, size=32, captions=True):
     return folder
 
 
+@torch.no_grad()
+def test_the_command_corrects_the_cosine_by_clips_of_the_same_captions(tmp_path, capsys):
+    argv = ["--config", "miniature-pixart", *QUICK, "--levels", "2", "--no-samples", "-o", str(tmp_path / "s.json")]
+    assert calibrate.main([*argv, "--ideal", "20"]) == 0
+    assert "| effective clips | fit |" in capsys.readouterr().out
+    told = json.loads((tmp_path / "s.json").read_text())
+    for one, level in zip(told["cosine"], told["levels"], strict=True):
+        assert abs(one["value"]) >= abs(level["cosine"]) and 1 <= one["effective"] <= 20
+
+
+def test_each_clip_has_a_bank_of_its_own_caption():
+    pipe, _ = tiny.pixart()
+    config = parse(["--config", "miniature-pixart"]).config
+    captions, nothing = ["a red circle moving left", "a blue square moving up"], Level(0.5, 1e4)
+    seen = ideal_of(pipe, config, captions, 4)(torch.zeros(2, 4, 16, 16), nothing)[0] * -1e4 / 0.5
+    for one, caption in zip(seen, captions, strict=True):
+        clips = np.stack([world.clip(caption, 6 * 10**6 + k, 1) for k in range(4)])
+        torch.testing.assert_close(one, encode(pipe, clips).mean(0), atol=1e-3, rtol=1e-2)
+
+
 def test_a_folder_is_calibrated(tmp_path, capsys):
     clips = fill(tmp_path / "clips", 8)
     argv = ["--clips", str(clips), "--no-samples", "--draws", "1", "--levels", "2", "-o", str(tmp_path / "s.json")]
@@ -469,6 +554,8 @@ def test_bad_clips_are_one_line_before_a_model_is_loaded(name, tmp_path, capsys,
         (["--config", "nothing"], "unknown config 'nothing'"),
         (["--config", "cogvideox-5b-guidance"], "name a folder of videos or images with --clips"),
         (["--weak.weights", "null"], "strong and weak are the same setting"),
+        (["--ideal", "9", "--clips", "."], "only the miniatures' world makes so many clips"),
+        (["--ideal", "0"], "ideal 0: must be from 1 to 100000"),
         (["--draws", "0"], "draws 0: must be from 1 to 1000"),
         (["--number-of-clips", "4"], "4 found; at least 8 are needed"),
         (["--stepz", "3"], "--stepz"),

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from w2sd_video.calibration import Calibration, LevelResult, Tilt, calibrate, tilt
+from w2sd_video.calibration import Calibration, Tilt, calibrate, tilt
 from w2sd_video.clips import Clip, check_clips, check_encodable, clips_of_folder, clips_of_world, encode
 from w2sd_video.config import DEFAULT_CONFIG, fail, parse
-from w2sd_video.describe import pair_in_words
+from w2sd_video.describe_calibration import report
+from w2sd_video.ideal import CorrectedCosine, corrected_cosines, ideal_of
 from w2sd_video.plan import check_plan, filled
 from w2sd_video.probe import Moments, probe
 from w2sd_video.render import (
@@ -54,24 +55,31 @@ def main(argv: list[str] | None = None) -> int:
     output = Path(options.output)
     try:
         config = parse(["--config", options.config, *rest], command="calibrate").config
-        for name, most in (("draws", 1000), ("levels", 1000), ("number_of_clips", 10**4), ("batch", 1024)):
+        for name, most in (
+            ("draws", 1000),
+            ("levels", 1000),
+            ("number_of_clips", 10**4),
+            ("batch", 1024),
+            ("ideal", 10**5),
+        ):
             value = getattr(options, name)
             if value is not None and not 1 <= value <= most:
                 raise ConfigError(f"{name} {value}: must be from 1 to {most}")
         config = replace(config, steps=options.levels or config.steps, reflection_steps=None, autoguidance=0.0)
         _check_output(output)
         clips = _clips(config, options)
-        found, tilts = calibrate_pair(config, clips, options.draws, options.batch, options.samples)
+        judged = calibrate_pair(config, clips, options.draws, options.batch, options.samples, options.ideal)
     except (ConfigError, VideoError) as error:
         fail(str(error), command="calibrate")
     except LoadError as error:
         fail(str(error), code=1, command="calibrate")
     counted = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
     pair = {role: asdict(filled(config, getattr(config, role))) for role in ("strong", "weak")}
+    found, tilts, cosines = judged
     told = {"pair": pair, "model": asdict(config.model), "counts": counted, **found.plain()}
-    told["tilt"] = [asdict(one) for one in tilts]
+    told |= {"tilt": [asdict(one) for one in tilts], "cosine": [asdict(one) for one in cosines]}
     write_whole(output, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
-    print(report(found, tilts, config, counted))
+    print(report(found, tilts, cosines, config, counted))
     print(f"\nwritten to {output}")
     return 0
 
@@ -85,6 +93,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--levels", type=int, help="noise levels: those of as many sampling steps; --steps unless told")
     parser.add_argument("--batch", type=int, default=16, help="clips evaluated together")
     parser.add_argument("--no-samples", dest="samples", action="store_false", help="sample nothing, find no tilt")
+    parser.add_argument(
+        "--ideal", type=int, metavar="N", help="estimate the ideal prediction by N clips of each caption (miniatures)"
+    )
     parser.add_argument("-o", "--output", metavar="FILE", default="strength.json", help="where the strengths go")
     return parser
 
@@ -92,6 +103,10 @@ def _options() -> argparse.ArgumentParser:
 def _clips(config: RenderConfig, options: argparse.Namespace) -> list[Clip]:
     """Return the clips of a command line, once they and their captions are known to suit the model."""
     strong, weak = (filled(config, branch) for branch in (config.strong, config.weak))
+    if options.ideal and (options.clips or not config.model.pretrained.startswith(MINIATURE)):
+        raise ConfigError(
+            f"ideal {options.ideal}: only the miniatures' world makes so many clips of a caption; leave --ideal out"
+        )
     if strong == weak:
         raise ConfigError("strong and weak are the same setting, so the pair has no gap; let them differ in a field")
     if options.clips is not None:
@@ -107,8 +122,8 @@ def _clips(config: RenderConfig, options: argparse.Namespace) -> list[Clip]:
 
 
 def calibrate_pair(
-    config: RenderConfig, clips: Sequence[Clip], draws: int, batch: int, samples: bool
-) -> tuple[Calibration, list[Tilt]]:
+    config: RenderConfig, clips: Sequence[Clip], draws: int, batch: int, samples: bool, bank: int | None = None
+) -> tuple[Calibration, list[Tilt], list[CorrectedCosine]]:
     """Load the model of a configuration, and judge its pair by real clips.
 
     Args:
@@ -117,9 +132,11 @@ def calibrate_pair(
         draws: of noise, for each clip and level.
         batch: clips evaluated together.
         samples: whether to sample a clip of each caption with the base setting alone, and find the tilt.
+        bank: clips of each caption by which a miniature's ideal prediction is estimated.
 
     Returns:
-        The calibration; and the tilt over all levels with that of each level behind it, or nothing.
+        The calibration; the tilt over all levels with that of each level behind it, or nothing; and the corrected
+        cosine of each level, or nothing.
 
     Raises:
         ConfigError: what this pipeline cannot be given, clips that do not suit it, or a pair without a gap.
@@ -131,17 +148,18 @@ def calibrate_pair(
             pipe = load(config)
         pipe.set_progress_bar_config(disable=True)
         check_encodable(pipe)
-        real = compare_clips(pipe, config, clips, draws, batch, inputs)
+        real = compare_clips(pipe, config, clips, draws, batch, inputs, bank)
         try:
             found = calibrate(real)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        cosines = corrected_cosines(real) if bank else []
         if not samples:
-            return found, []
+            return found, [], cosines
         overall, each = tilt(
             real, compare_clips(pipe, config, _sampled(pipe, config, clips, inputs), draws, batch, inputs)
         )
-    return found, [overall, *each]
+    return found, [overall, *each], cosines
 
 
 def _sampled(pipe: Any, config: RenderConfig, clips: Sequence[Clip], inputs: Mapping[str, Any]) -> list[Clip]:
@@ -164,6 +182,7 @@ def compare_clips(
     draws: int,
     batch: int,
     inputs: Mapping[str, Any] = MappingProxyType({}),
+    bank: int | None = None,
 ) -> Moments:
     """Compare the strong and the weak branch of a configuration on clips.
 
@@ -174,6 +193,7 @@ def compare_clips(
         draws: of noise, for each clip and level.
         batch: clips evaluated together.
         inputs: further arguments of the pipeline's call.
+        bank: clips of each caption by which a miniature's ideal prediction is estimated.
 
     Raises:
         ConfigError: what this pipeline cannot be given, or clips that do not suit it.
@@ -184,70 +204,16 @@ def compare_clips(
         part = clips[start : start + batch]
         latents = encode(pipe, np.stack([clip.read() for clip in part]))
         seeds = [config.seed + start + k for k in range(len(part))]
-        arguments = {**call_arguments(pipe, config, [clip.caption for clip in part], seeds), **inputs}
+        captions = [clip.caption for clip in part]
+        arguments = {**call_arguments(pipe, config, captions, seeds), **inputs}
+        ideal = ideal_of(pipe, config, captions, bank) if bank else None
         try:
-            parts.append(probe(pipe, arguments, latents, strong=strong, weak=weak, seeds=seeds, draws=draws))
+            parts.append(
+                probe(pipe, arguments, latents, strong=strong, weak=weak, seeds=seeds, draws=draws, ideal=ideal)
+            )
         except (TypeError, ValueError) as error:
             raise ConfigError(first_line(error)) from error
     return Moments.joined(parts)
-
-
-def report(found: Calibration, tilts: Sequence[Tilt], config: RenderConfig, counted: Mapping[str, Any]) -> str:
-    """Return the table and the verdict in Markdown."""
-    rows = [
-        pair_in_words(config),
-        f"{config.model.pretrained}: {counted['clips']} clips, {counted['draws']} draws of noise, {found.total} steps",
-        "",
-        "| step | log SNR | error of strong | of weak | gap | strength γ* (95 %) | gain at γ* | gain at 1 "
-        "| cosine, at least | verdict |" + (" tilt (95 %) |" if tilts else ""),
-        "|---|---|---|---|---|---|---|---|---|---|" + ("---|" if tilts else ""),
-    ]
-    rows += [_row(level) for level in found.levels]
-    for number, one in enumerate(tilts[1:]):
-        rows[5 + number] += f" {one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f}) |"
-    if left_out := found.total - len(found.levels):
-        rows += ["", f"Left out: {left_out} step(s) without signal, where no prediction can be read as noise."]
-    return "\n".join([*rows, "", *verdict(found), *(tilt_in_words(one) for one in tilts[:1])])
-
-
-def _row(level: LevelResult) -> str:
-    return (
-        f"| {level.step} | {level.log_snr:.2f} | {level.strong_error:.4f} | {level.weak_error:.4f} | {level.gap:.5f} "
-        f"| {level.strength:.2f} ({level.low:.2f} to {level.high:.2f}) | {level.gain:+.2%} | {level.gain_at_one:+.2%} "
-        f"| {level.cosine:+.3f} | {level.verdict} |"
-    )
-
-
-def tilt_in_words(one: Tilt) -> str:
-    """Say what moving the samples along the gap does to their likeness to the real clips."""
-    said = "does neither, as far as can be told"
-    if one.low > 0:
-        said = "makes them more like real ones"
-    elif one.high < 0:
-        said = "makes them less like real ones"
-    return f"- Tilt: {one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f}): moving base's samples along the gap {said}."
-
-
-def verdict(found: Calibration) -> list[str]:
-    """Say in words where the pair helps, and what to set."""
-    lines = []
-    for kind in ("helps", "does nothing", "points the wrong way"):
-        steps = [str(level.step) for level in found.levels if level.verdict == kind]
-        if steps:
-            count = f"{len(steps)} of {len(found.levels)} noise levels"
-            lines.append(f"- By its denoising error the pair {kind} at {count}: {', '.join(steps)}.")
-    value, low, high = found.gain_at_one
-    lines.append(
-        f"- Gain in denoising error, mean over the levels: {found.gain:+.2%} at the strengths of the schedule, "
-        f"{value:+.2%} ({low:+.2%} to {high:+.2%}) at strength 1 everywhere."
-    )
-    if found.window is None:
-        lines.append("- No constant strength lowers the denoising error.")
-    else:
-        start, stop = found.window
-        window = f"--reflection-steps '[{start:.2f}, {stop:.2f}]'"
-        lines.append(f"- The constant strength that lowers it most: {window} --strength {found.constant:.2f}")
-    return lines
 
 
 def _check_output(path: Path) -> None:

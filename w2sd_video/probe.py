@@ -35,6 +35,8 @@ class Moments:
         error: ‖ε − p_s‖², the denoising error of strong.
         gap: ‖p_s − p_w‖².
         product: ⟨ε − p_s, p_s − p_w⟩.
+        ideal: where there is an estimate p* of the ideal prediction, ‖p* − p_s‖², ⟨ε − p_s, p* − p_s⟩ and how many
+            clips are behind it, (3, levels, draws, clips).
     """
 
     levels: tuple[Level, ...]
@@ -43,6 +45,7 @@ class Moments:
     error: np.ndarray
     gap: np.ndarray
     product: np.ndarray
+    ideal: np.ndarray | None = None
 
     @property
     def weak_error(self) -> np.ndarray:
@@ -53,15 +56,22 @@ class Moments:
     def joined(cls, parts: Sequence[Moments]) -> Moments:
         """Return the moments of several batches of clips as one."""
         first = parts[0]
-        arrays = {
-            name: np.concatenate([getattr(part, name) for part in parts], axis=2)
-            for name in ("error", "gap", "product")
-        }
+        names = ("error", "gap", "product") if first.ideal is None else ("error", "gap", "product", "ideal")
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
         return cls(first.levels, first.steps, first.total, **arrays)
 
 
+Ideal = Callable[[torch.Tensor, Level], tuple[torch.Tensor, torch.Tensor]]
+"""Of noised clips (clips, ...) and their level: an estimate of E[ε | them], and how many clips are behind each."""
+
+
 def compare(
-    trajectory: Trajectory, clips: torch.Tensor, draws: int, draw: Draw, begin: int = 0
+    trajectory: Trajectory,
+    clips: torch.Tensor,
+    draws: int,
+    draw: Draw,
+    begin: int = 0,
+    ideal: Ideal | None = None,
 ) -> Generator[Request, torch.Tensor, Moments]:
     """Yield requests for the predictions of strong and weak at every level, and return how they compare.
 
@@ -73,6 +83,7 @@ def compare(
         draws: of noise, for each clip and level.
         draw: makes noise like the clips.
         begin: the first step whose level is asked about.
+        ideal: an estimate of the ideal prediction, to be compared with strong's too.
     """
     steps = [i for i in range(begin, len(trajectory)) if trajectory.level(i).alpha > 0]
     products = []
@@ -85,9 +96,16 @@ def compare(
             strong = read(latents, (yield Request(latents, i, scale, "strong")))
             weak = read(latents, (yield Request(latents, i, scale, "weak", shares_latents=True)))
             missed, gap = noise - strong, strong - weak
-            products.append([_mean_product(*pair) for pair in ((missed, missed), (gap, gap), (missed, gap))])
-    arrays = np.array(products).reshape(len(steps), draws, 3, len(clips)).transpose(2, 0, 1, 3)
-    return Moments(tuple(trajectory.level(i) for i in steps), tuple(steps), len(trajectory), *arrays)
+            products += [_mean_product(*pair) for pair in ((missed, missed), (gap, gap), (missed, gap))]
+            if ideal is not None:
+                nearer, effective = ideal(latents, level)
+                towards = nearer - strong
+                products += [_mean_product(towards, towards), _mean_product(missed, towards), effective.numpy()]
+    kinds = 3 if ideal is None else 6
+    arrays = np.array(products).reshape(len(steps), draws, kinds, len(clips)).transpose(2, 0, 1, 3)
+    levels = tuple(trajectory.level(i) for i in steps)
+    towards_ideal = None if ideal is None else arrays[3:]
+    return Moments(levels, tuple(steps), len(trajectory), arrays[0], arrays[1], arrays[2], towards_ideal)
 
 
 class Probe(Walk):
@@ -100,6 +118,7 @@ class Probe(Walk):
         clips: latents in the layout of the pipeline's own, without noise.
         draws: of noise, for each clip and level.
         draw: makes the noise, float32 on the CPU.
+        ideal: see ``compare``.
         found: called with what the pipeline's call has found.
     """
 
@@ -112,12 +131,14 @@ class Probe(Walk):
         clips: torch.Tensor,
         draws: int,
         draw: Draw,
+        ideal: Ideal | None,
         found: Callable[[Moments], None],
     ) -> None:
         super().__init__(scheduler, settings, state)
         self._clips = clips
         self._draws = draws
         self._draw = draw
+        self._ideal = ideal
         self._found = found
 
     def _plan(self, begin: int) -> None:
@@ -126,7 +147,7 @@ class Probe(Walk):
         self._trajectory = trajectory = Trajectory(self.wrapped)
         first = next(i for i, call in enumerate(trajectory.calls) if call >= begin)
         nothing = torch.zeros(0, 1)
-        self._comparison = compare(trajectory, self._clips, self._draws, self._draw, first)
+        self._comparison = compare(trajectory, self._clips, self._draws, self._draw, first, self._ideal)
         self.turns = [Turn(begin, self.wrapped.timesteps[begin], ends_step=True)]
         for request in requests_of(compare(trajectory, nothing, self._draws, torch.zeros_like, first)):
             call = trajectory.calls[request.step]
@@ -168,6 +189,7 @@ def probe(
     weak: Branch,
     seeds: Iterable[int],
     draws: int = 1,
+    ideal: Ideal | None = None,
 ) -> Moments:
     """Compare what two branches predict of known clips, at the levels of the pipeline's own timesteps.
 
@@ -180,6 +202,7 @@ def probe(
         weak: the setting that inverts.
         seeds: of the noise, one a clip.
         draws: of noise, for each clip and level.
+        ideal: see ``compare``.
 
     Returns:
         The moments of every level with signal (alpha > 0).
@@ -191,7 +214,7 @@ def probe(
     draw = drawing_from([torch.Generator().manual_seed(seed) for seed in seeds])
     found: list[Moments] = []
     branches: dict[Role, Branch] = {"base": strong, "strong": strong, "weak": weak}
-    walk_of = functools.partial(Probe, clips=clips, draws=draws, draw=draw, found=found.append)
+    walk_of = functools.partial(Probe, clips=clips, draws=draws, draw=draw, ideal=ideal, found=found.append)
     with walking(pipe, branches, Reflection(), walk_of):
         pipe(**{**arguments, "output_type": "latent"})
     if not found:
