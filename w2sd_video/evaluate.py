@@ -1,243 +1,190 @@
-"""Measure a miniature's arms: ``python -m w2sd_video.evaluate --config miniature-cogvideox``.
+"""Compare W2SD with its rivals at equal cost: ``python -m w2sd_video.evaluate --config miniature-cogvideox``.
 
-Every arm samples the same prompts from the same noise: the weak and the strong model alone, the strong one with as many
-network evaluations as W2SD and with AutoGuidance, W2SD with each inversion, and S2WD: the same with strong and weak
-swapped. Options that are not listed here are those of ``w2sd_video.render`` and change the configuration (``--steps
-16``). An interrupted run goes on where it stopped.
+Every arm (the strong model alone, plain guidance, AutoGuidance, Z-Sampling, FSG, Re-Sampling, W2SD and others) samples
+the same prompts from the same noise, with as many steps as a budget of network evaluations (NFE) allows. Its best
+setting is looked for on some prompts and reported on others. The folder holds results.csv (every sample), front.csv,
+table.md and report.html. An interrupted evaluation goes on where it stopped. Options that are not listed here are those
+of ``w2sd_video.render`` and change the configuration (``--base.guidance-scale 1``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from w2sd_video.clips import known_prompts
+from w2sd_video.clips import clips_of_folder, known_prompts, real_clips
 from w2sd_video.config import DEFAULT_CONFIG, fail, parse
-from w2sd_video.plan import check_plan, evaluations, panels
-from w2sd_video.render import LoadError, load, quiet, sample_clips
-from w2sd_video.sampler import WeakInversion
+from w2sd_video.evaluation.arms import ARMS, Candidate, candidates, check_arms, nfe_of
+from w2sd_video.evaluation.comparison import Result, Tuned, choose, compare, reported
+from w2sd_video.evaluation.report import write_report
+from w2sd_video.evaluation.samples import SEEDS, Laboratory, Samples, Split
+from w2sd_video.metrics import Distance, Metric, MetricUnavailableError, check_name, load_metric
+from w2sd_video.plan import check_plan
+from w2sd_video.render import LoadError, check_device, load, quiet, read_inputs, threads_for
 from w2sd_video.settings import ConfigError, RenderConfig
 from w2sd_video.sources import MINIATURE
-from w2sd_video.video import write_whole
+from w2sd_video.video import VideoError, write_whole
 
-PROMPTS = 256
-"""Prompts unless told, or all of them where there are fewer."""
-EQUAL = "strong, NFE of W2SD"
-"""The arm that the others are compared with."""
-REFERENCE_SEEDS = 8
-"""Real clips a prompt that the Fréchet distance is measured against; their seeds are no sample's."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What was measured of one arm and one seed.
-
-    Attributes:
-        right: whether shape, colour and direction are all as the prompt says, (prompts,) of bool.
-        comets: whether the trail is of the style that the LoRA was trained on, (prompts,) of bool.
-        features: of the classifier, (prompts, dimensions).
-        nfe: network evaluations a clip.
-        seconds: for a clip.
-    """
-
-    right: np.ndarray
-    comets: np.ndarray
-    features: np.ndarray
-    nfe: int
-    seconds: float
+REAL_CLIPS = 8
+"""Clips a prompt of the miniatures' world that samples are compared with; their seeds are no sample's."""
+MOST_PROMPTS = (171, 64)
+"""Prompts of the report, and those on which settings are chosen, unless told."""
+_WORDS = ["a red circle moving left"]
+_MINIATURE_METRICS = ["likelihood", "adherence", "motion_error", "frechet_distance"]
+_METRICS = ["clip_score", "aesthetics", "motion_smoothness", "flicker", "dynamic_degree"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the evaluation that a command line names, print its table and write it beside the scores."""
+    """Run the evaluation that a command line names, print its table and write its folder."""
     options, rest = _options().parse_known_args(sys.argv[1:] if argv is None else argv)
     try:
-        config = parse(["a red circle moving left", "--config", options.config, *rest], command="evaluate").config
+        config = parse([*rest, "--config", options.config], command="evaluate").config
+        _complete(options, config)
         check_plan(config)
-        if not config.model.pretrained.startswith(MINIATURE):
-            raise ConfigError(f"config {options.config}: only miniatures can be measured, for they have a classifier")
-        if config.inputs:
-            raise ConfigError(
-                f"inputs.{next(iter(config.inputs))}: a model with inputs cannot be measured, for each "
-                "prompt would need its own"
-            )
-        there_are = len(known_prompts(config))
-        if options.number_of_prompts is None:
-            options.number_of_prompts = min(PROMPTS, there_are)
-        for name, most in (("number_of_prompts", there_are), ("number_of_seeds", 1000), ("batch", 1024)):
-            if not 1 <= getattr(options, name) <= most:
-                raise ConfigError(f"{name} {getattr(options, name)}: must be from 1 to {most}")
-        folder = _folder(Path(options.folder or f"runs/{options.config}"), config, options)
-        table = evaluate(config, folder, options.number_of_prompts, options.number_of_seeds, options.batch)
-    except ConfigError as error:
+        check_device(config.device)
+        inputs = read_inputs(config)
+        folder = _folder(options, config)
+        with threads_for(config.model.pretrained):
+            print(evaluate(config, options, folder, inputs))
+    except (ConfigError, VideoError) as error:
         fail(str(error), command="evaluate")
     except LoadError as error:
         fail(str(error), code=1, command="evaluate")
-    write_whole(folder / "table.md", table)
-    print(table)
     return 0
+
+
+def evaluate(config: RenderConfig, options: argparse.Namespace, folder: Path, inputs: dict[str, Any]) -> str:
+    """Measure what is not measured yet, write the report, and return its table in Markdown."""
+    metrics, missing = _load_metrics(options.metrics, config)
+    select = next((metric for metric in metrics if metric.name == options.select), None)
+    if select is None:
+        raise LoadError(f"select {options.select}: {missing[options.select]}")
+    tuning, report = options.splits
+    real = {split.name: _real_features(metrics, config, split, options.real) for split in options.splits}
+    laboratory = Laboratory(folder, _loader(config), metrics, inputs, options.batch, options.shown)
+    every = [(arm, budget, candidates(arm, config, budget)) for budget in options.budgets for arm in options.arms]
+    with tqdm(total=_samples_to_come(every, tuning, report), desc="samples", unit="clip", smoothing=0.02) as bar:
+
+        def measure(candidate: Candidate, split: Split) -> Samples:
+            return laboratory.measure(candidate, split, bar.update)
+
+        results: list[Result] = []
+        tuned: list[Tuned] = []
+        for _, _, settings in every:
+            if settings:
+                best, worths = choose(settings, select, measure, tuning, real[tuning.name].get(select.name))
+                tuned += worths
+                results.append(reported(best, len(settings), measure, report, metrics, real[report.name]))
+    results = compare(results, options.against, metrics, len(report.prompts))
+    too_dear = [f"{arm} at {budget} NFE" for arm, budget, settings in every if not settings]
+    return write_report(folder, config, options, metrics, results, tuned, missing, too_dear, laboratory.clip_file)
 
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m w2sd_video.evaluate", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", default=DEFAULT_CONFIG, help="configuration of a miniature: its name or a file")
-    parser.add_argument("--number-of-prompts", type=int, help=f"distinct prompts; {PROMPTS}, or all, unless told")
-    parser.add_argument("--number-of-seeds", type=int, default=3, help="clips a prompt and an arm")
-    parser.add_argument("--batch", type=int, default=64, help="clips sampled together")
-    parser.add_argument("--folder", help="where scores and table are written; runs/CONFIG unless told")
+    add = parser.add_argument
+    add("--config", default=DEFAULT_CONFIG, help="a packaged configuration or a file: W2SD as it is configured")
+    add(
+        "--arms",
+        nargs="+",
+        default=list(ARMS),
+        metavar="ARM",
+        help=f"what is compared; all unless told: {', '.join(ARMS)}",
+    )
+    add("--against", default="W2SD", metavar="ARM", help="the arm that the others are compared with; W2SD unless told")
+    add("--budgets", nargs="+", type=int, metavar="NFE", help="evaluations a clip; unless told those of W2SD, and half")
+    add("--metrics", nargs="+", metavar="NAME[=SOURCE]", help="what is measured; a source is a folder with its weights")
+    add("--select", metavar="METRIC", help="by which an arm's best setting is chosen; unless told the last distance")
+    add("--real", metavar="FOLDER", help="real clips, for metrics that compare with them; miniatures need none")
+    add("--number-of-prompts", type=int, help="distinct prompts of the report")
+    add("--number-of-tuning-prompts", type=int, help="other prompts, on which settings are chosen")
+    add("--number-of-seeds", type=int, default=3, help="clips a prompt of the report")
+    add("--number-of-tuning-seeds", type=int, default=1, help="clips a prompt on which settings are chosen")
+    add("--batch", type=int, help="clips sampled together; 64 of a miniature, 1 of other models unless told")
+    add("--shown", type=int, default=4, help="prompts of the report whose clips are shown in it")
+    add("--folder", help="where everything is written; runs/CONFIG unless told")
     return parser
 
 
-def arms(config: RenderConfig) -> dict[str, RenderConfig]:
-    """Return the settings to be compared, by name; `config` is W2SD as it is configured."""
-    alone = panels(replace(config, compare=True))
-    reflected = {f"W2SD, {inversion}": replace(config, inversion=inversion) for inversion in get_args(WeakInversion)}
-    cost = sum(evaluations(reflected["W2SD, paper"]).values())
-    a_step = evaluations(alone["strong"])["base"] / config.steps
-    longer = replace(alone["strong"], steps=round(cost / a_step))
-    return {
-        "weak": alone["weak"],
-        "strong": alone["strong"],
-        EQUAL: longer,
-        "AutoGuidance": replace(alone["strong"], weak=alone["weak"].base, autoguidance=1.0),
-        **reflected,
-        "S2WD": replace(config, strong=config.weak, weak=config.strong),
-    }
+def _complete(options: argparse.Namespace, config: RenderConfig) -> None:
+    """Fill in what was not told, and refuse what makes no sense.
 
-
-def evaluate(config: RenderConfig, folder: Path, n_prompts: int, n_seeds: int, batch: int) -> str:
-    """Measure every arm that is not measured yet, and return the table in Markdown."""
-    known = known_prompts(config)
-    prompts = [known[i] for i in np.random.default_rng(0).permutation(len(known))[:n_prompts]]
-    pipe = None
-    scores: dict[str, list[Scores]] = {}
-    wanted = [(name, seed) for name in arms(config) for seed in range(n_seeds)]
-    for name, seed in tqdm(wanted, desc="arms x seeds"):
-        file = folder / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}.npz"
-        if not file.exists():
-            if pipe is None:
-                with quiet():
-                    pipe = load(config)
-                pipe.set_progress_bar_config(disable=True)
-            _save(file, measure(pipe, arms(config)[name], prompts, seed, batch))
-        scores.setdefault(name, []).append(_read(file))
-    reference = real_features(config, prompts * REFERENCE_SEEDS, first_seed=10**6)
-    floor = real_features(config, prompts * n_seeds, first_seed=2 * 10**6)
-    return _table(config, scores, reference, floor, n_prompts, n_seeds)
-
-
-def real_features(config: RenderConfig, prompts: Sequence[str], first_seed: int) -> np.ndarray:
-    """Return the features of clips, or pictures, as the model should make them; with a LoRA those of its style."""
-    from w2sd_video.miniatures import classifier, world
-
-    seeds, trail = range(first_seed, first_seed + len(prompts)), world.COMET if config.model.lora else world.TRAIL
-    return classifier.features(world.clips(prompts, seeds, config.frames or 1, trail))
-
-
-def measure(pipe: Any, config: RenderConfig, prompts: Sequence[str], seed: int, batch: int) -> Scores:
-    """Sample every prompt once and score the clips; a clip's noise follows from its prompt's place and the seed."""
-    from w2sd_video.miniatures import classifier, world
-
-    started = time.perf_counter()
-    clips: list[np.ndarray] = []
-    nfe: dict[str, int] = {}
-    for start in range(0, len(prompts), batch):
-        part = list(prompts[start : start + batch])
-        seeds = [seed * 10**4 + start + k for k in range(len(part))]
-        sampled, nfe = sample_clips(pipe, config, part, seeds)
-        clips.append(sampled)
-    seconds = (time.perf_counter() - started) / len(prompts)
-    videos = np.concatenate(clips)
-    wanted = [world.parse(prompt) for prompt in prompts]
-    right = [
-        all(getattr(one, head) == getattr(other, head) for head in classifier.HEADS)
-        for one, other in zip(wanted, classifier.classify(videos), strict=True)
-    ]
-    features = classifier.features(videos)
-    return Scores(np.array(right), classifier.comets(videos), features, sum(nfe.values()), seconds)
-
-
-def _table(
-    config: RenderConfig,
-    scores: dict[str, list[Scores]],
-    reference: np.ndarray,
-    floor: np.ndarray,
-    n_prompts: int,
-    n_seeds: int,
-) -> str:
-    from w2sd_video.miniatures.classifier import frechet_distance
-
-    rows = [
-        f"{config.model.pretrained}, {n_prompts} prompts x {n_seeds} seeds, {config.steps} steps, "
-        f"base guidance {config.base.guidance_scale:g}",
-        "",
-        "| arm | NFE | joint adherence | against equal NFE | Fréchet distance | seconds a clip |",
-        "|---|---|---|---|---|---|",
-    ]
-    if styled := bool(config.model.lora):
-        rows[-2:] = [rows[-2] + " comets |", rows[-1] + "---|"]
-    rival = _shares(scores[EQUAL])
-    for name, runs in scores.items():
-        shares = _shares(runs)
-        distances = [frechet_distance(np.concatenate(part), reference) for part in _left_out(runs)]
-        distance = frechet_distance(np.concatenate([run.features for run in runs]), reference)
-        seconds = np.mean([run.seconds for run in runs])
-        difference = "" if name == EQUAL else f"{(shares - rival).mean():+.3f} ± {_error(shares - rival):.3f}"
-        rows.append(
-            f"| {name} | {runs[0].nfe} | {shares.mean():.3f} ± {_error(shares):.3f} | {difference} "
-            f"| {distance:.1f} ± {_jackknife(distances):.1f} | {seconds:.3f} |"
-            + (f" {_shares(runs, 'comets').mean():.3f} |" if styled else "")
+    Raises:
+        ConfigError: an unknown arm or metric, a number out of range, inputs or real clips that are missing.
+    """
+    is_miniature = config.model.pretrained.startswith(MINIATURE)
+    check_arms([*options.arms, options.against])
+    if options.metrics is None:
+        options.metrics = (
+            [*_MINIATURE_METRICS, *(["comets"] if config.model.lora else [])] if is_miniature else _METRICS
         )
-    rows += [
-        f"| real clips | | | | {frechet_distance(floor, reference):.1f} | |" + (" |" if styled else ""),
-        "",
-        "±: standard error over prompts (adherence; its difference is paired), jackknife over seeds (distance).",
-    ]
-    return "\n".join(rows)
+        if config.frames == 1:
+            options.metrics = [name for name in options.metrics if name not in ("motion_error", *_METRICS[2:])]
+    names = [word.split("=")[0] for word in options.metrics]
+    for name in names:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    options.select = options.select or ("frechet_distance" if "frechet_distance" in names else names[0])
+    if options.select not in names:
+        raise ConfigError(f"select {options.select}: is not among the metrics ({', '.join(names)})")
+    if options.budgets is None:
+        options.budgets = [max(nfe_of(config) // 2, 1), nfe_of(config)]
+    options.batch = options.batch or (64 if is_miniature else 1)
+    prompts = known_prompts(config) if is_miniature else list(dict.fromkeys(config.prompts))
+    if options.number_of_prompts is None:
+        options.number_of_prompts = min(MOST_PROMPTS[0], max(2 * len(prompts) // 3, 1))
+    if options.number_of_tuning_prompts is None:
+        options.number_of_tuning_prompts = min(MOST_PROMPTS[1], len(prompts) - options.number_of_prompts)
+    limits = {"number_of_prompts": len(prompts), "number_of_tuning_prompts": len(prompts) - options.number_of_prompts}
+    limits |= {"number_of_seeds": 1000, "number_of_tuning_seeds": 1000, "batch": 1024}
+    for name, most in limits.items():
+        if not 1 <= getattr(options, name) <= most:
+            raise ConfigError(f"{name} {getattr(options, name)}: must be from 1 to {most}{_of(name, prompts)}")
+    if wrong := [budget for budget in options.budgets if not 1 <= budget <= 10**4]:
+        raise ConfigError(f"budgets {wrong[0]}: must be from 1 to 10000 network evaluations")
+    if is_miniature:
+        prompts = [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))]
+    if config.inputs and is_miniature:
+        raise ConfigError(
+            f"inputs.{next(iter(config.inputs))}: this miniature cannot be measured, for each prompt would need its own"
+        )
+    first = options.number_of_prompts
+    asked = prompts[:first], prompts[first : first + options.number_of_tuning_prompts]
+    options.splits = (
+        Split("tuning", asked[1], first, options.number_of_tuning_seeds),
+        Split("report", asked[0], 0, options.number_of_seeds),
+    )
+    options.real = clips_of_folder(Path(options.real), config) if options.real else None
 
 
-def _shares(runs: list[Scores], of: Literal["right", "comets"] = "right") -> np.ndarray:
-    """Return for each prompt the share of seeds that are right, or comets."""
-    return np.mean([getattr(run, of) for run in runs], axis=0)
+def _of(name: str, prompts: Sequence[str]) -> str:
+    return f", for there are {len(prompts)} prompts" if "prompts" in name else ""
 
 
-def _error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+def _folder(options: argparse.Namespace, config: RenderConfig) -> Path:
+    """Return the folder of this evaluation, new or to go on with; refuse another evaluation's.
 
-
-def _left_out(runs: list[Scores]) -> list[list[np.ndarray]]:
-    """Return the features without each seed in turn."""
-    if len(runs) < 2:
-        return []
-    return [[run.features for run in runs if run is not left] for left in runs]
-
-
-def _jackknife(values: list[float]) -> float:
-    """Return the jackknife standard error of a statistic from its values without each part in turn."""
-    if not values:
-        return float("nan")
-    spread = np.array(values) - np.mean(values)
-    return float(np.sqrt((len(values) - 1) / len(values) * (spread**2).sum()))
-
-
-def _folder(folder: Path, config: RenderConfig, options: argparse.Namespace) -> Path:
-    """Return the folder of this evaluation, new or to go on with; refuse another evaluation's."""
-    settings = {"config": asdict(config), "prompts": options.number_of_prompts}
-    settings["config"] |= {"output": None, "prompts": None}
+    Arms, budgets and the number of seeds may grow: what was measured stays as it is.
+    """
+    folder = Path(options.folder or f"runs/{Path(options.config).stem}")
+    settings = {"config": asdict(config) | {"output": None, "prompts": None}, "metrics": options.metrics}
+    settings |= {"splits": {split.name: list(split.prompts) for split in options.splits}, "batch": options.batch}
     settings = json.loads(json.dumps(settings))
     file = folder / "evaluation.json"
     try:
         if file.exists():
-            if json.loads(file.read_text()) != settings:
+            if json.loads(file.read_text(encoding="utf-8")) != settings:
                 raise ConfigError(f"folder {folder}: holds an evaluation of other settings; name another with --folder")
         elif folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"folder {folder}: is not empty and holds no evaluation; name another with --folder")
@@ -249,15 +196,48 @@ def _folder(folder: Path, config: RenderConfig, options: argparse.Namespace) -> 
     return folder
 
 
-def _save(file: Path, scores: Scores) -> None:
-    beside = file.with_name(f".{file.stem}.part.npz")
-    np.savez(beside, **asdict(scores))
-    os.replace(beside, file)
+def _load_metrics(words: Sequence[str], config: RenderConfig) -> tuple[list[Metric], dict[str, str]]:
+    """Return the metrics that can be had, and why the others cannot."""
+    metrics, missing = [], {}
+    for word in words:
+        name, _, source = word.partition("=")
+        try:
+            metrics.append(load_metric(name, **({"source": source} if source else {})))
+        except MetricUnavailableError as error:
+            missing[name] = str(error)
+            print(f"w2sd_video.evaluate: metric {name} left out: {error}", file=sys.stderr)
+        except TypeError as error:
+            raise ConfigError(f"metrics {word}: {name} takes no source") from error
+    return metrics, missing
 
 
-def _read(file: Path) -> Scores:
-    with np.load(file) as kept:
-        return Scores(kept["right"], kept["comets"], kept["features"], int(kept["nfe"]), float(kept["seconds"]))
+def _real_features(
+    metrics: Sequence[Metric], config: RenderConfig, split: Split, given: Sequence[Any] | None
+) -> dict[str, np.ndarray]:
+    """Return the features of real clips by metric: of those given, or of clips of the miniatures' world."""
+    distances = [metric for metric in metrics if isinstance(metric, Distance) and metric.needs_real]
+    if not distances:
+        return {}
+    clips = given or real_clips(config, list(split.prompts) * REAL_CLIPS, 100 * SEEDS)
+    frames = np.stack([clip.read() for clip in clips])
+    return {metric.name: metric.features(frames) for metric in distances}
+
+
+def _loader(config: RenderConfig) -> Callable[[], Any]:
+    @cache
+    def loaded() -> Any:
+        with quiet():
+            pipe = load(config)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return loaded
+
+
+def _samples_to_come(every: Sequence[tuple[str, int, list[Candidate]]], tuning: Split, report: Split) -> int:
+    each = [len(settings) for _, _, settings in every if settings]
+    tried = sum(count for count in each if count > 1)
+    return tried * len(tuning.prompts) * tuning.seeds + len(each) * len(report.prompts) * report.seeds
 
 
 if __name__ == "__main__":

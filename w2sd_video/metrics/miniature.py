@@ -29,8 +29,8 @@ def likelihood() -> Score:
     def of(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         labels = torch.tensor([classifier.labels_of(world.parse(prompt)) for prompt in prompts])
         every = classifier.logits(clips).values()
-        chosen = [part.log_softmax(1).gather(1, labels[:, i : i + 1]) for i, part in enumerate(every)]
-        return torch.cat(chosen, 1).sum(1).double().numpy()
+        chosen = [part.double().log_softmax(1).gather(1, labels[:, i : i + 1]) for i, part in enumerate(every)]
+        return torch.cat(chosen, 1).sum(1).numpy()
 
     return Score("likelihood", True, of)
 

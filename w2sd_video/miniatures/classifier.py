@@ -160,6 +160,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Fréchet distance of the Gaussians fitted to two sets of features (n, d) and (m, d)."""
     difference = a.mean(0) - b.mean(0)
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # The trace of the square root of a product of two covariances is that of its eigenvalues' roots.
-    roots = np.sqrt(np.clip(np.linalg.eigvals(cov_a @ cov_b).real, 0, None))
+    values, vectors = np.linalg.eigh(cov_a)
+    root = vectors * np.sqrt(np.clip(values, 0, None))
+    # The trace of the square root of a product of two covariances is that of this symmetric matrix's roots.
+    roots = np.sqrt(np.clip(np.linalg.eigvalsh(root.T @ cov_b @ root), 0, None))
     return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * roots.sum())

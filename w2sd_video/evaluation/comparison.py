@@ -1,0 +1,104 @@
+"""Comparing arms at equal cost: each at the setting that did best on other prompts than those that are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from w2sd_video.evaluation.arms import Candidate
+from w2sd_video.evaluation.samples import Samples, Split
+from w2sd_video.evaluation.statistics import Figure, measured, win_rate
+from w2sd_video.metrics import Metric, Score
+
+Measure = Callable[[Candidate, Split], Samples]
+
+
+@dataclass(frozen=True)
+class Result:
+    """An arm at a budget.
+
+    Attributes:
+        candidate: the setting that was chosen.
+        tried: how many settings it was chosen among.
+        samples: of the report.
+        figures: by metric.
+        differences: by metric, from the arm that all are compared with at this budget; none of its own.
+        wins: share of samples in which the arm that all are compared with does better; None of its own.
+    """
+
+    candidate: Candidate
+    tried: int
+    samples: Samples
+    figures: dict[str, Figure]
+    differences: dict[str, Figure] = field(default_factory=dict)
+    wins: Figure | None = None
+
+    @property
+    def failed(self) -> list[str]:
+        """Why samples failed, each reason once."""
+        return list(dict.fromkeys(self.samples.error[~self.samples.there].tolist()))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a setting was found to be worth on the prompts on which settings are chosen."""
+
+    candidate: Candidate
+    value: float
+
+
+def choose(
+    settings: Sequence[Candidate], select: Metric, measure: Measure, tuning: Split, real: np.ndarray | None
+) -> tuple[Candidate, list[Tuned]]:
+    """Return the setting that does best by a metric on the tuning prompts, and what each is worth there.
+
+    Of a single setting nothing is measured. Where all fail, the first is returned.
+    """
+    if len(settings) == 1:
+        return settings[0], []
+    tuned = [Tuned(one, _value(select, measure(one, tuning), real)) for one in settings]
+    sign = 1 if select.higher_is_better else -1
+    return max(tuned, key=lambda one: sign * one.value if np.isfinite(one.value) else -np.inf).candidate, tuned
+
+
+def compare(results: Sequence[Result], against: str, metrics: Sequence[Metric], prompts: int) -> list[Result]:
+    """Return results with their differences from one arm at the same budget, and the share of its wins."""
+    judge = next((metric for metric in metrics if isinstance(metric, Score)), None)
+    ours = {one.candidate.budget: one for one in results if one.candidate.arm == against}
+    compared = []
+    for one in results:
+        rival = ours.get(one.candidate.budget)
+        if rival is None or rival is one:
+            compared.append(one)
+            continue
+        differences = {name: one.figures[name] - rival.figures[name] for name in one.figures}
+        able = judge is not None and all(judge.name in each.samples.scores for each in (one, rival))
+        wins = win_rate(judge, rival.samples, one.samples, prompts) if able and judge else None
+        compared.append(Result(one.candidate, one.tried, one.samples, one.figures, differences, wins))
+    return compared
+
+
+def reported(
+    candidate: Candidate,
+    tried: int,
+    measure: Measure,
+    report: Split,
+    metrics: Sequence[Metric],
+    real: dict[str, np.ndarray],
+) -> Result:
+    """Measure a chosen setting on the prompts of the report."""
+    samples = measure(candidate, report)
+    prompts = len(report.prompts)
+    figures = {metric.name: measured(metric, samples, real.get(metric.name), prompts) for metric in metrics}
+    return Result(candidate, tried, samples, figures)
+
+
+def _value(metric: Metric, samples: Samples, real: np.ndarray | None) -> float:
+    there = samples.there
+    if not there.any():
+        return float("nan")
+    if isinstance(metric, Score):
+        return float(np.nanmean(samples.scores[metric.name][there]))
+    return metric.between(samples.features[metric.name][there], real)
