@@ -49,6 +49,21 @@ class Tuned:
     value: float
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found.
+
+    Attributes:
+        results: of every arm at every budget.
+        tuned: what every setting was worth where it was chosen.
+        too_dear: arms of which no step fits a budget.
+    """
+
+    results: Sequence[Result]
+    tuned: Sequence[Tuned]
+    too_dear: Sequence[str]
+
+
 def choose(
     settings: Sequence[Candidate], select: Metric, measure: Measure, tuning: Split, real: np.ndarray | None
 ) -> tuple[Candidate, list[Tuned]]:
@@ -65,7 +80,7 @@ def choose(
 
 def compare(results: Sequence[Result], against: str, metrics: Sequence[Metric], prompts: int) -> list[Result]:
     """Return results with their differences from one arm at the same budget, and the share of its wins."""
-    judge = next((metric for metric in metrics if isinstance(metric, Score)), None)
+    judge = judge_of(metrics)
     ours = {one.candidate.budget: one for one in results if one.candidate.arm == against}
     compared = []
     for one in results:
@@ -78,6 +93,11 @@ def compare(results: Sequence[Result], against: str, metrics: Sequence[Metric], 
         wins = win_rate(judge, rival.samples, one.samples, prompts) if able and judge else None
         compared.append(Result(one.candidate, one.tried, one.samples, one.figures, differences, wins))
     return compared
+
+
+def judge_of(metrics: Sequence[Metric]) -> Score | None:
+    """Return the score that says which of two samples is better: the first."""
+    return next((metric for metric in metrics if isinstance(metric, Score)), None)
 
 
 def reported(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import csv
 import io
@@ -15,10 +14,12 @@ import yaml
 
 from w2sd_video.describe import pair_in_words
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.comparison import Result, Tuned
+from w2sd_video.evaluation.comparison import Outcome, Result, judge_of
+from w2sd_video.evaluation.plan import Plan
+from w2sd_video.evaluation.plot import drawn
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.evaluation.statistics import Figure, pareto_front
-from w2sd_video.metrics import Metric, Score
+from w2sd_video.metrics import Metric
 from w2sd_video.outputs import plain
 from w2sd_video.settings import RenderConfig
 from w2sd_video.video import write_whole
@@ -30,47 +31,44 @@ ClipFile = Callable[[Candidate, int], Path]
 def write_report(
     folder: Path,
     config: RenderConfig,
-    options: argparse.Namespace,
+    plan: Plan,
     metrics: Sequence[Metric],
-    results: Sequence[Result],
-    tuned: Sequence[Tuned],
     missing: Mapping[str, str],
-    too_dear: Sequence[str],
+    outcome: Outcome,
     clip_file: ClipFile,
 ) -> str:
-    """Write front.csv, front.svg, table.md and report.html, and return the table."""
-    select = next(metric for metric in metrics if metric.name == options.select)
-    on_front = _on_front(results, select)
-    write_whole(folder / "front.csv", _front_csv(results, tuned, metrics, select, on_front))
-    plot = _plot(results, [select, *_judges(metrics, select)], on_front)
-    write_whole(folder / "front.svg", plot)
-    text = _heading(config, options)
-    tables = {budget: _table(results, on_front, budget, metrics, options) for budget in sorted(set(options.budgets))}
-    notes = _notes(results, missing, too_dear, select, options)
+    """Write front.csv, front.svg, table.md and report.html, and return the table in Markdown.
+
+    Args:
+        folder: of the evaluation.
+        config: W2SD as it is configured.
+        plan: what was compared.
+        metrics: by which.
+        missing: why other metrics could not be had, by name.
+        outcome: what was found.
+        clip_file: returns where the clip of a setting and a prompt of the report is kept.
+    """
+    select = next(metric for metric in metrics if metric.name == plan.select)
+    results = outcome.results
+    on_front = pareto_front(
+        [(float(one.candidate.nfe), one.figures[select.name].value) for one in results], select.higher_is_better
+    )
+    judge = judge_of(metrics)
+    plot = drawn(results, [select] if judge in (None, select) else [select, judge], on_front)
+    text = (
+        f"{config.model.pretrained}, {pair_in_words(config)}; reported on {_size(plan.report)}, best settings by "
+        f"{select.name.replace('_', ' ')} on {_size(plan.tuning)} that are others"
+    )
+    tables = {budget: _table(results, on_front, budget, metrics, plan) for budget in plan.budgets}
+    notes = _notes(outcome, missing, select, plan)
     sections = [line for budget, rows in tables.items() for line in (f"**{budget} NFE**", "", *_markdown(rows), "")]
     table = "\n".join([text, "", *sections, *(f"- {note}" for note in notes)])
+    shown = [(prompt, _shown(results, plan.budgets[-1], k, clip_file)) for k, prompt in _first(plan)]
+    write_whole(folder / "front.csv", _front_csv(outcome, metrics, select, on_front))
+    write_whole(folder / "front.svg", plot)
     write_whole(folder / "table.md", table + "\n")
-    shown = _shown(results, max(options.budgets), options.splits[1], options.shown, clip_file)
     write_whole(folder / "report.html", _page(text, tables, notes, plot, shown, config))
     return table
-
-
-def _on_front(results: Sequence[Result], select: Metric) -> list[bool]:
-    points = [(float(one.candidate.nfe), one.figures[select.name].value) for one in results]
-    return pareto_front(points, select.higher_is_better)
-
-
-def _judges(metrics: Sequence[Metric], select: Metric) -> Sequence[Metric]:
-    """Return the first score besides the metric that selects, for the second plot."""
-    return [metric for metric in metrics if isinstance(metric, Score) and metric is not select][:1]
-
-
-def _heading(config: RenderConfig, options: argparse.Namespace) -> str:
-    tuning, report = options.splits
-    return (
-        f"{config.model.pretrained}, {pair_in_words(config)}; reported on {_size(report)}, best settings by "
-        f"{options.select} on {_size(tuning)} that are others"
-    )
 
 
 def _size(split: Split) -> str:
@@ -82,18 +80,17 @@ def _table(
     on_front: Sequence[bool],
     budget: int,
     metrics: Sequence[Metric],
-    options: argparse.Namespace,
+    plan: Plan,
 ) -> list[list[str]]:
     """Return head and rows of a budget's table."""
     names = [metric.name for metric in metrics]
-    against = options.against
     head = ["arm", "best setting", "NFE", *(name.replace("_", " ") for name in names)]
-    head += [f"{options.select.replace('_', ' ')} less that of {against}", f"{against} wins", "seconds"]
+    head += [f"{plan.select.replace('_', ' ')} less that of {plan.against}", f"{plan.against} wins", "seconds"]
     rows = [head]
     for one, first in zip(results, on_front, strict=True):
         if one.candidate.budget != budget:
             continue
-        difference = one.differences.get(options.select)
+        difference = one.differences.get(plan.select)
         rows.append(
             [
                 one.candidate.arm + (" *" if first else ""),
@@ -113,8 +110,9 @@ def _figure(figure: Figure, signed: bool = False) -> str:
         return "none"
     size = max(abs(figure.value), abs(figure.high - figure.low))
     digits = 1 if size >= 20 else 2 if size >= 2 else 3
-    numbers = [f"{number:{'+' if signed else ''}.{digits}f}" for number in (figure.value, figure.low, figure.high)]
-    return f"{numbers[0]} ({numbers[1]} to {numbers[2]})"
+    numbers = [round(number, digits) + 0.0 for number in figure.numbers]  # no negative zero
+    value, low, high = (f"{number:{'+' if signed else ''}.{digits}f}" for number in numbers)
+    return f"{value} ({low} to {high})"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -122,39 +120,27 @@ def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
-def _notes(
-    results: Sequence[Result],
-    missing: Mapping[str, str],
-    too_dear: Sequence[str],
-    select: Metric,
-    options: argparse.Namespace,
-) -> list[str]:
+def _notes(outcome: Outcome, missing: Mapping[str, str], select: Metric, plan: Plan) -> list[str]:
     notes = [
         "In brackets behind a setting: among how many it was chosen. Behind a figure: 95 % interval, a bootstrap over "
         "prompts, paired for differences.",
-        f"{options.against} wins: share of samples of the same prompt and noise in which it does better by the first "
+        f"{plan.against} wins: share of samples of the same prompt and noise in which it does better by the first "
         "score, a tie counting half.",
         f"*: on the Pareto front of {select.name.replace('_', ' ')} "
         f"({'higher' if select.higher_is_better else 'lower'} is better) over NFE, of all budgets.",
     ]
-    for one in results:
+    for one in outcome.results:
         if one.failed:
             count = int((~one.samples.there).sum())
             named = f"{one.candidate.arm} at {one.candidate.budget} NFE"
             notes.append(f"{named}: {count} of {len(one.samples.error)} samples failed: {'; '.join(one.failed)}")
     notes += [f"The metric {name} is left out: {why}" for name, why in missing.items()]
-    if too_dear:
-        notes.append(f"No number of steps fits: {', '.join(too_dear)}.")
+    if outcome.too_dear:
+        notes.append(f"No number of steps fits: {', '.join(outcome.too_dear)}.")
     return notes
 
 
-def _front_csv(
-    results: Sequence[Result],
-    tuned: Sequence[Tuned],
-    metrics: Sequence[Metric],
-    select: Metric,
-    on_front: Sequence[bool],
-) -> str:
+def _front_csv(outcome: Outcome, metrics: Sequence[Metric], select: Metric, on_front: Sequence[bool]) -> str:
     """Return the figures of the report with their intervals, and what every setting was worth when it was tuned."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -162,11 +148,11 @@ def _front_csv(
     rows.writerow(
         ["split", "arm", "setting", "budget", "steps", "nfe", "seconds", "samples", "failed", "on_front", *ends]
     )
-    for one, first in zip(results, on_front, strict=True):
-        numbers = [f"{n:.6g}" for metric in metrics for n in _numbers(one.figures[metric.name])]
+    for one, first in zip(outcome.results, on_front, strict=True):
+        numbers = [f"{n:.6g}" for metric in metrics for n in one.figures[metric.name].numbers]
         there, seconds = one.samples.there, f"{np.mean(one.samples.seconds):.4f}"
         rows.writerow(["report", *_named(one.candidate), seconds, there.sum(), (~there).sum(), int(first), *numbers])
-    for worth in tuned:
+    for worth in outcome.tuned:
         values = [f"{worth.value:.6g}" if end == select.name else "" for end in ends]
         rows.writerow(["tuning", *_named(worth.candidate), "", "", "", "", *values])
     return text.getvalue()
@@ -176,53 +162,15 @@ def _named(candidate: Candidate) -> list[Any]:
     return [candidate.arm, candidate.setting, candidate.budget, candidate.config.steps, candidate.nfe]
 
 
-def _numbers(figure: Figure) -> tuple[float, float, float]:
-    return figure.value, figure.low, figure.high
+def _first(plan: Plan) -> list[tuple[int, str]]:
+    return list(enumerate(plan.report.prompts[: plan.shown]))
 
 
-def _plot(results: Sequence[Result], metrics: Sequence[Metric], on_front: Sequence[bool]) -> str:
-    """Return the quality of every arm over its NFE, with intervals and the Pareto front of the first metric, as SVG."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure as Picture
-
-    picture = Picture(figsize=(5.5 * len(metrics), 4.2), layout="constrained")
-    for axis, metric in zip(picture.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        for number, arm in enumerate(dict.fromkeys(one.candidate.arm for one in results)):
-            own = sorted((one for one in results if one.candidate.arm == arm), key=lambda one: one.candidate.nfe)
-            nfe = [one.candidate.nfe for one in own]
-            value, low, high = np.array([_numbers(one.figures[metric.name]) for one in own]).T
-            style = "o-" if arm.startswith("W2SD") else "s--"
-            colour = f"C{number % 10}"
-            axis.errorbar(
-                nfe, value, [value - low, high - value], fmt=style, color=colour, capsize=2, lw=1, ms=4, label=arm
-            )
-        if metric is metrics[0]:
-            front = sorted(
-                (one.candidate.nfe, one.figures[metric.name].value)
-                for one, first in zip(results, on_front, strict=True)
-                if first
-            )
-            axis.step(*np.array(front).T, where="post", color="black", lw=3, alpha=0.2, label="Pareto front")
-        axis.set_xlabel("network evaluations a clip (NFE)")
-        better = "higher" if metric.higher_is_better else "lower"
-        axis.set_ylabel(f"{metric.name.replace('_', ' ')} ({better} is better)")
-    picture.axes[0].legend(fontsize=7)
-    drawn = io.StringIO()
-    with rc_context({"svg.hashsalt": "w2sd"}):
-        picture.savefig(drawn, format="svg", metadata={"Date": None})
-    return drawn.getvalue()
-
-
-def _shown(
-    results: Sequence[Result], budget: int, report: Split, count: int, clip_file: ClipFile
-) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return for each prompt that is shown its clips by arm, as data URIs, at one budget."""
+def _shown(results: Sequence[Result], budget: int, place: int, clip_file: ClipFile) -> list[tuple[str, str]]:
+    """Return the clips of a prompt at one budget, by arm, as data URIs."""
     own = [one for one in results if one.candidate.budget == budget]
-    rows = []
-    for place, prompt in enumerate(report.prompts[:count]):
-        files = [(one.candidate.arm, clip_file(one.candidate, place)) for one in own]
-        rows.append((prompt, [(arm, _embedded(file)) for arm, file in files if file.exists()]))
-    return rows
+    files = [(one.candidate.arm, clip_file(one.candidate, place)) for one in own]
+    return [(arm, _embedded(file)) for arm, file in files if file.exists()]
 
 
 def _embedded(file: Path) -> str:

@@ -41,9 +41,9 @@ class Figure:
         return figure(self.value - other.value, self.draws - other.draws)
 
     @property
-    def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+    def numbers(self) -> tuple[float, float, float]:
+        """The number and both ends of its interval."""
+        return self.value, self.low, self.high
 
 
 def figure(value: float, draws: np.ndarray) -> Figure:

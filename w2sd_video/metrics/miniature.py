@@ -69,6 +69,6 @@ def frechet_distance() -> Distance:
 
     def between(features: np.ndarray, real: np.ndarray | None) -> float:
         assert real is not None
-        return classifier.frechet_distance(features, real)
+        return classifier.frechet_distance(features, real) if len(features) > 1 else float("nan")
 
     return Distance("frechet_distance", False, classifier.features, between)

@@ -1,0 +1,245 @@
+"""The parts of the evaluation: arms at a budget, samples that are kept, statistics."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from w2sd_video.config import parse
+from w2sd_video.evaluation import samples as sampling
+from w2sd_video.evaluation.arms import ARMS, Candidate, at_budget, candidates, check_arms, nfe_of
+from w2sd_video.evaluation.comparison import choose, compare, reported
+from w2sd_video.evaluation.samples import Laboratory, Samples, Split, key_of
+from w2sd_video.evaluation.statistics import RESAMPLES, figure, mean, measured, pareto_front, resampled, win_rate
+from w2sd_video.metrics import Distance, Score, load_metric
+from w2sd_video.render import load, sample_clips
+from w2sd_video.settings import ConfigError, reflected_steps
+
+MINIATURES = ["animatediff", "cogvideox", "pixart", "dit-moe", "animatediff-lora"]
+RED, BLUE = "a red circle moving left", "a blue square moving up"
+
+
+def configured(name="pixart", *words):
+    return parse(["--config", f"miniature-{name}", *words]).config
+
+
+@pytest.fixture(scope="module")
+def pixart():
+    pipe = load(configured("pixart"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_every_setting_takes_as_many_steps_as_its_budget_allows(name):
+    config = configured(name)
+    for arm in ARMS:
+        for one in candidates(arm, config, 30):
+            assert one.nfe == nfe_of(one.config) <= 30 < nfe_of(replace(one.config, steps=one.config.steps + 1))
+            assert one.config.reflection_steps == 0 or len(reflected_steps(one.config)) > 0
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_evaluations_of_an_arm_are_those_that_are_made(arm, pixart):
+    for one in candidates(arm, configured("pixart"), 12)[::3]:
+        assert sum(sample_clips(pixart, one.config, [RED], [0])[1].values()) == one.nfe, one.setting
+
+
+def test_arms_that_no_step_fits_have_no_settings():
+    assert at_budget(configured("animatediff"), 3) is None
+    assert candidates("FSG", configured("animatediff"), 8) == []
+
+
+def test_an_arm_is_what_it_is_called():
+    config = configured("cogvideox")
+    by_name = {arm: list(settings(config).values()) for arm, settings in ARMS.items()}
+    assert {one.base.guidance_scale for one in by_name["CFG"]} == {1, 1.5, 2, 3, 5}
+    assert by_name["strong"] == [one for one in by_name["CFG"] if one.base.guidance_scale == 3]
+    assert by_name["weak"][0].base.weights == "weak"
+    for arm in ("weak", "strong", "CFG", "AutoGuidance", "skip-layer"):
+        assert all(one.reflection_steps == 0 for one in by_name[arm])
+    for one in by_name["AutoGuidance"]:
+        assert one.weak == replace(one.base, weights="weak") and one.autoguidance > 0
+    for one in by_name["skip-layer"]:
+        assert one.weak == replace(one.base, skip_layers=one.weak.skip_layers) and one.weak.skip_layers
+    for one in [*by_name["Z-Sampling"], *by_name["FSG"]]:
+        assert one.strong == one.base and one.weak == replace(one.base, guidance_scale=one.weak.guidance_scale)
+        assert one.weak.guidance_scale < one.base.guidance_scale
+    assert all(one.span > 1 and one.reflection_steps == (0.0, 0.5) for one in by_name["FSG"])
+    assert {one.inversion for one in by_name["Re-Sampling"]} == {"resample"}
+    assert by_name["W2SD as configured"] == [config]
+    assert by_name["S2WD"] == [replace(config, strong=config.weak, weak=config.strong)]
+    varied = {(one.inversion, one.strength, one.rounds, one.reflection_steps) for one in by_name["W2SD"]}
+    assert {each[0] for each in varied} == {"paper", "explicit", "implicit", "current"}
+    assert len({each[1] for each in varied}) > 1 and len({each[2] for each in varied}) > 1
+    assert {each[3] for each in varied} >= {None, (0.0, 0.5), (0.5, 1.0)}
+
+
+def test_an_unknown_arm_is_named_with_the_nearest():
+    with pytest.raises(ConfigError, match="unknown arm 'AutoGuidanc'; did you mean 'AutoGuidance'"):
+        check_arms(["AutoGuidanc"])
+
+
+def test_a_key_is_of_what_changes_the_samples_alone():
+    config = configured("pixart")
+    assert key_of(config) == key_of(replace(config, prompts=["other"], seed=5, output="a.mp4"))
+    others = [replace(config, strength=0.5), replace(config, steps=9), replace(config, weak=config.strong)]
+    assert len({key_of(one) for one in [config, *others]}) == 4
+
+
+def laboratory(folder, pipe, names=("adherence", "frechet_distance"), batch=3, shown=0):
+    folder.mkdir(exist_ok=True)
+    return Laboratory(folder, lambda: pipe, [load_metric(name) for name in names], {}, batch, shown)
+
+
+def test_seeds_belong_to_samples_and_splits_share_none():
+    report, tuning = Split("report", [RED, BLUE], 0, 3), Split("tuning", ["a", "b", "c"], 2, 2)
+    wanted = [pair for batch in report.batches(4) for pair in batch]
+    assert wanted == [(0, 0), (1, 1), (0, 10000), (1, 10001), (0, 20000), (1, 20001)]
+    assert not {seed for _, seed in wanted} & {seed for batch in tuning.batches(9) for _, seed in batch}
+
+
+def test_samples_are_those_of_the_pipeline_and_are_kept(tmp_path, pixart):
+    one, split, done = candidates("strong", configured("pixart"), 2)[0], Split("report", [RED, BLUE], 0, 2), []
+    found = laboratory(tmp_path, pixart, ("likelihood", "frechet_distance"), shown=1).measure(one, split, done.append)
+    assert done == [3, 1] and found.there.all()
+    clips = sample_clips(pixart, one.config, [RED, BLUE, RED, BLUE], [0, 1, 10000, 10001])[0]
+    expected = load_metric("likelihood").of(clips, [RED, BLUE, RED, BLUE])
+    np.testing.assert_allclose(found.scores["likelihood"], expected, rtol=1e-2, atol=1e-3)
+    assert found.prompt.tolist() == [0, 1, 0, 1] and found.features["frechet_distance"].shape == (4, 256)
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [row["prompt"] for row in rows] == [RED, BLUE, RED, BLUE] and [row["seed"] for row in rows][2] == "10000"
+    assert np.allclose([float(row["likelihood"]) for row in rows], found.scores["likelihood"], rtol=1e-4)
+    assert len(list((tmp_path / "clips").iterdir())) == 1, "of the first prompt and seed alone"
+
+    again = laboratory(tmp_path, None, ("likelihood", "frechet_distance")).measure(one, split, done.append)
+    for name in ("prompt", "seed", "seconds", "error"):
+        assert (getattr(again, name) == getattr(found, name)).all(), "without a pipeline: nothing was sampled again"
+    assert (again.scores["likelihood"] == found.scores["likelihood"]).all()
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 5
+
+
+def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, pixart, monkeypatch):
+    one, split = candidates("strong", configured("pixart"), 2)[0], Split("tuning", [RED, BLUE], 2, 2)
+    whole = laboratory(tmp_path / "whole", pixart).measure(one, split, lambda count: None)
+
+    def stop(count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        laboratory(tmp_path / "cut", pixart).measure(one, split, stop)
+    made = []
+    once = sampling.sample_clips
+    monkeypatch.setattr(sampling, "sample_clips", lambda *args: made.append(args[2]) or once(*args))
+    cut = laboratory(tmp_path / "cut", pixart).measure(one, split, lambda count: None)
+    assert made == [[BLUE]]
+    assert (cut.features["frechet_distance"] == whole.features["frechet_distance"]).all()
+
+
+def test_a_failed_sample_is_recorded_and_the_others_are_made(tmp_path):
+    pipe = load(configured("dit-moe"))
+    pipe.set_progress_bar_config(disable=True)
+    one, split = candidates("strong", configured("dit-moe"), 4)[0], Split("report", [RED, "a purple cow", BLUE], 0, 1)
+    found = laboratory(tmp_path, pipe).measure(one, split, lambda count: None)
+    assert found.there.tolist() == [True, False, True] and "'a purple cow'" in found.error[1]
+    assert np.isnan(found.scores["adherence"]).tolist() == [False, True, False]
+    assert np.isnan(found.features["frechet_distance"]).all(1).tolist() == [False, True, False]
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [bool(row["error"]) for row in rows] == [False, True, False]
+    result = reported(one, 1, lambda *_: found, split, [load_metric("adherence")], {})
+    assert np.isfinite(result.figures["adherence"].value) and len(result.failed) == 1
+
+
+def drawn_samples(values, prompt, errors=None, features=None):
+    count = len(values)
+    error = np.array(errors or [""] * count)
+    return Samples(np.array(prompt), np.arange(count), np.ones(count), error, {"s": np.array(values)}, features or {})
+
+
+SCORE = Score("s", True, lambda clips, prompts: np.zeros(len(clips)))
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error():
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    found = mean(values, np.arange(400), 400)
+    error = values.std(ddof=1) / 20
+    assert found.value == pytest.approx(values.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.25)
+
+
+def test_samples_of_a_prompt_are_drawn_together():
+    values = np.random.default_rng(1).normal(0, 1, 100)
+    alone, repeated = (mean(np.tile(values, k), np.tile(np.arange(100), k), 100) for k in (1, 4))
+    assert repeated.high - repeated.low == pytest.approx(alone.high - alone.low), "copies tell nothing new"
+
+
+def test_a_difference_is_paired():
+    values = np.random.default_rng(1).normal(0, 10, 50)
+    shifted = mean(values + 1, np.arange(50), 50) - mean(values, np.arange(50), 50)
+    assert [shifted.value, shifted.low, shifted.high] == pytest.approx([1, 1, 1])
+
+
+def test_a_distance_is_resampled_like_a_mean_and_put_around_its_own_value():
+    values, prompt = np.random.default_rng(1).normal(0, 1, 60), np.repeat(np.arange(30), 2)
+    of_features = Distance("d", False, lambda clips: clips, lambda own, real: float(own.mean()) + 7, needs_real=False)
+    found = measured(of_features, drawn_samples(values, prompt, features={"d": values[:, None]}), None, 30)
+    expected = mean(values, prompt, 30)
+    np.testing.assert_allclose(found.draws, expected.draws + 7)
+    assert found.value == pytest.approx(values.mean() + 7)
+    assert (found.low + found.high) / 2 == pytest.approx(found.value, abs=0.2)
+    assert resampled(30).shape == (RESAMPLES, 30) and (resampled(30).sum(1) == 30).all()
+
+
+def test_wins_ties_and_failures():
+    ours = drawn_samples([1.0, 2.0, 3.0, 4.0, np.nan], range(5), ["", "", "", "", "failed"])
+    theirs = drawn_samples([0.0, 2.0, 4.0, 3.0, 0.0], range(5))
+    assert win_rate(SCORE, ours, theirs, 5).value == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    lower = replace(SCORE, higher_is_better=False)
+    assert win_rate(lower, ours, theirs, 5).value == pytest.approx((0 + 0.5 + 1 + 0) / 4)
+
+
+def test_the_front_holds_what_nothing_beats():
+    points = [(10, 5.0), (10, 4.0), (20, 5.0), (20, 6.0), (30, 5.5), (5, float("nan"))]
+    assert pareto_front(points, True) == [True, False, False, True, False, False]
+    assert pareto_front(points, False) == [False, True, False, False, False, False]
+
+
+def candidate(setting, arm="arm", budget=10):
+    return Candidate(arm, setting, budget, configured("pixart"), budget)
+
+
+def test_the_best_setting_is_chosen_on_the_tuning_prompts():
+    worth = {"good": [3.0, 5.0], "bad": [1.0, 1.0], "failed": [np.nan, np.nan]}
+    asked = []
+
+    def measure(one, split):
+        asked.append((one.setting, split.name))
+        return drawn_samples(worth[one.setting], [0, 1], ["no"] * 2 if one.setting == "failed" else None)
+
+    tuning, settings = Split("tuning", [RED, BLUE], 0, 1), [candidate(name) for name in ("failed", "bad", "good")]
+    best, tuned = choose(settings, SCORE, measure, tuning, None)
+    assert best.setting == "good" and [one.value for one in tuned][1:] == [1.0, 4.0]
+    assert choose(settings, replace(SCORE, higher_is_better=False), measure, tuning, None)[0].setting == "bad"
+    assert choose(settings[:1], SCORE, measure, tuning, None) == (settings[0], [])
+    assert choose([settings[0]] * 2, SCORE, measure, tuning, None)[0].setting == "failed"
+    assert {name for _, name in asked} == {"tuning"}
+
+
+def test_arms_are_compared_with_one_of_the_same_budget():
+    split, metrics = Split("report", [RED, BLUE], 0, 1), [SCORE]
+
+    def result(arm, budget, values):
+        return reported(candidate("", arm, budget), 1, lambda *_: drawn_samples(values, [0, 1]), split, metrics, {})
+
+    results = [result("a", 10, [1.0, 2.0]), result("W", 10, [2.0, 2.0]), result("a", 20, [5.0, 5.0])]
+    low, own, alone = compare(results, "W", metrics, 2)
+    assert low.differences["s"].value == pytest.approx(-0.5) and low.wins.value == pytest.approx(0.75)
+    assert own.wins is None and alone.wins is None and not own.differences and not alone.differences
+
+
+def test_a_figure_of_nothing_is_nan():
+    none = figure(np.nan, np.full(RESAMPLES, np.nan))
+    assert np.isnan(none.low) and np.isnan((none - none).high)
+    failed = drawn_samples([np.nan], [0], ["no"])
+    assert np.isnan(measured(SCORE, failed, None, 1).value)

@@ -1,0 +1,195 @@
+"""What an evaluation is to do, from its command line, checked before any model is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from w2sd_video.clips import Clip, clips_of_folder, known_prompts
+from w2sd_video.config import read_config
+from w2sd_video.evaluation.arms import ARMS, check_arms, nfe_of
+from w2sd_video.evaluation.samples import Split
+from w2sd_video.metrics import check_name
+from w2sd_video.settings import ConfigError, RenderConfig
+from w2sd_video.sources import MINIATURE
+from w2sd_video.video import write_whole
+
+MOST_PROMPTS, MOST_TUNING_PROMPTS = 171, 64
+"""Prompts of the report, and those on which settings are chosen, unless told: as far as there are as many."""
+OF_THE_WORLD = ("likelihood", "adherence", "motion_error", "frechet_distance")
+"""Metrics of the miniatures unless told."""
+OF_ANYTHING = ("clip_score", "aesthetics", "motion_smoothness", "flicker", "dynamic_degree")
+"""Metrics of other models unless told."""
+_OF_VIDEO = ("motion_error", "motion_smoothness", "flicker", "dynamic_degree")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, how, and on what.
+
+    Attributes:
+        arms: names of what is compared.
+        against: the arm that the others are compared with.
+        budgets: network evaluations a clip that no setting exceeds.
+        sources: where the weights of each metric are, by its name; empty for the published ones.
+        select: the metric by which an arm's best setting is chosen.
+        tuning: the prompts on which it is chosen.
+        report: the prompts on which it is reported.
+        real: clips to compare with; None for the miniatures' world.
+        batch: clips sampled together.
+        shown: prompts of the report whose clips are kept and shown.
+    """
+
+    arms: Sequence[str]
+    against: str
+    budgets: Sequence[int]
+    sources: Mapping[str, str]
+    select: str
+    tuning: Split
+    report: Split
+    real: Sequence[Clip] | None
+    batch: int
+    shown: int
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add(
+        "--arms", nargs="+", metavar="ARM", default=list(ARMS), help=f"what is compared; unless told: {', '.join(ARMS)}"
+    )
+    add("--against", metavar="ARM", default="W2SD", help="the arm that the others are compared with; W2SD unless told")
+    add("--budgets", nargs="+", type=int, metavar="NFE", help="evaluations a clip; unless told those of W2SD, and half")
+    add("--metrics", nargs="+", metavar="NAME[=SOURCE]", help="what is measured; a source is a folder with its weights")
+    add("--select", metavar="METRIC", help="by which settings are chosen; frechet_distance or the first unless told")
+    add(
+        "--real",
+        metavar="FOLDER",
+        help="real clips, for metrics that compare with them; the miniatures' world makes its own",
+    )
+    add("--number-of-prompts", type=int, help=f"prompts of the report; {MOST_PROMPTS}, or two of three, unless told")
+    add("--number-of-tuning-prompts", type=int, help="other prompts, on which settings are chosen")
+    add("--number-of-seeds", type=int, default=3, help="clips a prompt of the report")
+    add("--number-of-tuning-seeds", type=int, default=1, help="clips a prompt on which settings are chosen")
+    add("--batch", type=int, help="clips sampled together; 64 of a miniature and 1 of other models unless told")
+    add("--shown", type=int, default=4, help="prompts of the report whose clips are shown in it")
+    add("--folder", help="where everything is written; runs/CONFIG unless told")
+
+
+def plan_of(told: argparse.Namespace, config: RenderConfig, name: str) -> Plan:
+    """Fill in what was not told, and refuse what makes no sense.
+
+    Args:
+        told: the options.
+        config: W2SD as it is configured.
+        name: of the configuration, or its file.
+
+    Raises:
+        ConfigError: an unknown arm or metric, a number out of range, too few prompts, no real clips.
+    """
+    check_arms([*told.arms, told.against])
+    is_miniature = config.model.pretrained.startswith(MINIATURE)
+    sources = _sources(told.metrics or _usual_metrics(config, is_miniature))
+    select = told.select or ("frechet_distance" if "frechet_distance" in sources else next(iter(sources)))
+    if select not in sources:
+        raise ConfigError(f"select {select}: is not among the metrics, {', '.join(sources)}")
+    if config.inputs and is_miniature:
+        raise ConfigError(
+            f"inputs.{next(iter(config.inputs))}: this miniature cannot be measured, for each prompt would need its own"
+        )
+    prompts = _prompts(config, is_miniature and config.prompts == read_config(name).get("prompts"))
+    count = _within(
+        "number_of_prompts", told.number_of_prompts, min(MOST_PROMPTS, 2 * len(prompts) // 3), len(prompts) - 1
+    )
+    rest = len(prompts) - count
+    others = _within("number_of_tuning_prompts", told.number_of_tuning_prompts, min(MOST_TUNING_PROMPTS, rest), rest)
+    for budget in told.budgets or []:
+        _within("budgets", budget, 1, 10**4)
+    seeds, tuning_seeds = (
+        _within(one, getattr(told, one), 1, 1000) for one in ("number_of_seeds", "number_of_tuning_seeds")
+    )
+    return Plan(
+        arms=list(dict.fromkeys(told.arms)),
+        against=told.against,
+        budgets=sorted(set(told.budgets or [max(nfe_of(config) // 2, 1), nfe_of(config)])),
+        sources=sources,
+        select=select,
+        tuning=Split("tuning", prompts[count : count + others], count, tuning_seeds),
+        report=Split("report", prompts[:count], 0, seeds),
+        real=_real_clips(Path(told.real), config) if told.real else None,
+        batch=_within("batch", told.batch, 64 if is_miniature else 1, 1024),
+        shown=told.shown,
+    )
+
+
+def open_folder(folder: Path, plan: Plan, config: RenderConfig) -> None:
+    """Make the folder of an evaluation, or see that it is one to go on with.
+
+    Arms, budgets and the number of seeds may differ from the last time: what was measured stays as it is.
+
+    Raises:
+        ConfigError: the folder of another evaluation or of something else, or one that cannot be written.
+    """
+    settings = {
+        "config": asdict(config) | {"output": None, "prompts": None},
+        "metrics": plan.sources,
+        "prompts": {split.name: list(split.prompts) for split in (plan.tuning, plan.report)},
+        "batch": plan.batch,
+    }
+    settings = json.loads(json.dumps(settings))
+    file = folder / "evaluation.json"
+    try:
+        if file.exists():
+            if json.loads(file.read_text(encoding="utf-8")) != settings:
+                raise ConfigError(f"folder {folder}: holds an evaluation of other settings; name another with --folder")
+        elif folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"folder {folder}: is not empty and holds no evaluation; name another with --folder")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(settings, indent=2))
+    except OSError as error:
+        raise ConfigError(f"folder {folder}: cannot be written: {error.strerror}") from error
+
+
+def _usual_metrics(config: RenderConfig, is_miniature: bool) -> list[str]:
+    names = [*OF_THE_WORLD, *(["comets"] if config.model.lora else [])] if is_miniature else OF_ANYTHING
+    return [name for name in names if config.frames != 1 or name not in _OF_VIDEO]
+
+
+def _sources(words: Sequence[str]) -> dict[str, str]:
+    sources = {}
+    for word in words:
+        name, _, sources[name] = word.partition("=")
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    return sources
+
+
+def _prompts(config: RenderConfig, of_the_world: bool) -> list[str]:
+    """Return distinct prompts in an order of their own: all of the miniatures' world, or those that were given."""
+    prompts = known_prompts(config) if of_the_world else list(dict.fromkeys(config.prompts))
+    if len(prompts) < 2:
+        raise ConfigError(
+            f"prompts: {len(prompts)} given; at least 2 are needed, some to choose settings on and others to report; "
+            "name a file of them with --prompts"
+        )
+    return [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))]
+
+
+def _real_clips(folder: Path, config: RenderConfig) -> list[Clip]:
+    """Return the clips of a folder; of their captions nothing is asked."""
+    return clips_of_folder(folder, replace(config, prompts=config.prompts[:1]))
+
+
+def _within(name: str, told: int | None, unless_told: int, most: int) -> int:
+    value = unless_told if told is None else told
+    if not 1 <= value <= most:
+        raise ConfigError(f"{name} {value}: must be from 1 to {most}")
+    return value
