@@ -15,6 +15,7 @@ from w2sd_video.evaluation.statistics import RESAMPLES, figure, mean, measured, 
 from w2sd_video.metrics import Distance, Score, load_metric
 from w2sd_video.render import load, sample_clips
 from w2sd_video.settings import ConfigError, reflected_steps
+from w2sd_video.video import read_picture
 
 MINIATURES = ["animatediff", "cogvideox", "pixart", "dit-moe", "animatediff-lora"]
 RED, BLUE = "a red circle moving left", "a blue square moving up"
@@ -111,7 +112,8 @@ def test_samples_are_those_of_the_pipeline_and_are_kept(tmp_path, pixart):
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert [row["prompt"] for row in rows] == [RED, BLUE, RED, BLUE] and [row["seed"] for row in rows][2] == "10000"
     assert np.allclose([float(row["likelihood"]) for row in rows], found.scores["likelihood"], rtol=1e-4)
-    assert len(list((tmp_path / "clips").iterdir())) == 1, "of the first prompt and seed alone"
+    (shown,) = (tmp_path / "clips").iterdir()
+    assert (read_picture(shown)[0, ::8, ::8] == clips[0, 0]).all(), "of the first prompt and seed alone"
 
     again = laboratory(tmp_path, None, ("likelihood", "frechet_distance")).measure(one, split, done.append)
     for name in ("prompt", "seed", "seconds", "error"):
@@ -188,6 +190,9 @@ def test_a_distance_is_resampled_like_a_mean_and_put_around_its_own_value():
     np.testing.assert_allclose(found.draws, expected.draws + 7)
     assert found.value == pytest.approx(values.mean() + 7)
     assert (found.low + found.high) / 2 == pytest.approx(found.value, abs=0.2)
+    distinct = replace(of_features, between=lambda own, real: float(len(np.unique(own))))
+    found = measured(distinct, drawn_samples(values, prompt, features={"d": values[:, None]}), None, 30)
+    assert found.draws.max() < 60 == found.value and found.low < 60 < found.high
     assert resampled(30).shape == (RESAMPLES, 30) and (resampled(30).sum(1) == 30).all()
 
 

@@ -85,9 +85,8 @@ def mean(values: np.ndarray, prompt: np.ndarray, prompts: int) -> Figure:
 
 def win_rate(metric: Score, ours: Samples, theirs: Samples, prompts: int) -> Figure:
     """Return the share of samples, from the same prompt and noise, that are better by a score; a tie counts half."""
-    both = ours.there & theirs.there
     better = np.sign(ours.scores[metric.name] - theirs.scores[metric.name]) * (1 if metric.higher_is_better else -1)
-    return mean((better[both] + 1) / 2, ours.prompt[both], prompts)
+    return mean((better + 1) / 2, ours.prompt, prompts)
 
 
 def pareto_front(points: Sequence[tuple[float, float]], higher_is_better: bool) -> list[bool]:
