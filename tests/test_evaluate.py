@@ -119,7 +119,7 @@ def tiny_model(tmp_path, monkeypatch):
     for number in range(3):
         picture = np.random.default_rng(number).integers(0, 255, (1, 64, 64, 3), dtype=np.uint8)
         write_video(f"real/{number}", picture)
-    return ["--config", "pair.yaml", "--prompts", "prompts.txt", "--number-of-seeds", "1", "--arms", "strong", "S2WD"]
+    return ["--config", "pair.yaml", "--prompts", "prompts.txt", "--number-of-seeds", "1", "--arms", "strong", "CFG"]
 
 
 def test_any_model_is_measured_and_a_metric_that_cannot_be_had_is_left_out(tiny_model, capsys, monkeypatch):
@@ -128,7 +128,7 @@ def test_any_model_is_measured_and_a_metric_that_cannot_be_had_is_left_out(tiny_
     assert evaluate.main(argv) == 0
     told = capsys.readouterr()
     assert "the metric clip_score is left out: " in told.err and "The metric clip_score is left out" in told.out
-    assert "| strong" in told.out and "| S2WD" in told.out
+    assert "| strong" in told.out and "| CFG" in told.out
     rows = list(csv.DictReader(Path("runs/pair/results.csv").open()))
     assert {row["prompt"] for row in rows} == {"a cat", "a dog", "a bird", "a fox"}
 
