@@ -6,6 +6,7 @@ A ``Score`` judges each clip on its own, a ``Distance`` all clips of an arm toge
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -61,6 +62,16 @@ METRICS = {
     "comets": "miniature",
     "motion_error": "miniature",
     "frechet_distance": "miniature",
+    "clip_score": "clip",
+    "pick_score": "clip",
+    "aesthetics": "clip",
+    "hpsv2": "hpsv2",
+    "image_reward": "image_reward",
+    "motion_smoothness": "motion",
+    "flicker": "motion",
+    "dynamic_degree": "motion",
+    "fid": "inception",
+    "inception_score": "inception",
 }
 """Every metric, and the module of this package that has a function of its name, which loads it."""
 
@@ -85,8 +96,24 @@ def load_metric(name: str, **options: Any) -> Metric:
         options: ``source``, a folder or a hub id to load its weights from instead of the published ones; ``device``.
 
     Raises:
-        ValueError: an unknown name, or an option that this metric does not have.
+        ValueError: an unknown name, an option that this metric does not have, or a device that is not there.
         MetricUnavailableError: weights or a package that cannot be had.
     """
     check_name(name)
-    return getattr(import_module(f"w2sd_video.metrics.{METRICS[name]}"), name)(**options)
+    load = getattr(import_module(f"w2sd_video.metrics.{METRICS[name]}"), name)
+    known = inspect.signature(load).parameters
+    if unknown := sorted(options.keys() - known.keys()):
+        raise ValueError(f"metric {name!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    if "device" in options:
+        _check_device(options["device"])
+    return load(**options)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); 'cpu' always can") from error

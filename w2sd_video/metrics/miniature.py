@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from w2sd_video.metrics import Distance, Score
+from w2sd_video.metrics.frechet import frechet_distance as distance_of
 from w2sd_video.miniatures import classifier, world
 
 
@@ -69,6 +70,6 @@ def frechet_distance() -> Distance:
 
     def between(features: np.ndarray, real: np.ndarray | None) -> float:
         assert real is not None
-        return classifier.frechet_distance(features, real) if len(features) > 1 else float("nan")
+        return distance_of(features, real) if len(features) > 1 else float("nan")
 
     return Distance("frechet_distance", False, classifier.features, between)
