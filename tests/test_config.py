@@ -9,7 +9,9 @@ from w2sd_video.branch import Branch
 from w2sd_video.config import packaged_configs, parse
 from w2sd_video.describe import describe
 from w2sd_video.plan import check_plan, evaluations, limits_of, panels, weak_panel
+from w2sd_video.presets import PRESETS
 from w2sd_video.render import main
+from w2sd_video.sampler import Reflection
 from w2sd_video.settings import BranchConfig, ConfigError, ModelConfig, RenderConfig, reflected_steps
 
 MINIMAL = {"prompts": ["a fox"], "model": {"family": "cogvideox", "pretrained": "owner/name"}}
@@ -165,9 +167,21 @@ def test_a_sidecar_is_a_configuration(write):
     assert parse(["--config", sidecar, "--seed", "6"]).config.seed == 6
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_goes_before_the_file_and_the_command_line_before_a_preset(write, name):
+    file = write(MINIMAL | {"inversion": "explicit", "strength": 0.3, "steps": 7})
+    found = parse(["a fox", "--config", file, "--preset", name]).config
+    assert {key: getattr(found, key) for key in PRESETS[name]} == PRESETS[name] and found.steps == 7
+    assert (
+        parse(["a fox", "--config", file, "--preset", name, "--inversion", "implicit"]).config.inversion == "implicit"
+    )
+    assert Reflection(**PRESETS[name]).is_on
+
+
 @pytest.mark.parametrize(
     "argv, said",
     [
+        ("--preset best", "preset best: must be one of paper, recommended"),
         ("--steps 0", "steps 0: must be from 1 to 1000"),
         ("--steps 1001", "steps 1001: must be from 1 to 1000"),
         ("--steps ten", "steps ten: must be a whole number"),

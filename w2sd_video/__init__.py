@@ -2,6 +2,7 @@
 
 from w2sd_video.branch import Branch
 from w2sd_video.plugin import Run, reflection
+from w2sd_video.presets import PRESETS
 from w2sd_video.reflect import reflect
 from w2sd_video.sampler import Reflection, Request, Sampled, reflect_step, sample
 from w2sd_video.strength import StrengthSchedule
@@ -10,6 +11,7 @@ from w2sd_video.trajectory import Level, Trajectory, known_schedulers
 __version__ = "0.2.0"
 
 __all__ = [
+    "PRESETS",
     "Branch",
     "Level",
     "Reflection",

@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import jsonargparse
 import yaml
 
+from w2sd_video.presets import PRESETS, Preset
 from w2sd_video.settings import ConfigError, RenderConfig, check
 
 DEFAULT_CONFIG = "miniature-animatediff"
@@ -78,7 +79,8 @@ def parse(argv: list[str], command: str = "render") -> Request:
     """
     parser = _parser()
     parser.command = command
-    file = read_config(parser.parse_args(argv).config)
+    named = parser.parse_args(argv)
+    file = read_config(named.config) | (PRESETS[named.preset] if named.preset else {})
     prompts = file.pop("prompts", None)
     found = parser.parse_args(argv, namespace=parser.parse_object(file))
     found = parser.instantiate(found)
@@ -183,6 +185,11 @@ def _parser() -> _Parser:
         default=DEFAULT_CONFIG,
         help="a packaged configuration, a YAML file, or the .json of an earlier render, to render it again",
     )
+    parser.add_argument(
+        "--preset",
+        type=Preset,
+        help="settings of the reflection by name; they go before those of the configuration",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the configuration as YAML and exit")
     parser.add_argument("--dry-run", action="store_true", help="print what would be loaded and evaluated, and exit")
     parser.add_class_arguments(RenderConfig, as_group=False, skip={"prompts"})
@@ -191,6 +198,8 @@ def _parser() -> _Parser:
 
 def _expected(key: str) -> str:
     """Say in words what a key takes, for example "a whole number or null"."""
+    if key == "preset":
+        return _in_words(Preset)
     kind: Any = RenderConfig
     for part in key.split("."):
         hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}

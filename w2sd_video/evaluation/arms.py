@@ -14,6 +14,7 @@ from typing import Literal
 
 from w2sd_video.backends import DENOISERS
 from w2sd_video.plan import evaluations, panels, weak_panel
+from w2sd_video.presets import PRESETS
 from w2sd_video.sampler import WeakInversion
 from w2sd_video.settings import BranchConfig, ConfigError, RenderConfig, reflected_steps, stage_scales
 from w2sd_video.sources import component
@@ -76,6 +77,11 @@ def autoguidance(config: RenderConfig) -> Settings:
 def w2sd_as_configured(config: RenderConfig) -> Settings:
     """W2SD as the configuration has it, in the packaged ones the paper's setting."""
     return {_guided(config): config}
+
+
+def w2sd_recommended(config: RenderConfig) -> Settings:
+    """W2SD by the recommended preset."""
+    return {_guided(config): replace(config, **PRESETS["recommended"])}
 
 
 def w2sd(config: RenderConfig) -> Settings:
@@ -156,6 +162,7 @@ ARMS: dict[str, Callable[[RenderConfig], Settings]] = {
     "Re-Sampling": resampling,
     "advanced Re-Sampling": advanced_resampling,
     "W2SD as configured": w2sd_as_configured,
+    "W2SD recommended": w2sd_recommended,
     "W2SD": w2sd,
     "S2WD": s2wd,
 }
