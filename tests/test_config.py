@@ -172,9 +172,8 @@ def test_a_preset_goes_before_the_file_and_the_command_line_before_a_preset(writ
     file = write(MINIMAL | {"inversion": "explicit", "strength": 0.3, "steps": 7})
     found = parse(["a fox", "--config", file, "--preset", name]).config
     assert {key: getattr(found, key) for key in PRESETS[name]} == PRESETS[name] and found.steps == 7
-    assert (
-        parse(["a fox", "--config", file, "--preset", name, "--inversion", "implicit"]).config.inversion == "implicit"
-    )
+    argv = ["a fox", "--config", file, "--preset", name, "--inversion", "implicit"]
+    assert parse(argv).config.inversion == "implicit"
     assert Reflection(**PRESETS[name]).is_on
 
 
