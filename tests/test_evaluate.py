@@ -80,6 +80,9 @@ def test_it_goes_on_where_it_stopped_and_takes_more_arms(tmp_path, capsys, monke
     assert not made and without_seconds(capsys.readouterr().out) == without_seconds(before)
     evaluate.main(["--config", "miniature-pixart", *QUICK, "--arms", "strong", "weak", "--folder", folder])
     assert made and all(one.base.weights == "weak" for one in made)
+    with pytest.raises(SystemExit):
+        evaluate.main([*PIXART, "--number-of-seeds", "1", "--folder", folder])
+    assert "holds an evaluation of other settings" in capsys.readouterr().err
 
 
 def test_clips_are_shown_as_videos(tmp_path, capsys):

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         metrics, missing = load_metrics(plan)
         real = {split.name: real_features(metrics, config, split, plan) for split in (plan.tuning, plan.report)}
         folder = Path(told.folder or f"runs/{Path(told.config).stem}")
-        open_folder(folder, plan, config)
+        open_folder(folder, plan, metrics, config)
         laboratory = Laboratory(folder, _loader(config), metrics, inputs, plan.batch, plan.shown)
         with threads_for(config.model.pretrained):
             outcome = evaluate(config, plan, laboratory, metrics, real)

@@ -14,7 +14,7 @@ from w2sd_video.clips import Clip, clips_of_folder, known_prompts
 from w2sd_video.config import read_config
 from w2sd_video.evaluation.arms import ARMS, check_arms, nfe_of
 from w2sd_video.evaluation.samples import Split
-from w2sd_video.metrics import check_name
+from w2sd_video.metrics import Metric, check_name
 from w2sd_video.settings import ConfigError, RenderConfig
 from w2sd_video.sources import MINIATURE
 from w2sd_video.video import write_whole
@@ -127,18 +127,19 @@ def plan_of(told: argparse.Namespace, config: RenderConfig, name: str) -> Plan:
     )
 
 
-def open_folder(folder: Path, plan: Plan, config: RenderConfig) -> None:
+def open_folder(folder: Path, plan: Plan, metrics: Sequence[Metric], config: RenderConfig) -> None:
     """Make the folder of an evaluation, or see that it is one to go on with.
 
-    Arms, budgets and the number of seeds may differ from the last time: what was measured stays as it is.
+    Arms and budgets may differ from the last time: what was measured stays as it is.
 
     Raises:
         ConfigError: the folder of another evaluation or of something else, or one that cannot be written.
     """
     settings = {
         "config": asdict(config) | {"output": None, "prompts": None},
-        "metrics": plan.sources,
+        "metrics": {metric.name: plan.sources[metric.name] for metric in metrics},
         "prompts": {split.name: list(split.prompts) for split in (plan.tuning, plan.report)},
+        "seeds": {split.name: split.seeds for split in (plan.tuning, plan.report)},
         "batch": plan.batch,
     }
     settings = json.loads(json.dumps(settings))

@@ -26,7 +26,7 @@ def drawn(results: Sequence[Result], metrics: Sequence[Metric], on_front: Sequen
             axis.errorbar(
                 nfe, value, [value - low, high - value], fmt=style, color=colour, capsize=2, lw=1, ms=4, label=arm
             )
-        if metric is metrics[0]:
+        if metric is metrics[0] and any(on_front):
             front = sorted(
                 (one.candidate.nfe, one.figures[metric.name].value)
                 for one, first in zip(results, on_front, strict=True)

@@ -56,8 +56,8 @@ def write_report(
     judge = judge_of(metrics)
     plot = drawn(results, [select] if judge in (None, select) else [select, judge], on_front)
     text = (
-        f"{config.model.pretrained}, {pair_in_words(config)}; reported on {_size(plan.report)}, best settings by "
-        f"{select.name.replace('_', ' ')} on {_size(plan.tuning)} that are others"
+        f"{config.model.pretrained}, {pair_in_words(config)}; {_size(plan.report, 'prompts')}, best settings by "
+        f"{select.name.replace('_', ' ')} on {_size(plan.tuning, 'other prompts')}"
     )
     tables = {budget: _table(results, on_front, budget, metrics, plan) for budget in plan.budgets}
     notes = _notes(outcome, missing, select, plan)
@@ -71,8 +71,8 @@ def write_report(
     return table
 
 
-def _size(split: Split) -> str:
-    return f"{len(split.prompts)} prompts x {split.seeds} seed(s)"
+def _size(split: Split, of: str) -> str:
+    return f"{len(split.prompts)} {of} x {split.seeds} seed(s)"
 
 
 def _table(
