@@ -61,7 +61,7 @@ def _motion_errors(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         offsets = centres - centres.mean(0)
         along = np.array(world.DIRECTIONS[wanted.direction], float)
         speed = np.clip(time @ offsets @ along / (time @ time), slowest, fastest)
-        errors.append(np.sqrt(((offsets - speed * time[:, None] * along) ** 2).mean()))
+        errors.append(np.sqrt(((offsets - speed * time[:, None] * along) ** 2).sum(1).mean()))
     return np.array(errors)
 
 
