@@ -75,6 +75,14 @@ def test_aesthetics_is_linear_layers_on_the_normalised_embedding(clip_folder, tm
     assert scores == pytest.approx(np.array(expected), rel=1e-4)
 
 
+def test_a_predictor_for_another_clip_is_refused(clip_folder, tmp_path):
+    for file in clip_folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    torch.save(randomise(Predictor(25)).state_dict(), tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
+    with pytest.raises(MetricUnavailableError, match="wants embeddings of 25 numbers, and this CLIP gives 24"):
+        load_metric("aesthetics", source=str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def hps_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hps")
