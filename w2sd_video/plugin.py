@@ -16,10 +16,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from w2sd_video.branch import Branch
-from w2sd_video.denoiser import DenoiserSwitch
-from w2sd_video.gaps.control import ControlSwitch
-from w2sd_video.gaps.lora import check_loaded
-from w2sd_video.pipeline import (
+from w2sd_video.driver.denoiser import DenoiserSwitch
+from w2sd_video.driver.pipeline import (
     branch_at_stage,
     check_arguments,
     check_loop,
@@ -27,10 +25,12 @@ from w2sd_video.pipeline import (
     denoisers_of,
     source_of,
 )
-from w2sd_video.rehearsal import CallState, Rehearsal, RehearsalOver
+from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver
+from w2sd_video.driver.scheduler import Walk, presented
+from w2sd_video.driver.signatures import with_signature
+from w2sd_video.gaps.control import ControlSwitch
+from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.sampler import Inversion, Reflection, Role, drawing_from
-from w2sd_video.scheduler import Walk, presented
-from w2sd_video.signatures import with_signature
 from w2sd_video.strength import StrengthSchedule, as_strength
 
 

@@ -9,4 +9,4 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "paper": {"reflection_steps": None, "strength": 1.0, "rounds": 1, "inversion": "paper", "span": 1},
     "recommended": {"reflection_steps": None, "strength": 1.0, "rounds": 1, "inversion": "current", "span": 1},
 }
-"""``paper``: the paper's, λ = T - 1. ``recommended``: the better one at equal cost on the miniatures (docs/evidence.md)."""
+"""``paper``: the paper's, λ = T - 1. ``recommended``: better at equal cost on the miniatures (docs/evidence.md)."""

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from w2sd_video.branch import Branch
+from w2sd_video.driver.rehearsal import CallState
+from w2sd_video.driver.scheduler import Turn, Walk, without_variance
 from w2sd_video.plugin import walking
-from w2sd_video.rehearsal import CallState
 from w2sd_video.sampler import Draw, Reflection, Request, Role, drawing_from, requests_of
-from w2sd_video.scheduler import Turn, Walk, without_variance
 from w2sd_video.trajectory import Level, Trajectory
 
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from w2sd_video.branch import Branch
+from w2sd_video.driver.rehearsal import CallState
+from w2sd_video.driver.signatures import named_signature
 from w2sd_video.gaps.swaps import scale_like, swapped
-from w2sd_video.rehearsal import CallState
 from w2sd_video.sampler import Role
-from w2sd_video.signatures import named_signature
 
 
 class ControlSwitch:

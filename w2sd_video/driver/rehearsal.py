@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from w2sd_video.halves import Arguments, are_equal
+from w2sd_video.driver.halves import Arguments, are_equal
 from w2sd_video.sampler import Role
 
 COND, UNCOND = "cond", "uncond"

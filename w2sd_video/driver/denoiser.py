@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from w2sd_video.branch import Branch
+from w2sd_video.driver.halves import Arguments, is_doubled, split_halves, take_half
+from w2sd_video.driver.rehearsal import COND, UNCOND, CallState, output_like, zeros_for
+from w2sd_video.driver.signatures import named_signature, uncompiled, with_signature
 from w2sd_video.gaps import Swap, swapped, swaps_of
-from w2sd_video.halves import Arguments, is_doubled, split_halves, take_half
-from w2sd_video.rehearsal import COND, UNCOND, CallState, output_like, zeros_for
 from w2sd_video.sampler import Role
-from w2sd_video.signatures import named_signature, uncompiled, with_signature
 
 _CONDITIONAL_FIRST = ("DiTPipeline", "LuminaPipeline")
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from w2sd_video.rehearsal import CallState, RehearsalOver
+from w2sd_video.driver.rehearsal import CallState, RehearsalOver
+from w2sd_video.driver.signatures import with_signature
 from w2sd_video.sampler import Draw, Reflection, Request, pushed_away, reflect_step, requests_of, shift_history
-from w2sd_video.signatures import with_signature
 from w2sd_video.trajectory import Trajectory
 
 

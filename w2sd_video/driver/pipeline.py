@@ -12,8 +12,8 @@ from torch import nn
 
 from w2sd_video.backends import DENOISERS, second_denoiser
 from w2sd_video.branch import STAGES, Branch
+from w2sd_video.driver.scheduler import is_presented
 from w2sd_video.sampler import Role
-from w2sd_video.scheduler import is_presented
 from w2sd_video.trajectory import Trajectory
 
 
