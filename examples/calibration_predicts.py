@@ -36,6 +36,7 @@ Pair = tuple[BranchConfig, BranchConfig, BranchConfig]
 ONE, THREE, ZERO = (BranchConfig(guidance_scale=scale) for scale in (1.0, 3.0, 0.0))
 WEAK = replace(ONE, weights="weak")
 SKIPPED = replace(ONE, skip_layers=[2])
+PERMUTED, ON = replace(ONE, weights="permuted"), replace(ONE, weights="trained_on")
 PAIRS: dict[str, Pair] = {
     "weights": (ONE, ONE, WEAK),
     "weights, swapped": (WEAK, WEAK, ONE),
@@ -45,20 +46,18 @@ PAIRS: dict[str, Pair] = {
     "guidance 1 / 3": (ONE, ONE, THREE),
     "block 2 skipped": (ONE, ONE, SKIPPED),
     "block 4 skipped": (ONE, ONE, replace(ONE, skip_layers=[4])),
-    "block 2 skipped, swapped": (SKIPPED, SKIPPED, ONE),
+    "weak of permuted colours": (ONE, ONE, PERMUTED),
+    "strong trained on a little": (ONE, ONE, ON),
+    "weights, strong of permuted colours": (PERMUTED, PERMUTED, WEAK),
     "block 2 perturbed": (ONE, ONE, replace(ONE, perturbed_layers=[2])),
+    "weak of permuted colours, swapped": (PERMUTED, PERMUTED, ONE),
     "one wrong prompt": (ONE, ONE, replace(ONE, prompt="a green triangle moving down")),
+    "block 2 skipped, swapped": (SKIPPED, SKIPPED, ONE),
     "cumulative": (ONE, ONE, replace(WEAK, guidance_scale=0.0)),
 }
 """Base, strong and weak of each pair."""
-PERMUTED, ON = replace(ONE, weights="permuted"), replace(ONE, weights="trained_on")
-TRAINED_PAIRS: dict[str, Pair] = {
-    "weak of permuted colours": (ONE, ONE, PERMUTED),
-    "weak of permuted colours, swapped": (PERMUTED, PERMUTED, ONE),
-    "weights, strong of permuted colours": (PERMUTED, PERMUTED, WEAK),
-    "strong trained on a little": (ONE, ONE, ON),
-}
-"""Those with checkpoints that the study trains."""
+TRAINED = ("permuted", "trained_on")
+"""Weights that the study trains, of the PixArt miniature only."""
 OUTCOMES = ("fall of log distance", "rise of likelihood", "rise of adherence")
 RESAMPLES = 500
 
@@ -70,7 +69,7 @@ def configured(config: RenderConfig, pair: Pair) -> RenderConfig:
 
 
 def with_checkpoints(config: RenderConfig, folder: Path, steps: int) -> RenderConfig:
-    """Return the configuration of the PixArt miniature with the checkpoints of `TRAINED_PAIRS`, trained if need be."""
+    """Return the configuration of the PixArt miniature with the weights `TRAINED`, trained if need be."""
     with quiet():
         pipe = load(config)
     weak, strong = "miniature:pixart/transformer_weak", "miniature:pixart/transformer"
@@ -78,9 +77,10 @@ def with_checkpoints(config: RenderConfig, folder: Path, steps: int) -> RenderCo
     others = dict(zip(colours, [*colours[1:], colours[0]], strict=True))
     right = [(one.prompt, one.prompt) for one in world.all_attributes()]
     wrong = [(replace(one, colour=others[one.colour]).prompt, one.prompt) for one in world.all_attributes()]
+    few = max(1, steps // 4)
     weights = {
         "permuted": trained(pipe, weak, wrong, folder, f"permuted-{steps}", steps),
-        "trained_on": trained(pipe, strong, right, folder, f"trained_on-{steps // 4}", steps // 4),
+        "trained_on": trained(pipe, strong, right, folder, f"trained_on-{few}", few),
     }
     return replace(config, model=replace(config.model, weights=config.model.weights | weights))
 
@@ -90,26 +90,38 @@ def alone(config: RenderConfig) -> RenderConfig:
     return replace(config, strong=config.base, weak=config.base, reflection_steps=0)
 
 
-def compared(pipe: Any, config: RenderConfig, n_clips: int, draws: int, folder: Path) -> tuple[Moments, Moments]:
-    """Return what a pair predicts of real clips, and of those that its base samples of the same captions."""
-    real = clips_of_world(config, n_clips, seed=0)
-    captions = [clip.caption for clip in real]
+def compared(
+    pipe: Any, config: RenderConfig, real: list[Clip], draws: int, folder: Path, strength: float = 0.0
+) -> tuple[Moments, Moments]:
+    """Return what a pair predicts of real clips, and of samples of the same captions.
 
-    def own() -> Arm:
-        seeds = [5 * 10**5 + k for k in range(n_clips)]
-        parts = [
-            sample_clips(pipe, alone(config), captions[k : k + 64], seeds[k : k + 64])[0] for k in range(0, n_clips, 64)
-        ]
+    Args:
+        pipe: as `render.load` returns it.
+        config: names the pair.
+        real: with captions.
+        draws: of noise for each clip and level.
+        folder: see `kept`.
+        strength: that the samples are reflected with; 0 for those of the base branch alone.
+    """
+    captions = [clip.caption for clip in real]
+    sampler = replace(config, strength=strength) if strength else alone(config)
+    name = f"sample at strength {strength}" if strength else "sample"
+
+    def draw() -> Arm:
+        seeds = [5 * 10**5 + k for k in range(len(real))]
+        starts = range(0, len(real), 64)
+        parts = [sample_clips(pipe, sampler, captions[k : k + 64], seeds[k : k + 64])[0] for k in starts]
         return {"clips": np.concatenate(parts)}
 
-    pixels = kept(folder, ("own", alone(config), captions), own)["clips"]
-    samples = [Clip("sample", text, partial(pixels.__getitem__, k)) for k, text in enumerate(captions)]
+    pixels = kept(folder, ("own", sampler, captions), draw)["clips"]
+    samples = [Clip(name, text, partial(pixels.__getitem__, k)) for k, text in enumerate(captions)]
 
     def moments_of(clips: list[Clip]) -> Moments:
         def make() -> Arm:
             found = compare_clips(pipe, config, clips, draws, 64)
             levels = np.array([(level.alpha, level.sigma) for level in found.levels])
-            return vars(found) | {"levels": levels}
+            arrays = {name: getattr(found, name) for name in ("steps", "total", "error", "gap", "product")}
+            return arrays | {"levels": levels}
 
         found = kept(folder, ("moments", clips[0].name, config, captions, draws), make)
         levels = tuple(Level(*row) for row in found.pop("levels").tolist())
@@ -160,10 +172,11 @@ def main(
         steps: that the checkpoints are trained for.
     """
     torch.set_num_threads(1)
-    first, chosen_pairs = parse(["--config", config]).config, dict(PAIRS)
+    first, chosen = parse(["--config", config]).config, PAIRS
     if config == "miniature-pixart":
-        chosen_pairs |= TRAINED_PAIRS
         first = with_checkpoints(first, folder, steps)
+    else:
+        chosen = {name: pair for name, pair in PAIRS.items() if not {one.weights for one in pair} & set(TRAINED)}
     with quiet():
         pipe = load(first)
     pipe.set_progress_bar_config(disable=True)
@@ -175,9 +188,9 @@ def main(
         end="",
     )
     print("| adherence | reflected |\n|---|---|---|---|---|---|---|---|---|---|")
-    for name, pair in list(chosen_pairs.items())[:pairs]:
+    for name, pair in list(chosen.items())[:pairs]:
         one = configured(first, pair)
-        told = predictions(*compared(pipe, one, clips, draws, folder))
+        told = predictions(*compared(pipe, one, clips_of_world(one, clips, seed=0), draws, folder))
         before, after = (sampled(pipe, each, asked, seeds, folder) for each in (alone(one), one))
         rows.append((told, before, after))
         cells = [f"{told['γ*']:.2f}", f"{told['gain at 1']:+.1%}", f"{told['tilt']:+.3f}"]

@@ -216,6 +216,8 @@ def test_the_tilt_is_that_of_gaussians(strong, weak):
     assert [found.value for found in levels] == pytest.approx(expected, rel=0.15, abs=0.01)
     assert overall.value == pytest.approx(np.mean(expected), rel=0.1)
     assert overall.low < np.mean(expected) < overall.high
+    widths = [one.high - one.low for one in levels]
+    assert all(one.low < one.value < one.high for one in levels) and overall.high - overall.low < np.mean(widths)
     helps = (weak > strong) == (strong > 1)
     assert overall.low > 0 if helps else overall.high < 0
 
@@ -262,8 +264,8 @@ def test_the_cosine_without_the_noise_s_own_variance_is_that_of_gaussians():
     for i, one in enumerate(found):
         cosine, explained = true_cosine(trajectory.level(i))
         error = 0.1**2 * explained + (1 - explained)
-        assert one.low - 0.03 < cosine < one.high + 0.03 and one.value == pytest.approx(cosine, abs=0.1)
-        assert one.distance == pytest.approx(0.1**2 * explained / error, rel=0.25)
+        assert one.low - 0.03 < cosine < one.high + 0.03 and one.value == pytest.approx(cosine, abs=0.2)
+        assert one.distance == pytest.approx(0.1**2 * explained / error, rel=0.3)
         assert one.fit == pytest.approx(1, abs=0.15) and one.effective == 99 and one.is_estimate
 
 
@@ -276,6 +278,13 @@ def test_any_other_estimate_of_the_ideal_only_loosens_the_bound():
     for i, (one, other) in enumerate(zip(loose, tight, strict=True)):
         assert one.value >= true_cosine(trajectory.level(i))[0] - 0.05 and one.distance < other.distance
         assert one.fit < 0.8 and not one.is_estimate
+
+
+def test_an_estimate_that_leads_away_from_the_ideal_bounds_nothing():
+    def opposite(latents, level):
+        return 0.5 * exact(latents, level)[0], torch.ones(len(latents))
+
+    assert all(one.distance == 0 and one.value == 1 for one in towards(opposite)[1][:2])
 
 
 def test_a_cosine_cannot_be_corrected_without_an_estimate():
@@ -297,8 +306,11 @@ def test_the_strength_of_a_gap_along_the_truth_is_found():
         assert level.gap == pytest.approx(0.2**2 * explained, rel=0.05)
         assert level.cosine == pytest.approx(0.1 * explained / math.sqrt(error * explained), rel=0.2)
         assert level.gain == pytest.approx(level.cosine**2)
+        assert level.gain_at_one == pytest.approx(0, abs=0.1)  # as far beyond the truth as strong falls short of it
     assert found.window == (0, 1) and found.constant == pytest.approx(0.5, abs=0.1)
     assert found.gain > found.gain_at_one[0]
+    value, low, high = found.gain_at_one
+    assert low < value < high and value == pytest.approx(np.mean([level.gain_at_one for level in found.levels]))
 
 
 def test_swapped_roles_point_the_wrong_way():
@@ -317,17 +329,20 @@ def test_a_gap_across_the_truth_does_nothing():
 
 def made(error, gap, product, levels=1, draws=1):
     """Moments that are the same at each level and draw, of clips that are given."""
-    arrays = (np.broadcast_to(np.array(one, float), (levels, draws, len(one))) for one in (error, gap, product))
+    arrays = (np.tile(np.array(one, float), (levels, draws, 1)) for one in (error, gap, product))
     return Moments(tuple(Level(0.5, 0.8 - i / 10) for i in range(levels)), tuple(range(levels)), levels, *arrays)
 
 
 def test_a_clip_is_the_unit_of_the_interval_and_not_a_draw():
     rng = np.random.default_rng(0)
     values = np.ones(20), np.ones(20), rng.normal(1, 1, 20)
-    once, often = judge(made(*values)).levels[0], judge(made(*values, draws=50)).levels[0]
+    found = judge(made(*values))
+    once, often = found.levels[0], judge(made(*values, draws=50)).levels[0]
     assert (once.low, once.high) == pytest.approx((often.low, often.high))
     error = values[2].std() / math.sqrt(20)
     assert once.high - once.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    value, low, high = found.gain_at_one  # 2 product - 1
+    assert (low, high) == pytest.approx((value - 2 * 1.96 * error, value + 2 * 1.96 * error), abs=error / 3)
 
 
 def test_strengths_are_clipped_and_the_window_leaves_out_what_harms():
@@ -337,6 +352,24 @@ def test_strengths_are_clipped_and_the_window_leaves_out_what_harms():
     found = judge(Moments(moments.levels, moments.steps, 4, moments.error, moments.gap, product))
     assert found.schedule.strength == (0.0, 4.0, 1.0, 1.0)
     assert (found.window, found.constant) == ((0.25, 0.5), 4.0)
+
+
+def test_the_window_and_its_strength_are_the_best_there_are():
+    moments = made(np.full(8, 10.0), np.ones(8), np.ones(8), levels=4)
+    moments.product[:] = np.array([-0.5, 0.4, 1.2, -0.1])[:, None, None]
+    found = judge(moments)
+    gains = {
+        (start, stop, strength): sum(2 * strength * p - strength**2 for p in (-0.5, 0.4, 1.2, -0.1)[start:stop]) / 10
+        for start in range(4)
+        for stop in range(start + 1, 5)
+        for strength in np.arange(0, 4, 0.05)
+    }
+    start, stop, strength = max(gains, key=gains.get)
+    assert found.window == (start / 4, stop / 4) and found.constant == pytest.approx(strength)
+    # Clips that are all alike leave no doubt, so the schedule has both good levels, each at its own strength.
+    assert found.gain == pytest.approx((0.4**2 + 1.2**2) / 10 / 4)
+    at_one = np.mean([2 * p - 1 for p in (-0.5, 0.4, 1.2, -0.1)]) / 10
+    assert found.gain_at_one == pytest.approx((at_one,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +425,13 @@ def test_encoded_clips_have_the_layout_and_the_scale_of_the_pipeline_s_latents(n
     side = seen["latents"].shape[-1] * 2 ** (len(getattr(pipe.vae.config, "block_out_channels", [1] * 4)) - 1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, frames, side, side, 3), dtype=np.uint8)
     check_encodable(pipe)
+    if name == "wan":
+        pipe.vae.register_to_config(latents_mean=[0.3, -0.2, 0.1, 0.5], latents_std=[2.0, 0.5, 1.5, 3.0])
+    elif name != "cogvideox":
+        pipe.vae.register_to_config(shift_factor=0.3 if name == "stable_diffusion_3" else None, scaling_factor=0.4)
+    else:
+        pipe.vae.register_to_config(scaling_factor=0.4)
+        pipe.vae_scaling_factor_image = 0.4
     latents = encode(pipe, pixels)
     halves = 2 if name == "dit" else 1  # it steps both halves of guidance
     assert (halves * len(latents), *latents.shape[1:]) == seen["latents"].shape
@@ -402,6 +442,16 @@ def test_encoded_clips_have_the_layout_and_the_scale_of_the_pipeline_s_latents(n
         straight = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mode()).sample
         straight = straight.transpose(1, 2) if x.ndim == 5 else straight.unflatten(0, (2, frames))
         torch.testing.assert_close(DECODERS[name](pipe, latents), straight, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_vae_that_says_so_has_its_scale_inverted():
+    pipe, _ = tiny.cogvideox()
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 5, 16, 16, 3), dtype=np.uint8)
+    pipe.vae.register_to_config(scaling_factor=0.4, invert_scale_latents=False)
+    straight = encode(pipe, pixels)
+    pipe.vae.register_to_config(invert_scale_latents=True)
+    torch.testing.assert_close(encode(pipe, pixels), straight / 0.4**2)
 
 
 @pytest.mark.parametrize("name", ["flux", "ltx", "mochi", "sana"])
