@@ -6,6 +6,7 @@ An arm is what one configuration samples of some prompts: arrays with one row a 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from w2sd_video.miniatures.train_pixart import masked_embeddings
 from w2sd_video.render import sample_clips
 from w2sd_video.settings import RenderConfig
 from w2sd_video.sources import locate
+from w2sd_video.strength import StrengthSchedule
+from w2sd_video.video import write_whole
 
 Arm = dict[str, np.ndarray]
 SCORES = ("adherence", "likelihood")
 REAL = 8
 """Real clips a prompt that distances are measured to."""
 POOL = 6000
-"""Pictures that a checkpoint is trained on."""
+"""Pictures that a checkpoint is trained on, at most."""
 
 
 def kept(folder: Path, asked: Any, make: Callable[[], Arm]) -> Arm:
@@ -106,6 +109,14 @@ class Reference:
         return float(apart + covariance.trace() + self.covariance.trace() - 2 * roots.sum())
 
 
+def written(schedule: StrengthSchedule, folder: Path) -> str:
+    """Return the file of a schedule, whose name follows from what it holds, so that `kept` tells schedules apart."""
+    text = json.dumps(schedule.plain())
+    file = folder / f"schedule-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    write_whole(file, text)
+    return str(file)
+
+
 def redrawn(prompts: int, resamples: int, seed: int = 0) -> list[np.ndarray]:
     """Return all prompts, and then `resamples` bootstrap samples of them."""
     rng = np.random.default_rng(seed)
@@ -143,9 +154,10 @@ def trained(
     path = folder / name
     if path.exists():
         return str(path)
-    said, shown = zip(*(pictures[k % len(pictures)] for k in range(POOL)), strict=True)
-    clips = world.clips(shown, range(5 * 10**6 + seed * POOL, 5 * 10**6 + (seed + 1) * POOL), frames=1)
-    latents = torch.cat([encode(pipe, clips[k : k + 64]) for k in range(0, POOL, 64)])
+    count = min(POOL, 64 * steps)
+    said, shown = zip(*(pictures[k % len(pictures)] for k in range(count)), strict=True)
+    clips = world.clips(shown, range(5 * 10**6 + seed * POOL, 5 * 10**6 + seed * POOL + count), frames=1)
+    latents = torch.cat([encode(pipe, clips[k : k + 64]) for k in range(0, count, 64)])
     noising = Noising(latents.half(), torch.tensor([PROMPTS.index(one) for one in said]), pipe.scheduler.alphas_cumprod)
     embeddings, mask = masked_embeddings(pipe.text_encoder)
     denoiser = PixArtTransformer2DModel.from_pretrained(locate(start), torch_dtype=torch.float32).train()
