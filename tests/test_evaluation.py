@@ -11,7 +11,7 @@ from w2sd_video.evaluation import samples as sampling
 from w2sd_video.evaluation.arms import ARMS, Candidate, at_budget, candidates, check_arms, nfe_of
 from w2sd_video.evaluation.comparison import choose, compare, reported
 from w2sd_video.evaluation.samples import Laboratory, Samples, Split, key_of
-from w2sd_video.evaluation.statistics import RESAMPLES, figure, mean, measured, pareto_front, resampled, win_rate
+from w2sd_video.evaluation.statistics import RESAMPLES, Real, figure, mean, measured, pareto_front, resampled, win_rate
 from w2sd_video.metrics import Distance, Score, load_metric
 from w2sd_video.render import load, sample_clips
 from w2sd_video.settings import ConfigError, reflected_steps
@@ -190,6 +190,12 @@ def test_a_distance_is_resampled_like_a_mean_and_put_around_its_own_value():
     np.testing.assert_allclose(found.draws, expected.draws + 7)
     assert found.value == pytest.approx(values.mean() + 7)
     assert (found.low + found.high) / 2 == pytest.approx(found.value, abs=0.2)
+    gap = replace(of_features, between=lambda own, real: float(own.mean() - real.mean()), needs_real=True)
+    drawn = drawn_samples(values, prompt, features={"d": values[:, None]})
+    same = measured(gap, drawn, Real(values[:, None] - 3, prompt), 30)
+    assert [same.value, same.low, same.high] == pytest.approx([3, 3, 3]), "real clips of a prompt are drawn with it"
+    apart = measured(gap, drawn, Real(values[:, None] - 3), 30)
+    assert apart.high - apart.low == pytest.approx(expected.high - expected.low)
     distinct = replace(of_features, between=lambda own, real: float(len(np.unique(own))))
     found = measured(distinct, drawn_samples(values, prompt, features={"d": values[:, None]}), None, 30)
     assert found.draws.max() < 60 == found.value and found.low < 60 < found.high

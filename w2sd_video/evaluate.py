@@ -26,6 +26,7 @@ from w2sd_video.evaluation.comparison import Outcome, Result, Tuned, choose, com
 from w2sd_video.evaluation.plan import Plan, add_options, open_folder, plan_of
 from w2sd_video.evaluation.report import write_report
 from w2sd_video.evaluation.samples import SEEDS, Laboratory, Samples, Split
+from w2sd_video.evaluation.statistics import Real
 from w2sd_video.metrics import Distance, Metric, MetricUnavailableError, load_metric
 from w2sd_video.plan import check_plan
 from w2sd_video.render import LoadError, check_device, load, quiet, read_inputs, threads_for
@@ -69,7 +70,7 @@ def evaluate(
     plan: Plan,
     laboratory: Laboratory,
     metrics: Sequence[Metric],
-    real: Mapping[str, dict[str, np.ndarray]],
+    real: Mapping[str, dict[str, Real]],
 ) -> Outcome:
     """Measure what is not measured yet: every arm at every budget, at the setting that did best on other prompts.
 
@@ -119,7 +120,7 @@ def load_metrics(plan: Plan) -> tuple[list[Metric], dict[str, str]]:
     return metrics, missing
 
 
-def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split, plan: Plan) -> dict[str, np.ndarray]:
+def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split, plan: Plan) -> dict[str, Real]:
     """Return the features of real clips by metric: of those given, or of clips of the miniatures' world.
 
     Raises:
@@ -140,7 +141,8 @@ def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split,
         frames = clip.read()[None]
         for metric in distances:
             features[metric.name].append(metric.features(frames))
-    return {name: np.concatenate(parts) for name, parts in features.items()}
+    prompt = None if plan.real else np.arange(len(clips)) % len(split.prompts)
+    return {name: Real(np.concatenate(parts), prompt) for name, parts in features.items()}
 
 
 def _loader(config: RenderConfig) -> Callable[[], Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.samples import Samples, Split
-from w2sd_video.evaluation.statistics import Figure, measured, win_rate
+from w2sd_video.evaluation.statistics import Figure, Real, measured, win_rate
 from w2sd_video.metrics import Metric, Score
 
 Measure = Callable[[Candidate, Split], Samples]
@@ -65,7 +65,7 @@ class Outcome:
 
 
 def choose(
-    settings: Sequence[Candidate], select: Metric, measure: Measure, tuning: Split, real: np.ndarray | None
+    settings: Sequence[Candidate], select: Metric, measure: Measure, tuning: Split, real: Real | None
 ) -> tuple[Candidate, list[Tuned]]:
     """Return the setting that does best by a metric on the tuning prompts, and what each is worth there.
 
@@ -106,7 +106,7 @@ def reported(
     measure: Measure,
     report: Split,
     metrics: Sequence[Metric],
-    real: dict[str, np.ndarray],
+    real: Mapping[str, Real],
 ) -> Result:
     """Measure a chosen setting on the prompts of the report."""
     samples = measure(candidate, report)
@@ -115,10 +115,10 @@ def reported(
     return Result(candidate, tried, samples, figures)
 
 
-def _value(metric: Metric, samples: Samples, real: np.ndarray | None) -> float:
+def _value(metric: Metric, samples: Samples, real: Real | None) -> float:
     there = samples.there
     if not there.any():
         return float("nan")
     if isinstance(metric, Score):
         return float(np.nanmean(samples.scores[metric.name][there]))
-    return metric.between(samples.features[metric.name][there], real)
+    return metric.between(samples.features[metric.name][there], real.features if real else None)

@@ -1,12 +1,13 @@
 """How sure a figure is: a bootstrap over prompts, the same one for all arms, so that their differences are paired.
 
-All samples of a prompt are drawn together. A distance of a set is larger on a resample, which repeats clips, than on
-new clips; so the spread of the resamples is taken, and put around the figure itself.
+All samples of a prompt are drawn together, and with them the real clips of that prompt, where it is known which they
+are. A distance of a set is larger on a resample, which repeats clips, than on new clips; so the spread of the resamples
+is taken, and put around the figure itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,19 @@ RESAMPLES = 200
 """Resamples of the prompts."""
 INTERVAL = (2.5, 97.5)
 """Percentiles of the ends of an interval."""
+
+
+@dataclass(frozen=True)
+class Real:
+    """Features of real clips.
+
+    Attributes:
+        features: (m, d).
+        prompt: place of the prompt that each is a clip of, (m,); None where they are of other prompts than the samples.
+    """
+
+    features: np.ndarray
+    prompt: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -54,13 +68,13 @@ def figure(value: float, draws: np.ndarray) -> Figure:
     return Figure(float(value), float(low), float(high), draws)
 
 
-def measured(metric: Metric, samples: Samples, real: np.ndarray | None, prompts: int) -> Figure:
+def measured(metric: Metric, samples: Samples, real: Real | None, prompts: int) -> Figure:
     """Return a metric of an arm.
 
     Args:
         metric: a score, of which the mean is taken, or a distance.
         samples: of the arm; those that failed are left out.
-        real: features of real clips, for a distance.
+        real: clips that a distance compares with.
         prompts: how many there are.
     """
     there = samples.there
@@ -104,9 +118,16 @@ def resampled(prompts: int) -> np.ndarray:
     return np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)
 
 
-def _distance(
-    metric: Distance, features: np.ndarray, prompt: np.ndarray, real: np.ndarray | None, prompts: int
-) -> Figure:
-    between: Callable[[np.ndarray], float] = lambda part: metric.between(part, real)  # noqa: E731
-    draws = [between(np.repeat(features, counts[prompt], axis=0)) for counts in resampled(prompts)]
-    return figure(between(features), np.array(draws))
+def _distance(metric: Distance, features: np.ndarray, prompt: np.ndarray, real: Real | None, prompts: int) -> Figure:
+    draws = [
+        metric.between(np.repeat(features, counts[prompt], axis=0), _drawn(real, counts))
+        for counts in resampled(prompts)
+    ]
+    return figure(metric.between(features, real.features if real else None), np.array(draws))
+
+
+def _drawn(real: Real | None, counts: np.ndarray) -> np.ndarray | None:
+    """Return the features of the real clips of a resample."""
+    if real is None or real.prompt is None:
+        return real.features if real else None
+    return np.repeat(real.features, counts[real.prompt], axis=0)
