@@ -12,8 +12,8 @@ from helpers import state
 from tiny.dit_moe import dit_moe
 
 from w2sd_video import Branch, Trajectory, calibrate
+from w2sd_video.calibration import balance, tilt
 from w2sd_video.calibration import calibrate as judge
-from w2sd_video.calibration import tilt
 from w2sd_video.clips import check_encodable, encode
 from w2sd_video.config import parse
 from w2sd_video.ideal import corrected_cosines, ideal_of, posterior_noise
@@ -292,6 +292,35 @@ def test_a_cosine_cannot_be_corrected_without_an_estimate():
         corrected_cosines(made(np.ones(8), np.ones(8), np.ones(8)))
 
 
+def tilted(tilts, draws=2):
+    """Moments of clips whose weak error exceeds strong's, which is 1, by what is given, (levels, clips)."""
+    gap = np.repeat(np.array(tilts, float)[:, None], draws, 1)
+    levels = tuple(Level(0.5, 0.8 - i / 10) for i in range(len(gap)))
+    return Moments(levels, tuple(range(len(gap))), len(gap), np.ones_like(gap), gap, np.zeros_like(gap))
+
+
+def test_the_strength_at_which_the_tilt_vanishes_is_on_a_straight_line():
+    spread = np.random.default_rng(0).normal(0, 0.05, 40)
+    spread -= spread.mean()
+    real = tilted([[0.5] * 40, [0.8] * 40])
+    alone, reflected = (tilted([0.5 - t + spread, 0.8 - t + spread]) for t in (0.3, 0.1))
+    strength, levels, left = balance(real, alone, reflected)
+    assert strength.value == pytest.approx(1.5) and levels == pytest.approx([1.5, 1.5])
+    error = 1.96 * spread.std() / math.sqrt(40)
+    assert (left.low, left.value, left.high) == pytest.approx((0.1 - error, 0.1, 0.1 + error), abs=error / 5)
+    # The same captions are redrawn in both, so that the fall is 0.2 in each of them.
+    assert (strength.low, strength.high) == pytest.approx((1.5 - error / 0.2, 1.5 + error / 0.2), abs=error)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "strength"), [(0.2, -0.2, 0.5), (-0.1, -0.3, -0.5), (0.1, 0.2, 4.0), (-0.1, 0.1, -1.0)]
+)
+def test_a_tilt_may_vanish_at_a_negative_strength_or_never(before, after, strength):
+    real, alone, reflected = (tilted([[1 - t] * 8]) for t in (0.0, before, after))
+    found, levels, _ = balance(real, alone, reflected)
+    assert found.value == pytest.approx(strength) and levels == pytest.approx([max(strength, 0)])
+
+
 def test_the_strength_of_a_gap_along_the_truth_is_found():
     # Strong falls 10 % short of the ideal prediction, weak 30 %: half of the gap is missing.
     trajectory, found = gaussian(lambda ideal: 0.9 * ideal, lambda ideal: 0.7 * ideal)
@@ -474,17 +503,19 @@ def test_a_miniature_is_calibrated_and_its_strengths_are_rendered(tmp_path, caps
     argv = ["--config", "miniature-cogvideox", *QUICK, "--levels", "3", "-o", str(file)]
     assert calibrate.main(argv) == 0
     printed, written = capsys.readouterr().out, file.read_text()
-    assert "| step | log SNR |" in printed and "mean over the levels" in printed and "- Tilt: " in printed
+    assert "| step | log SNR |" in printed and "mean over the levels" in printed and "- Verdict: " in printed
     assert "Left out: 1 step(s) without signal" in printed
     told = json.loads(written)
     assert told["counts"] == {"clips": 8, "draws": 1, "seed": 0, "source": "world"}
-    assert told["pair"]["weak"]["weights"] == "weak" and len(told["levels"]) == 2 and len(told["tilt"]) == 3
-    assert StrengthSchedule.read(file).strength == tuple(
-        min(one["strength"], 4) if one["low"] > 0 else 0 for one in told["levels"]
-    )
+    assert told["pair"]["weak"]["weights"] == "weak" and len(told["levels"]) == len(told["tilts"]) == 2
+    assert StrengthSchedule.read(file).strength == tuple(told["strengths"] if told["tilt"]["low"] > 0 else [0, 0])
+    assert -1 <= told["balanced"]["low"] <= told["balanced"]["value"] <= told["balanced"]["high"] <= 4
     assert calibrate.main([*argv, "--batch", "3", "--no-samples"]) == 0  # over the earlier one
     again = json.loads(file.read_text())
-    assert again["tilt"] == [] and "Tilt" not in capsys.readouterr().out
+    assert again["tilt"] is None and "Tilt" not in capsys.readouterr().out
+    assert StrengthSchedule.read(file).strength == tuple(
+        min(one["strength"], 4) if one["low"] > 0 else 0 for one in again["levels"]
+    )
     assert [one["gap"] for one in again["levels"]] == pytest.approx([one["gap"] for one in told["levels"]], rel=1e-4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["strength.json"]
 
@@ -513,7 +544,7 @@ def test_the_command_corrects_the_cosine_by_clips_of_the_same_captions(tmp_path,
     assert calibrate.main([*argv, "--ideal", "20"]) == 0
     assert "| effective clips | fit |" in capsys.readouterr().out
     told = json.loads((tmp_path / "s.json").read_text())
-    for one, level in zip(told["cosine"], told["levels"], strict=True):
+    for one, level in zip(told["cosines"], told["levels"], strict=True):
         assert abs(one["value"]) >= abs(level["cosine"]) and 1 <= one["effective"] <= 20
 
 

@@ -3,7 +3,7 @@
 Real clips are noised to every noise level of the sampling, and strong and weak predict the noise through the pipeline's
 own call. Where moving strong's prediction away from weak's brings it nearer to the noise, the pair helps; the strength
 that brings it nearest goes into the output, which ``w2sd_video.render --strength FILE`` reads. The same is asked of
-clips that the base setting alone samples: would moving them along the gap make them more like the real ones?
+clips that the base setting samples, alone and reflected: at which strength are they most like the real ones?
 
 Options that are not listed here are those of ``w2sd_video.render`` and change the configuration. With a folder, the
 caption of ``a.mp4`` is what ``a.txt`` says; miniatures need no folder, for their world makes the clips.
@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from w2sd_video.calibration import Calibration, Tilt, calibrate, tilt
+from w2sd_video.calibration import balance, calibrate, tilt
 from w2sd_video.clips import Clip, check_clips, check_encodable, clips_of_folder, clips_of_world, encode
 from w2sd_video.config import DEFAULT_CONFIG, fail, parse
-from w2sd_video.describe_calibration import report
-from w2sd_video.ideal import CorrectedCosine, corrected_cosines, ideal_of
+from w2sd_video.describe_calibration import Findings, report
+from w2sd_video.ideal import corrected_cosines, ideal_of
 from w2sd_video.plan import check_plan, filled
 from w2sd_video.probe import Moments, probe
 from w2sd_video.render import (
@@ -68,18 +68,16 @@ def main(argv: list[str] | None = None) -> int:
         config = replace(config, steps=options.levels or config.steps, reflection_steps=None, autoguidance=0.0)
         _check_output(output)
         clips = _clips(config, options)
-        judged = calibrate_pair(config, clips, options.draws, options.batch, options.samples, options.ideal)
+        found = calibrate_pair(config, clips, options.draws, options.batch, options.samples, options.ideal)
     except (ConfigError, VideoError) as error:
         fail(str(error), command="calibrate")
     except LoadError as error:
         fail(str(error), code=1, command="calibrate")
     counted = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
     pair = {role: asdict(filled(config, getattr(config, role))) for role in ("strong", "weak")}
-    found, tilts, cosines = judged
     told = {"pair": pair, "model": asdict(config.model), "counts": counted, **found.plain()}
-    told |= {"tilt": [asdict(one) for one in tilts], "cosine": [asdict(one) for one in cosines]}
     write_whole(output, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
-    print(report(found, tilts, cosines, config, counted))
+    print(report(found, config, counted))
     print(f"\nwritten to {output}")
     return 0
 
@@ -123,7 +121,7 @@ def _clips(config: RenderConfig, options: argparse.Namespace) -> list[Clip]:
 
 def calibrate_pair(
     config: RenderConfig, clips: Sequence[Clip], draws: int, batch: int, samples: bool, bank: int | None = None
-) -> tuple[Calibration, list[Tilt], list[CorrectedCosine]]:
+) -> Findings:
     """Load the model of a configuration, and judge its pair by real clips.
 
     Args:
@@ -131,12 +129,9 @@ def calibrate_pair(
         clips: see `check_clips`.
         draws: of noise, for each clip and level.
         batch: clips evaluated together.
-        samples: whether to sample a clip of each caption with the base setting alone, and find the tilt.
+        samples: whether to sample a clip of each caption with the base setting alone and one that is reflected at
+            strength 1, and find the tilt and the strength at which it vanishes.
         bank: clips of each caption by which a miniature's ideal prediction is estimated.
-
-    Returns:
-        The calibration; the tilt over all levels with that of each level behind it, or nothing; and the corrected
-        cosine of each level, or nothing.
 
     Raises:
         ConfigError: what this pipeline cannot be given, clips that do not suit it, or a pair without a gap.
@@ -150,24 +145,24 @@ def calibrate_pair(
         check_encodable(pipe)
         real = compare_clips(pipe, config, clips, draws, batch, inputs, bank)
         try:
-            found = calibrate(real)
+            found = Findings(calibrate(real), cosines=corrected_cosines(real) if bank else [])
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        cosines = corrected_cosines(real) if bank else []
         if not samples:
-            return found, [], cosines
-        overall, each = tilt(
-            real, compare_clips(pipe, config, _sampled(pipe, config, clips, inputs), draws, batch, inputs)
-        )
-    return found, [overall, *each], cosines
+            return found
+        base = _sampled(pipe, replace(config, reflection_steps=0), clips, inputs)
+        reflected = _sampled(pipe, replace(config, strength=1.0), clips, inputs)
+        alone, moved = (compare_clips(pipe, config, each, draws, batch, inputs) for each in (base, reflected))
+        overall, each_level = tilt(real, alone)
+        strength, strengths, left = balance(real, alone, moved)
+        return replace(found, tilt=overall, tilts=each_level, balanced=strength, strengths=strengths, tilt_at_one=left)
 
 
 def _sampled(pipe: Any, config: RenderConfig, clips: Sequence[Clip], inputs: Mapping[str, Any]) -> list[Clip]:
-    """Return clips of the same captions, that the base setting alone samples when they are read."""
-    alone = replace(config, reflection_steps=0)
+    """Return clips of the same captions, that a configuration samples when they are read."""
 
     def read(caption: str, seed: int) -> np.ndarray:
-        return sample_clips(pipe, alone, [caption], [seed], inputs)[0][0]
+        return sample_clips(pipe, config, [caption], [seed], inputs)[0][0]
 
     seeds = range(config.seed + 10**6, config.seed + 10**6 + len(clips))  # other noise than that of the levels
     return [

@@ -8,7 +8,7 @@ is least at
 
 Where γ* is positive the gap helps, where it is negative it points the wrong way. A model that was trained to the end
 has no such γ*: what is left of a least-squares fit is orthogonal to all that the network could change. So a second
-question is asked, of the samples and not of the fit: the tilt.
+question is asked, of the samples and not of the fit: the tilt. The strength at which it vanishes is the balanced one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from w2sd_video.strength import StrengthSchedule, log_snr
 
 MOST = 4.0
 """The largest strength that a schedule is given."""
+LEAST = -1.0
+"""The smallest strength that a tilt is balanced with: beyond it the weak model would be the one to reflect."""
 FEWEST_CLIPS = 8
 RESAMPLES = 2000
 """Bootstrap samples of the clips."""
@@ -76,16 +78,12 @@ class LevelResult:
 
 
 @dataclass(frozen=True)
-class Tilt:
-    """How much more weak's denoising error exceeds strong's on real clips than on samples, as a share of strong's.
-
-    The excess is the log-likelihood ratio of strong and weak. Its mean on real clips less that on samples is the slope
-    at γ = 0 of the real clips' log-likelihood, as the density of the samples is tilted by (strong / weak)^γ; which is
-    what guidance along the gap aims at.
+class Estimate:
+    """A number and its 95 % interval.
 
     Attributes:
-        value: positive where moving the samples along the gap brings them nearer to the real clips.
-        low: lower end of its 95 % interval.
+        value: the number.
+        low: lower end of the interval.
         high: upper end.
     """
 
@@ -152,10 +150,9 @@ def calibrate(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> Ca
         raise ValueError("the predictions are not finite; use another precision (dtype)")
     if not gap.any():
         raise ValueError("strong and weak predict the same: the pair has no gap; let the branches differ")
-    weights = np.random.default_rng(seed).multinomial(clips, np.full(clips, 1 / clips), size=resamples) / clips
-    each = np.full((1, clips), 1 / clips)
-    best = _strength(each, product, gap)[0]
-    low, high = np.percentile(_strength(weights, product, gap), [2.5, 97.5], axis=0)
+    weights = _weightings(clips, resamples, seed)
+    best, *drawn = _strength(weights, product, gap)
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     mean_error, mean_gap, mean_product = error.mean(1), gap.mean(1), product.mean(1)
     results = [
         LevelResult(
@@ -175,20 +172,24 @@ def calibrate(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> Ca
     ]
     window, constant = _window(moments, mean_gap / mean_error, mean_product / mean_error)
     scheduled = np.array([result.warranted for result in results])
-    at_one = _gain(1.0, weights @ error.T, weights @ gap.T, weights @ product.T).mean(1)
-    interval = (float(end) for end in np.percentile(at_one, [2.5, 97.5]))
+    at_one = _with_interval(_gain(1.0, weights @ error.T, weights @ gap.T, weights @ product.T).mean(1))
     return Calibration(
         results,
         moments.total,
         window,
         constant,
         float(_gain(scheduled, mean_error, mean_gap, mean_product).mean()),
-        (float(_gain(1.0, mean_error, mean_gap, mean_product).mean()), *interval),  # type: ignore[arg-type]
+        (at_one.value, at_one.low, at_one.high),
     )
 
 
-def tilt(real: Moments, sampled: Moments, resamples: int = RESAMPLES, seed: int = 0) -> tuple[Tilt, list[Tilt]]:
+def tilt(real: Moments, sampled: Moments, resamples: int = RESAMPLES, seed: int = 0) -> tuple[Estimate, list[Estimate]]:
     """Compare a pair's errors on real clips and on samples of the same captions, in the same order.
+
+    How much more weak's denoising error exceeds strong's stands for the log-likelihood ratio of strong and weak. Its
+    mean on real clips less that on samples, here as a share of strong's error, is the slope at γ = 0 of the real clips'
+    log-likelihood, as the density of the samples is tilted by (strong / weak)^γ; which is what guidance along the gap
+    aims at. It is positive where moving the samples along the gap brings them nearer to the real clips.
 
     Args:
         real: moments of real clips.
@@ -199,15 +200,62 @@ def tilt(real: Moments, sampled: Moments, resamples: int = RESAMPLES, seed: int 
     Returns:
         The tilt, as mean over the levels, and that of each level.
     """
-    clips = real.error.shape[2]
-    excess = [(moments.weak_error - moments.error).mean(1) for moments in (real, sampled)]  # levels, clips
-    tilts = (excess[0] - excess[1]) / real.error.mean((1, 2))[:, None]
-    weights = np.random.default_rng(seed).multinomial(clips, np.full(clips, 1 / clips), size=resamples) / clips
-    drawn = weights @ tilts.T  # resamples, levels
-    ends = np.percentile(drawn, [2.5, 97.5], axis=0)
-    levels = [Tilt(*(float(number) for number in row)) for row in zip(tilts.mean(1), *ends, strict=True)]
-    low, high = np.percentile(drawn.mean(1), [2.5, 97.5])
-    return Tilt(float(tilts.mean()), float(low), float(high)), levels
+    tilts = _tilts(real, sampled)
+    drawn = _weightings(tilts.shape[1], resamples, seed) @ tilts.T  # weightings, levels
+    overall, *levels = (_with_interval(column) for column in (drawn.mean(1), *drawn.T))
+    return overall, levels
+
+
+def balance(
+    real: Moments, alone: Moments, reflected: Moments, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Estimate, list[float], Estimate]:
+    """Find the strength of a reflection at which samples show no tilt.
+
+    Moving samples along the gap lessens the tilt. Where it is t without reflection and u at strength 1, a straight line
+    is 0 at t / (t - u). So the ratio of strong's likelihood to weak's is, in the mean, what it is on real clips, which
+    is what says that a parameter of an exponential family is the most likely one.
+
+    Args:
+        real: moments of real clips.
+        alone: moments of what the base setting alone samples of the same captions.
+        reflected: moments of what is sampled at strength 1.
+        resamples: of the bootstrap over captions.
+        seed: of the bootstrap.
+
+    Returns:
+        That strength, from `LEAST` to `MOST`, negative where the gap points the wrong way; the same of each level, but
+        0 instead of negative; and the tilt at strength 1.
+    """
+    before, after = _tilts(real, alone), _tilts(real, reflected)
+    weightings = _weightings(before.shape[1], resamples, seed)
+    overall = _vanishing(weightings @ before.mean(0), weightings @ after.mean(0))
+    levels = _vanishing(before.mean(1), after.mean(1)).clip(0)
+    return _with_interval(overall), levels.tolist(), _with_interval(weightings @ after.mean(0))
+
+
+def _vanishing(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return where straight lines through tilts at strength 0 and 1 are 0; an end of the range if they never are."""
+    fall = before - after
+    strength = np.divide(before, fall, out=np.where(before > 0, MOST, LEAST), where=fall > 0)
+    return strength.clip(LEAST, MOST)
+
+
+def _tilts(real: Moments, sampled: Moments) -> np.ndarray:
+    """Return what each caption adds to the tilt of each level, (levels, clips)."""
+    excess = [(moments.weak_error - moments.error).mean(1) for moments in (real, sampled)]
+    return (excess[0] - excess[1]) / real.error.mean((1, 2))[:, None]
+
+
+def _weightings(clips: int, resamples: int, seed: int) -> np.ndarray:
+    """Return the equal weights of the clips, and below them those of a bootstrap, (1 + resamples, clips)."""
+    even = np.full(clips, 1 / clips)
+    return np.vstack([even, np.random.default_rng(seed).multinomial(clips, even, size=resamples) / clips])
+
+
+def _with_interval(values: np.ndarray) -> Estimate:
+    """Return the first of some values, with the 95 % interval of the others."""
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return Estimate(float(values[0]), float(low), float(high))
 
 
 def _strength(weights: np.ndarray, product: np.ndarray, gap: np.ndarray) -> np.ndarray:

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from w2sd_video.calibration import Calibration, LevelResult, Tilt
+from w2sd_video.calibration import Calibration, Estimate, LevelResult
 from w2sd_video.describe import pair_in_words
 from w2sd_video.ideal import CorrectedCosine
 from w2sd_video.settings import RenderConfig
+from w2sd_video.strength import StrengthSchedule
 
 
-def report(
-    found: Calibration,
-    tilts: Sequence[Tilt],
-    cosines: Sequence[CorrectedCosine],
-    config: RenderConfig,
-    counted: Mapping[str, Any],
-) -> str:
+@dataclass(frozen=True)
+class Findings:
+    """All that was found of a pair.
+
+    Attributes:
+        gap: what real clips say of the gap.
+        cosines: of each level, where the ideal prediction was estimated.
+        tilt: over all levels, where clips were sampled.
+        tilts: of each level.
+        balanced: the strength at which the tilt vanishes.
+        strengths: the same at each level.
+        tilt_at_one: what is left of the tilt at strength 1.
+    """
+
+    gap: Calibration
+    cosines: list[CorrectedCosine] = field(default_factory=list)
+    tilt: Estimate | None = None
+    tilts: list[Estimate] = field(default_factory=list)
+    balanced: Estimate | None = None
+    strengths: list[float] = field(default_factory=list)
+    tilt_at_one: Estimate | None = None
+
+    @property
+    def schedule(self) -> StrengthSchedule:
+        """The strength at which each level's tilt vanishes, 0 if all in all it is not positive; γ* without samples."""
+        if self.tilt is None:
+            return self.gap.schedule
+        strengths = self.strengths if self.tilt.low > 0 else [0.0] * len(self.strengths)
+        return StrengthSchedule(self.gap.schedule.log_snr, tuple(strengths))
+
+    def plain(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it; `StrengthSchedule.read` takes it too."""
+        told = asdict(self)
+        del told["gap"]
+        return self.gap.plain() | told | self.schedule.plain()
+
+
+def report(findings: Findings, config: RenderConfig, counted: Mapping[str, Any]) -> str:
     """Return the tables and the verdict in Markdown.
 
     Args:
-        found: of the pair.
-        tilts: over all levels, and of each; or nothing.
-        cosines: of each level; or nothing.
+        findings: of the pair.
         config: names the pair.
         counted: the numbers of "clips" and "draws".
     """
+    found, tilts = findings.gap, findings.tilts
     rows = [
         pair_in_words(config),
         f"{config.model.pretrained}: {counted['clips']} clips, {counted['draws']} draws of noise, {found.total} steps",
@@ -36,13 +68,13 @@ def report(
         "|---|---|---|---|---|---|---|---|---|---|" + ("---|" if tilts else ""),
     ]
     rows += [_row(level) for level in found.levels]
-    for number, one in enumerate(tilts[1:]):
+    for number, one in enumerate(tilts):
         rows[5 + number] += f" {one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f}) |"
     if left_out := found.total - len(found.levels):
         rows += ["", f"Left out: {left_out} step(s) without signal, where no prediction can be read as noise."]
-    if cosines:
-        rows += ["", *_cosines(found, cosines)]
-    return "\n".join([*rows, "", *verdict(found), *(tilt_in_words(one) for one in tilts[:1])])
+    if findings.cosines:
+        rows += ["", *_cosines(findings)]
+    return "\n".join([*rows, "", *verdict(found), *tilt_in_words(findings)])
 
 
 def _row(level: LevelResult) -> str:
@@ -53,14 +85,14 @@ def _row(level: LevelResult) -> str:
     )
 
 
-def _cosines(found: Calibration, cosines: Sequence[CorrectedCosine]) -> list[str]:
+def _cosines(findings: Findings) -> list[str]:
     """Return the table of the cosines with the ideal prediction, as a bank of clips tells it."""
     rows = [
         "| step | log SNR | distance to the ideal, share of strong's error, at least | effective clips | fit "
         "| cosine, at least | cosine without the noise's own variance (95 %) |",
         "|---|---|---|---|---|---|---|",
     ]
-    for level, one in zip(found.levels, cosines, strict=True):
+    for level, one in zip(findings.gap.levels, findings.cosines, strict=True):
         rows.append(
             f"| {level.step} | {level.log_snr:.2f} | {one.distance:.1%} | {one.effective:.1f} | {one.fit:.2f} "
             f"| {level.cosine:+.3f} | {'' if one.is_estimate else 'at most '}{one.value:+.3f} "
@@ -69,14 +101,27 @@ def _cosines(found: Calibration, cosines: Sequence[CorrectedCosine]) -> list[str
     return rows
 
 
-def tilt_in_words(one: Tilt) -> str:
-    """Say what moving the samples along the gap does to their likeness to the real clips."""
-    said = "does neither, as far as can be told"
+def tilt_in_words(findings: Findings) -> list[str]:
+    """Say what moving the samples along the gap does to their likeness to the real clips, and how far to move them."""
+    one, left, balanced = findings.tilt, findings.tilt_at_one, findings.balanced
+    if one is None or left is None or balanced is None:
+        return []
+    said, advice = "does neither, as far as can be told", "expect nothing of this pair"
     if one.low > 0:
-        said = "makes them more like real ones"
+        said, advice = "makes them more like real ones", f"try --strength {balanced.value:.2f}, or that of each level"
     elif one.high < 0:
-        said = "makes them less like real ones"
-    return f"- Tilt: {one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f}): moving base's samples along the gap {said}."
+        said, advice = "makes them less like real ones", "do not reflect with this pair"
+    by_level = ", ".join(f"{strength:.2f}" for strength in findings.strengths)
+    return [
+        f"- Tilt: {_signed(one)}: moving base's samples along the gap {said}.",
+        f"- At strength 1 the tilt is {_signed(left)}; it vanishes at strength {balanced.value:.2f} "
+        f"({balanced.low:.2f} to {balanced.high:.2f}), and by level at {by_level}.",
+        f"- Verdict: {advice}.",
+    ]
+
+
+def _signed(one: Estimate) -> str:
+    return f"{one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
 
 
 def verdict(found: Calibration) -> list[str]:
