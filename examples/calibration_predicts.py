@@ -23,7 +23,7 @@ from jsonargparse.typing import PositiveInt
 from scipy.stats import rankdata
 
 from w2sd_video.calibrate import compare_clips
-from w2sd_video.calibration import calibrate, tilt
+from w2sd_video.calibration import balance, calibrate, tilt
 from w2sd_video.clips import Clip, clips_of_world, known_prompts
 from w2sd_video.config import parse
 from w2sd_video.miniatures import world
@@ -59,7 +59,7 @@ PAIRS: dict[str, Pair] = {
 TRAINED = ("permuted", "trained_on")
 """Weights that the study trains, of the PixArt miniature only."""
 OUTCOMES = ("fall of log distance", "rise of likelihood", "rise of adherence")
-RESAMPLES = 500
+RESAMPLES = 200
 
 
 def configured(config: RenderConfig, pair: Pair) -> RenderConfig:
@@ -130,23 +130,25 @@ def compared(
     return moments_of(real), moments_of(samples)
 
 
-def predictions(real: Moments, own: Moments) -> dict[str, float]:
-    """Return what calibration says of a pair before anything is reflected."""
-    found, (overall, _) = calibrate(real), tilt(real, own)
+def predictions(real: Moments, own: Moments, reflected: Moments) -> dict[str, float]:
+    """Return what calibration says of a pair; the last two ask samples at strength 1 too, but no judge of them."""
+    found, (overall, _), (strength, _, left) = calibrate(real), tilt(real, own), balance(real, own, reflected)
     gain = found.gain_at_one[0]
     return {
         "γ*": float(np.mean([level.strength for level in found.levels])),
         "gain at 1": gain,
         "tilt": overall.value,
         "tilt by size of gain at 1": overall.value / abs(gain),
+        "balanced strength": strength.value,
+        "fall of the tilt's size": abs(overall.value) - abs(left.value),
     }
 
 
-def changes(before: Arm, after: Arm, chosen: np.ndarray, reference: Reference) -> tuple[float, float, float]:
+def changes(before: Arm, after: Arm, chosen: np.ndarray, reference: Reference) -> np.ndarray:
     """Return by how much an arm is better than another, in the order of `OUTCOMES`, over chosen prompts."""
     one, other = (reference.distance(arm["features"][:, chosen]) for arm in (before, after))
     rises = [float((after[name] - before[name])[:, chosen].mean()) for name in ("likelihood", "adherence")]
-    return float(np.log(one / other)), *rises
+    return np.array([np.log(one / other), *rises])
 
 
 def main(
@@ -183,17 +185,17 @@ def main(
     asked = [known_prompts(first)[k] for k in np.random.default_rng(0).permutation(432)[:prompts]]
     reference = Reference(first, asked)
     rows = []
-    print(
-        "| pair | mean γ* | gain at 1 | tilt | Fréchet distance, base alone | reflected | likelihood | reflected ",
-        end="",
-    )
-    print("| adherence | reflected |\n|---|---|---|---|---|---|---|---|---|---|")
+    print("| pair | mean γ* | gain at 1 | tilt | balanced strength | Fréchet distance, base alone | reflected ", end="")
+    print("| likelihood | reflected | adherence | reflected |\n|---|---|---|---|---|---|---|---|---|---|---|")
     for name, pair in list(chosen.items())[:pairs]:
         one = configured(first, pair)
-        told = predictions(*compared(pipe, one, clips_of_world(one, clips, seed=0), draws, folder))
+        real = clips_of_world(one, clips, seed=0)
+        on_real, on_own = compared(pipe, one, real, draws, folder)
+        told = predictions(on_real, on_own, compared(pipe, one, real, draws, folder, strength=1.0)[1])
         before, after = (sampled(pipe, each, asked, seeds, folder) for each in (alone(one), one))
         rows.append((told, before, after))
         cells = [f"{told['γ*']:.2f}", f"{told['gain at 1']:+.1%}", f"{told['tilt']:+.3f}"]
+        cells += [f"{told['balanced strength']:.2f}"]
         cells += [f"{reference.distance(arm['features']):.1f}" for arm in (before, after)]
         cells += [f"{arm[score].mean():.3f}" for score in ("likelihood", "adherence") for arm in (before, after)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
@@ -223,8 +225,9 @@ def correlations(rows: Sequence[tuple[dict[str, float], Arm, Arm]], reference: R
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Return Spearman's, of which a constant has none (NaN)."""
-    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
+    """Return Spearman's; a constant has none (NaN)."""
+    ranks = rankdata(one), rankdata(other)
+    return float(np.corrcoef(*ranks)[0, 1]) if all(rank.std() > 0 for rank in ranks) else np.nan
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Calibrated strengths against constant ones, at equal numbers of evaluations.
 
 A pair is calibrated with real clips of some prompts, on which the best constant strength is looked for too; all arms
-are then sampled of other prompts. Besides the least-squares schedule of ``w2sd_video.calibrate`` there are strengths
-that make the tilt vanish: where it is t at strength 0 and u at strength 1, a straight line is 0 at t / (t - u).
+are then sampled of other prompts. Besides the least-squares schedule of ``w2sd_video.calibrate`` there are its balanced
+strength, at which the tilt vanishes, and the same level by level.
 
 Run: python examples/calibration_schedule.py (twenty minutes of one core; it goes on where it stopped)
 """
@@ -10,17 +10,18 @@ Run: python examples/calibration_schedule.py (twenty minutes of one core; it goe
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from calibration_arms import Arm, Reference, redrawn, sampled, with_interval, written
+from calibration_arms import Arm, Reference, jackknife, plus_minus, sampled, written
 from calibration_predicts import PAIRS, alone, changes, compared, configured
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
 
-from w2sd_video.calibration import MOST, Tilt, calibrate, tilt
+from w2sd_video.calibration import balance, calibrate, tilt
 from w2sd_video.clips import known_prompts, real_clips
 from w2sd_video.config import parse
 from w2sd_video.render import load, quiet
@@ -30,14 +31,6 @@ from w2sd_video.trajectory import Trajectory
 
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 """Among which the constant one is looked for."""
-RESAMPLES = 500
-
-
-def vanishing(before: Tilt, after: Tilt) -> float:
-    """Return the strength at which a tilt is 0 that has one value without reflection and another at strength 1."""
-    if before.value <= 0:
-        return 0.0
-    return MOST if after.value >= before.value else min(before.value / (before.value - after.value), MOST)
 
 
 def evaluations(config: RenderConfig, schedule: StrengthSchedule, pipe: Any) -> int:
@@ -86,14 +79,12 @@ def main(
     real = real_clips(one, others, 3 * 10**6)
     on_real, on_own = compared(pipe, one, real, draws, folder)
     _, on_reflected = compared(pipe, one, real, draws, folder, strength=1.0)
-    (before, *each_before), (after, *each_after) = (
-        (overall, *levels) for overall, levels in (tilt(on_real, on_own), tilt(on_real, on_reflected))
-    )
+    before = tilt(on_real, on_own)[0]
+    constant, by_level, after = balance(on_real, on_own, on_reflected)
     print(f"tilt {before.value:+.3f} ({before.low:+.3f} to {before.high:+.3f}) without reflection, ", end="")
-    print(f"{after.value:+.3f} ({after.low:+.3f} to {after.high:+.3f}) at strength 1", flush=True)
-    snr = tuple(log_snr(level) for level in on_real.levels)
-    by_tilt = StrengthSchedule(snr, tuple(map(vanishing, each_before, each_after)))
-    constant = vanishing(before, after)
+    print(f"{after.value:+.3f} ({after.low:+.3f} to {after.high:+.3f}) at strength 1, ", end="")
+    print(f"none at {constant.value:.2f} ({constant.low:.2f} to {constant.high:.2f})", flush=True)
+    by_tilt = StrengthSchedule(tuple(log_snr(level) for level in on_real.levels), tuple(by_level))
     by_gap = calibrate(on_real).schedule
     for name, schedule in (("γ*", by_gap), ("tilt", by_tilt)):
         print(f"strengths by {name}: {', '.join(f'{strength:.2f}' for strength in schedule.strength)}")
@@ -109,7 +100,7 @@ def main(
         "strength 1": one,
         f"constant {best:g}, tuned": replace(one, strength=best),
         "schedule by γ*": scheduled(one, by_gap, folder, pipe, budget),
-        f"constant {constant:.2f}, by tilt": replace(one, strength=round(constant, 2)),
+        f"constant {constant.value:.2f}, balanced": replace(one, strength=round(constant.value, 2)),
         "schedule by tilt": scheduled(one, by_tilt, folder, pipe, budget),
     }
     report(Reference(one, asked), {name: sampled(pipe, arm, asked, seeds, folder) for name, arm in arms.items()})
@@ -118,15 +109,16 @@ def main(
 def report(reference: Reference, found: dict[str, Arm]) -> None:
     """Print a table of arms, each compared with strength 1."""
     rival = found["strength 1"]
-    print(f"\n{rival['adherence'].size} samples an arm; differences to strength 1 (95 %, paired, over prompts)\n")
+    print(
+        f"\n{rival['adherence'].size} samples an arm; differences to strength 1, paired (95 %: jackknife of prompts)\n"
+    )
     print("| arm | NFE | Fréchet distance | log of it, fall | likelihood | rise | adherence | rise |")
     print("|---|---|---|---|---|---|---|---|")
-    drawn = redrawn(rival["adherence"].shape[1], RESAMPLES)
     for name, arm in found.items():
-        falls, *rises = np.array([changes(rival, arm, chosen, reference) for chosen in drawn]).T
-        cells = [f"{reference.distance(arm['features']):.1f}", with_interval(falls)]
-        for score, rise in zip(("likelihood", "adherence"), rises, strict=True):
-            cells += [f"{arm[score].mean():.3f}", with_interval(rise, "+.3f")]
+        values, halves = jackknife(partial(changes, rival, arm, reference=reference), rival["adherence"].shape[1])
+        cells = [f"{reference.distance(arm['features']):.1f}", plus_minus(values[0], halves[0])]
+        for score, value, half in zip(("likelihood", "adherence"), values[1:], halves[1:], strict=True):
+            cells += [f"{arm[score].mean():.3f}", plus_minus(value, half, "+.3f")]
         print(f"| {name} | {arm['nfe']} | {' | '.join(cells)} |", flush=True)
 
 

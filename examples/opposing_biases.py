@@ -11,19 +11,20 @@ Run: python examples/opposing_biases.py (ten minutes of one core; it goes on whe
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import toy
-from calibration_arms import Arm, Reference, redrawn, sampled, trained, with_interval, written
+from calibration_arms import Arm, Reference, jackknife, plus_minus, sampled, trained, written
 from calibration_predicts import ONE, WEAK, alone, changes, compared, configured
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
 from matplotlib import pyplot as plt
 
-from w2sd_video.calibration import Calibration, Tilt, calibrate, tilt
+from w2sd_video.calibration import Calibration, Estimate, balance, calibrate, tilt
 from w2sd_video.clips import known_prompts, real_clips
 from w2sd_video.config import parse
 from w2sd_video.miniatures import world
@@ -33,8 +34,8 @@ from w2sd_video.settings import RenderConfig
 
 STRONG = replace(ONE, weights="strong")
 GROUPS = ("other colours", "blue")
-ALONE, ONE_STRENGTH, SWAPPED = "strong alone", "W2SD, strength 1", "roles swapped, strength 1"
-RESAMPLES = 500
+ALONE, ONE_STRENGTH = "strong alone", "W2SD, strength 1"
+ALL_BALANCED, OWN_BALANCED = "balanced strength of all prompts", "balanced strength of the group"
 
 
 def group_of(prompt: str) -> str:
@@ -60,13 +61,14 @@ def of_clips(moments: Moments, chosen: np.ndarray) -> Moments:
     return replace(moments, **arrays)
 
 
-def in_words(found: Calibration, overall: Tilt) -> str:
+def in_words(found: Calibration, overall: Estimate, balanced: Estimate) -> str:
     """Say what calibration found, as a row of a table."""
     helps, harms = (sum(level.verdict == said for level in found.levels) for said in ("helps", "points the wrong way"))
     strength = np.mean([level.strength for level in found.levels])
     return (
         f"{helps} / {harms} | {strength:+.2f} | {reversed_levels(found)} | {found.gain_at_one[0]:+.0%} "
-        f"| {overall.value:+.3f} ({overall.low:+.3f} to {overall.high:+.3f})"
+        f"| {overall.value:+.3f} ({overall.low:+.3f} to {overall.high:+.3f}) "
+        f"| {balanced.value:+.2f} ({balanced.low:+.2f} to {balanced.high:+.2f})"
     )
 
 
@@ -75,15 +77,8 @@ def reversed_levels(found: Calibration) -> int:
     return sum(level.high < -0.5 for level in found.levels)
 
 
-def arm_for(found: Calibration, overall: Tilt) -> str:
-    """Return the arm that calibration advises."""
-    if 2 * reversed_levels(found) > len(found.levels):
-        return SWAPPED
-    return ONE_STRENGTH if overall.low > 0 else ALONE
-
-
-def arms_of(config: RenderConfig, schedule: str) -> dict[str, RenderConfig]:
-    """Return what each group is sampled with."""
+def arms_of(config: RenderConfig, schedule: str, balanced: dict[str, Estimate], group: str) -> dict[str, RenderConfig]:
+    """Return what a group is sampled with."""
     swapped, longer = configured(config, (WEAK, WEAK, STRONG)), 3 * config.steps - 2
     return {
         ALONE: alone(config),
@@ -91,9 +86,11 @@ def arms_of(config: RenderConfig, schedule: str) -> dict[str, RenderConfig]:
         "weak alone, as many evaluations": replace(alone(swapped), steps=longer),
         ONE_STRENGTH: config,
         "a strength for each level": replace(config, strength=schedule),
+        ALL_BALANCED: replace(config, strength=round(balanced["all"].value, 2)),
+        OWN_BALANCED: replace(config, strength=round(balanced[group].value, 2)),
         "strength -0.5": replace(config, strength=-0.5),
         "strength -1": replace(config, strength=-1.0),
-        SWAPPED: swapped,
+        "roles swapped, strength 1": swapped,
     }
 
 
@@ -132,49 +129,50 @@ def main(
     config = configured(config, (STRONG, STRONG, WEAK))
     known = [known_prompts(config)[k] for k in np.random.default_rng(0).permutation(432)]
     groups = np.array([group_of(prompt) for prompt in known[:clips]])
-    moments = compared(pipe, config, real_clips(config, known[:clips], 3 * 10**6), draws, folder)
-    print("| prompts | levels that help / harm | mean γ* | levels where weak is better | gain at 1 | tilt |")
-    print("|---|---|---|---|---|---|")
-    advised = {}
+    real_ones = real_clips(config, known[:clips], 3 * 10**6)
+    moments = compared(pipe, config, real_ones, draws, folder)
+    moments += (compared(pipe, config, real_ones, draws, folder, strength=1.0)[1],)
+    print("| prompts | levels that help / harm | mean γ* | levels where weak is better | gain at 1 | tilt ", end="")
+    print("| balanced strength |\n|---|---|---|---|---|---|---|")
+    balanced = {}
     for name in ("all", *GROUPS):
-        real, own = (of_clips(one, (groups == name) | (name == "all")) for one in moments)
-        judged = calibrate(real), tilt(real, own)[0]
-        advised[name] = arm_for(*judged)
-        print(f"| {name} | {in_words(*judged)} |", flush=True)
+        real, own, reflected = (of_clips(one, (groups == name) | (name == "all")) for one in moments)
+        balanced[name] = balance(real, own, reflected)[0]
+        print(f"| {name} | {in_words(calibrate(real), tilt(real, own)[0], balanced[name])} |", flush=True)
     schedule = written(calibrate(moments[0]).schedule, folder)
     found: dict[str, dict[str, Arm]] = {}
-    falls: dict[str, dict[str, np.ndarray]] = {}
+    falls: dict[str, dict[str, tuple[float, float]]] = {}
     for group in GROUPS:
         asked = [prompt for prompt in known if group_of(prompt) == group][:prompts]
-        reference, drawn = Reference(config, asked), redrawn(len(asked), RESAMPLES)
-        arms = {name: sampled(pipe, arm, asked, seeds, folder) for name, arm in arms_of(config, schedule).items()}
+        reference = Reference(config, asked)
+        settings = arms_of(config, schedule, balanced, group)
+        arms = {name: sampled(pipe, arm, asked, seeds, folder) for name, arm in settings.items()}
         before = arms[ALONE]
-        print(f"\n{group}: {before['adherence'].size} samples an arm; changes to strong alone (95 %, paired)\n")
+        print(f"\n{group}: {before['adherence'].size} samples an arm; changes to strong alone, paired ", end="")
+        print("(95 %: jackknife of prompts)\n")
         print("| arm | NFE | Fréchet distance | log of it, fall | likelihood | rise | adherence | rise |")
         print("|---|---|---|---|---|---|---|---|")
         falls[group] = {}
         for name, arm in arms.items():
-            change = np.array([changes(before, arm, chosen, reference) for chosen in drawn]).T
-            cells = [f"{reference.distance(arm['features']):.0f}", with_interval(change[0])]
-            for score, rise in zip(("likelihood", "adherence"), change[1:], strict=True):
-                cells += [f"{arm[score].mean():.2f}", with_interval(rise)]
+            values, halves = jackknife(partial(changes, before, arm, reference=reference), len(asked))
+            cells = [f"{reference.distance(arm['features']):.0f}", plus_minus(values[0], halves[0])]
+            for score, value, half in zip(("likelihood", "adherence"), values[1:], halves[1:], strict=True):
+                cells += [f"{arm[score].mean():.2f}", plus_minus(value, half)]
             print(f"| {name} | {arm['nfe']} | {' | '.join(cells)} |", flush=True)
-            falls[group][name] = change[0]
+            falls[group][name] = values[0], halves[0]
         found[group] = arms
     draw_figure(falls, out)
-    for said, choice in (("all prompts", advised["all"]), *((f"the group {name!r}", advised[name]) for name in GROUPS)):
-        told = "; ".join(f"{group} {with_interval(falls[group][choice])}" for group in GROUPS)
-        print(f"Advised by {said}: {choice}. The log distance falls by: {told}.")
+    for choice in (ONE_STRENGTH, ALL_BALANCED, OWN_BALANCED):
+        told = "; ".join(f"{group} {plus_minus(*falls[group][choice])}" for group in GROUPS)
+        print(f"{choice}: the log distance falls by {told}.")
     return found
 
 
-def draw_figure(falls: dict[str, dict[str, np.ndarray]], out: Path) -> None:
-    """Draw by how much the logarithm of the Fréchet distance falls, by arm and group."""
+def draw_figure(falls: dict[str, dict[str, tuple[float, float]]], out: Path) -> None:
+    """Draw by how much the logarithm of the Fréchet distance falls, with half its interval, by arm and group."""
     figure, axis = plt.subplots(figsize=(7, 3.5))
     for shift, (group, by_arm) in zip((-0.2, 0.2), falls.items(), strict=True):
-        values = np.array([change[0] for change in by_arm.values()])
-        low, high = np.percentile([change[1:] for change in by_arm.values()], [2.5, 97.5], axis=1)
-        errors = np.clip([values - low, high - values], 0, None)
+        values, errors = np.array(list(by_arm.values())).T
         axis.barh(np.arange(len(values)) + shift, values, 0.38, xerr=errors, label=group, error_kw={"linewidth": 0.8})
     axis.set_yticks(range(len(by_arm)), list(by_arm), fontsize=8)
     axis.invert_yaxis()

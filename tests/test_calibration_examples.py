@@ -18,7 +18,6 @@ import calibration_predicts
 import calibration_schedule
 import opposing_biases
 
-from w2sd_video.calibration import Tilt
 from w2sd_video.config import parse
 from w2sd_video.miniatures import classifier, world
 from w2sd_video.probe import Moments
@@ -49,6 +48,15 @@ def test_the_distance_is_the_classifier_s():
     assert reference.distance(features) == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_jackknife_of_means_has_their_standard_errors():
+    values = np.random.default_rng(0).normal(1.0, 2.0, (240, 2))
+    found, halves = calibration_arms.jackknife(lambda chosen: values[chosen].mean(0), 240)
+    np.testing.assert_allclose(found, values.mean(0))
+    np.testing.assert_allclose(halves, 1.96 * values.std(0) / np.sqrt(240), rtol=0.4)
+    one_by_one = calibration_arms.jackknife(lambda chosen: values[:20][chosen].mean(0), 20)[1]
+    np.testing.assert_allclose(one_by_one, 1.96 * values[:20].std(0, ddof=1) / np.sqrt(20))
+
+
 def test_changes_are_positive_where_the_second_arm_is_better():
     reference = calibration_arms.Reference(PIXART, world.prompts()[:6])
     rng = np.random.default_rng(0)
@@ -59,21 +67,12 @@ def test_changes_are_positive_where_the_second_arm_is_better():
     ]
     fall, *rises = calibration_predicts.changes(*arms, np.arange(20), reference)
     assert fall > 0 and rises == [0.5, 0.5]
+    assert calibration_predicts.changes(arms[0], arms[0], np.arange(20), reference).tolist() == [0, 0, 0]
 
 
 def test_ranks_are_correlated_as_spearman_does():
     one, other = np.random.default_rng(0).normal(size=(2, 12))
     assert calibration_predicts.rank_correlation(one, other) == pytest.approx(spearmanr(one, other).statistic)
-
-
-@pytest.mark.parametrize(("before", "after", "strength"), [(0.2, 0.1, 2.0), (0.2, -0.2, 0.5), (-0.1, -0.3, 0.0)])
-def test_the_strength_without_tilt_is_on_the_straight_line(before, after, strength):
-    ends = Tilt(before, 0, 0), Tilt(after, 0, 0)
-    assert calibration_schedule.vanishing(*ends) == pytest.approx(strength)
-
-
-def test_a_tilt_that_reflection_does_not_lessen_is_given_the_most():
-    assert calibration_schedule.vanishing(Tilt(0.1, 0, 0), Tilt(0.2, 0, 0)) == 4.0
 
 
 def test_moments_of_a_group_are_those_of_its_clips():
@@ -85,11 +84,12 @@ def test_moments_of_a_group_are_those_of_its_clips():
     np.testing.assert_array_equal(found.product, arrays[2][:, :, chosen])
 
 
-def test_pairs_are_calibrated_and_sampled(tmp_path, capsys):
+def test_pairs_are_calibrated_and_sampled(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(calibration_predicts, "RESAMPLES", 3)
     sizes = {"clips": 8, "draws": 1, "prompts": 4, "seeds": 1, "steps": 1}
     calibration_predicts.main(folder=tmp_path, pairs=2, **sizes)
     printed = capsys.readouterr().out
-    assert "| weights, swapped |" in printed and printed.count("; p ") == 12
+    assert "| weights, swapped |" in printed and printed.count("; p ") == 18
     calibration_predicts.main(folder=tmp_path, pairs=2, **sizes)  # what is kept is not found again
     assert capsys.readouterr().out == printed
 
@@ -118,9 +118,9 @@ def test_groups_are_judged_and_sampled(tmp_path, capsys):
     figure = tmp_path / "figure.png"
     sizes = {"clips": 48, "draws": 1, "prompts": 4, "seeds": 1, "steps": 1}
     found = opposing_biases.main(figure, tmp_path / "runs", **sizes)
-    assert set(found) == {"other colours", "blue"} and all(len(arms) == 8 for arms in found.values())
+    assert set(found) == {"other colours", "blue"} and all(len(arms) == 10 for arms in found.values())
     printed = capsys.readouterr().out
-    assert "| all |" in printed and "Advised by the group 'blue': " in printed
+    assert "| all |" in printed and "balanced strength of the group: the log distance falls by " in printed
     with Image.open(figure) as image:
         image.load()
     assert replace(PIXART).model.weights.keys() == {"weak"}  # the shared configuration is left alone
