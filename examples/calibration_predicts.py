@@ -60,6 +60,9 @@ TRAINED = ("permuted", "trained_on")
 """Weights that the study trains, of the PixArt miniature only."""
 OUTCOMES = ("fall of log distance", "rise of likelihood", "rise of adherence")
 RESAMPLES = 200
+"""Of the prompts."""
+PERMUTATIONS = 2000
+"""Of the pairs, and as many bootstrap samples of them."""
 
 
 def configured(config: RenderConfig, pair: Pair) -> RenderConfig:
@@ -200,6 +203,17 @@ def main(
         cells += [f"{arm[score].mean():.3f}" for score in ("likelihood", "adherence") for arm in (before, after)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     correlations(rows, reference)
+    print("\nPairs with a positive tilt at their balanced strength, one seed\n")
+    print("| pair | strength | Fréchet distance, base alone | reflected | likelihood | reflected |")
+    print("|---|---|---|---|---|---|")
+    for (name, pair), (told, before, _) in zip(chosen.items(), rows, strict=False):
+        if told["tilt"] > 0:
+            strength = round(told["balanced strength"], 2)
+            after = sampled(pipe, replace(configured(first, pair), strength=strength), asked, 1, folder)
+            before = {score: values[:1] for score, values in before.items() if score != "nfe"}
+            cells = [f"{reference.distance(arm['features']):.1f}" for arm in (before, after)]
+            cells += [f"{arm['likelihood'].mean():.3f}" for arm in (before, after)]
+            print(f"| {name} | {strength} | {' | '.join(cells)} |", flush=True)
 
 
 def correlations(rows: Sequence[tuple[dict[str, float], Arm, Arm]], reference: Reference) -> None:
@@ -215,10 +229,10 @@ def correlations(rows: Sequence[tuple[dict[str, float], Arm, Arm]], reference: R
         for k in range(len(OUTCOMES)):
             by_prompts = [rank_correlation(predicted, outcome[:, k]) for outcome in measured]
             outcome = measured[0, :, k]
-            picks = [rng.integers(len(rows), size=len(rows)) for _ in range(2000)]
+            picks = [rng.integers(len(rows), size=len(rows)) for _ in range(PERMUTATIONS)]
             by_pairs = [by_prompts[0], *(rank_correlation(predicted[pick], outcome[pick]) for pick in picks)]
-            shuffled = np.array([rank_correlation(rng.permutation(predicted), outcome) for _ in range(2000)])
-            chance = (1 + (abs(shuffled) >= abs(by_prompts[0])).sum()) / 2001
+            shuffled = np.array([rank_correlation(rng.permutation(predicted), outcome) for _ in range(PERMUTATIONS)])
+            chance = (1 + (abs(shuffled) >= abs(by_prompts[0])).sum()) / (PERMUTATIONS + 1)
             low, high = np.nanpercentile(by_pairs[1:], [2.5, 97.5])
             cells.append(f"{with_interval(by_prompts)}; {low:+.2f} to {high:+.2f}; p {chance:.3f}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

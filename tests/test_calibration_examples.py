@@ -86,7 +86,8 @@ def test_moments_of_a_group_are_those_of_its_clips():
 
 def test_pairs_are_calibrated_and_sampled(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(calibration_predicts, "RESAMPLES", 3)
-    sizes = {"clips": 8, "draws": 1, "prompts": 4, "seeds": 1, "steps": 1}
+    monkeypatch.setattr(calibration_predicts, "PERMUTATIONS", 9)
+    sizes = {"clips": 8, "draws": 1, "prompts": 2, "seeds": 1, "steps": 1}
     calibration_predicts.main(folder=tmp_path, pairs=2, **sizes)
     printed = capsys.readouterr().out
     assert "| weights, swapped |" in printed and printed.count("; p ") == 18
@@ -102,7 +103,7 @@ def test_a_training_shows_what_is_not_said(tmp_path):
 
 
 def test_arms_cost_as_many_evaluations(tmp_path, capsys):
-    calibration_schedule.main(folder=tmp_path, clips=8, draws=1, prompts=4, seeds=1)
+    calibration_schedule.main(folder=tmp_path, clips=8, draws=1, prompts=3, seeds=1)
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
     assert {row[1].split(",")[0].strip() for row in rows} > {"strength 1", "schedule by tilt"}
     assert all(24 <= int(row[2]) <= 28 for row in rows[1:])
@@ -116,7 +117,7 @@ def test_a_schedule_is_named_by_what_it_holds(tmp_path):
 
 def test_groups_are_judged_and_sampled(tmp_path, capsys):
     figure = tmp_path / "figure.png"
-    sizes = {"clips": 48, "draws": 1, "prompts": 4, "seeds": 1, "steps": 1}
+    sizes = {"clips": 48, "draws": 1, "prompts": 3, "seeds": 1, "steps": 1}
     found = opposing_biases.main(figure, tmp_path / "runs", **sizes)
     assert set(found) == {"other colours", "blue"} and all(len(arms) == 10 for arms in found.values())
     printed = capsys.readouterr().out
