@@ -198,9 +198,9 @@ class Predictor(nn.Module):
 class Inception(nn.Module):
     """A stand-in with the arguments and the widths of the published TorchScript, and some function of the picture."""
 
-    def __init__(self):
+    def __init__(self, features=2048, classes=1008):
         super().__init__()
-        self.features, self.classes = nn.Linear(3 * 4, 2048), nn.Linear(2048, 1008)
+        self.features, self.classes = nn.Linear(3 * 4, features), nn.Linear(features, classes)
         randomise(self)
 
     def forward(
