@@ -19,6 +19,7 @@ import calibration_schedule
 import opposing_biases
 
 from w2sd_video.config import parse
+from w2sd_video.metrics.frechet import frechet_distance
 from w2sd_video.miniatures import classifier, world
 from w2sd_video.probe import Moments
 from w2sd_video.strength import StrengthSchedule
@@ -44,7 +45,7 @@ def test_the_distance_is_the_classifier_s():
     reference = calibration_arms.Reference(PIXART, prompts)
     features = np.random.default_rng(0).normal(size=(2, 40, 256))
     real = classifier.features(world.clips(prompts * calibration_arms.REAL, range(10**6, 10**6 + 48), 1)[:, 0])
-    expected = classifier.frechet_distance(features.reshape(80, 256), real)
+    expected = frechet_distance(features.reshape(80, 256), real)
     assert reference.distance(features) == pytest.approx(expected, rel=1e-3)
 
 

@@ -13,6 +13,7 @@ from diffusers import (
 from PIL import Image
 
 from w2sd_video import Branch, reflection
+from w2sd_video.metrics.frechet import frechet_distance
 from w2sd_video.miniatures import (
     CALL,
     WEIGHTS,
@@ -202,9 +203,9 @@ def test_comets_are_told_from_other_clips_by_their_trail():
 def test_frechet_distance_of_known_gaussians():
     rng = np.random.default_rng(0)
     a = rng.standard_normal((20_000, 3))
-    assert classifier.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    assert classifier.frechet_distance(a, a + np.array([1.0, 2.0, 0.0])) == pytest.approx(5, abs=1e-6)
-    assert classifier.frechet_distance(a, 3 * a) == pytest.approx(3 * (3 - 1) ** 2, rel=0.05)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(a, a + np.array([1.0, 2.0, 0.0])) == pytest.approx(5, abs=1e-6)
+    assert frechet_distance(a, 3 * a) == pytest.approx(3 * (3 - 1) ** 2, rel=0.05)
 
 
 def test_training_reads_the_text_that_the_pipeline_gives_its_denoiser(pipe, track):

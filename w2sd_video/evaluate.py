@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from w2sd_video.backends.loading import pick_device
 from w2sd_video.clips import real_clips
 from w2sd_video.config import DEFAULT_CONFIG, fail, parse
 from w2sd_video.evaluation.arms import Candidate, candidates
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         check_plan(config)
         check_device(config.device)
         inputs = read_inputs(config)
-        metrics, missing = load_metrics(plan)
+        metrics, missing = load_metrics(plan, str(pick_device(config.device)))
         real = {split.name: real_features(metrics, config, split, plan) for split in (plan.tuning, plan.report)}
         folder = Path(told.folder or f"runs/{Path(told.config).stem}")
         open_folder(folder, plan, metrics, config)
@@ -99,8 +100,8 @@ def evaluate(
     return Outcome(results, tuned, [f"{arm} at {budget} NFE" for arm, budget, settings in every if not settings])
 
 
-def load_metrics(plan: Plan) -> tuple[list[Metric], dict[str, str]]:
-    """Return the metrics that can be had, and why the others cannot.
+def load_metrics(plan: Plan, device: str) -> tuple[list[Metric], dict[str, str]]:
+    """Return the metrics that can be had, their networks on a device, and why the others cannot.
 
     Raises:
         ConfigError: a source for a metric that takes none.
@@ -109,7 +110,7 @@ def load_metrics(plan: Plan) -> tuple[list[Metric], dict[str, str]]:
     metrics, missing = [], {}
     for name, source in plan.sources.items():
         try:
-            metrics.append(load_metric(name, **({"source": source} if source else {})))
+            metrics.append(load_metric(name, device=device, **({"source": source} if source else {})))
         except MetricUnavailableError as error:
             missing[name] = str(error)
             print(f"w2sd_video.evaluate: the metric {name} is left out: {error}", file=sys.stderr)

@@ -93,7 +93,8 @@ def load_metric(name: str, **options: Any) -> Metric:
 
     Args:
         name: one of ``METRICS``.
-        options: ``source``, a folder or a hub id to load its weights from instead of the published ones; ``device``.
+        options: ``source``, a folder or a hub id to load its weights from instead of the published ones; ``device``,
+            which means nothing to a metric without a network.
 
     Raises:
         ValueError: an unknown name, an option that this metric does not have, or a device that is not there.
@@ -102,10 +103,12 @@ def load_metric(name: str, **options: Any) -> Metric:
     check_name(name)
     load = getattr(import_module(f"w2sd_video.metrics.{METRICS[name]}"), name)
     known = inspect.signature(load).parameters
+    device = options.pop("device", None)
     if unknown := sorted(options.keys() - known.keys()):
         raise ValueError(f"metric {name!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    if "device" in options:
-        _check_device(options["device"])
+    if device is not None and "device" in known:
+        _check_device(device)
+        options["device"] = device
     return load(**options)
 
 

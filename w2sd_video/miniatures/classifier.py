@@ -1,4 +1,4 @@
-"""Classifiers of the world's clips and pictures, and what they measure: prompt adherence and Fréchet distance.
+"""Classifiers of the world's clips and pictures, and what they measure: prompt adherence and features for distances.
 
 Clips are judged by their motion, pictures by the trail behind the sprite; which of the two is at hand is told by shape.
 """
@@ -154,14 +154,3 @@ def comets(videos: Samples) -> np.ndarray:
     width, height = bright.any(2).sum(2), bright.any(3).sum(2)
     longer, shorter = torch.maximum(width, height), torch.minimum(width, height)
     return (longer > 1.45 * shorter).any(1).numpy()
-
-
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Fréchet distance of the Gaussians fitted to two sets of features (n, d) and (m, d)."""
-    difference = a.mean(0) - b.mean(0)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    values, vectors = np.linalg.eigh(cov_a)
-    root = vectors * np.sqrt(np.clip(values, 0, None))
-    # The trace of the square root of a product of two covariances is that of this symmetric matrix's roots.
-    roots = np.sqrt(np.clip(np.linalg.eigvalsh(root.T @ cov_b @ root), 0, None))
-    return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * roots.sum())
