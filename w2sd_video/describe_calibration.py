@@ -134,7 +134,7 @@ def verdict(found: Calibration) -> list[str]:
             lines.append(f"- By its denoising error the pair {kind} at {count}: {', '.join(steps)}.")
     value, low, high = found.gain_at_one
     lines.append(
-        f"- Gain in denoising error, mean over the levels: {found.gain:+.2%} at the strengths of the schedule, "
+        f"- Gain in denoising error, mean over the levels: {found.gain:+.2%} at each level's γ* where it helps, "
         f"{value:+.2%} ({low:+.2%} to {high:+.2%}) at strength 1 everywhere."
     )
     if found.window is None:
