@@ -150,7 +150,7 @@ def calibrate(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> Ca
         raise ValueError("the predictions are not finite; use another precision (dtype)")
     if not gap.any():
         raise ValueError("strong and weak predict the same: the pair has no gap; let the branches differ")
-    weights = _weightings(clips, resamples, seed)
+    weights = weightings(clips, resamples, seed)
     best, *drawn = _strength(weights, product, gap)
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     mean_error, mean_gap, mean_product = error.mean(1), gap.mean(1), product.mean(1)
@@ -201,7 +201,7 @@ def tilt(real: Moments, sampled: Moments, resamples: int = RESAMPLES, seed: int 
         The tilt, as mean over the levels, and that of each level.
     """
     tilts = _tilts(real, sampled)
-    drawn = _weightings(tilts.shape[1], resamples, seed) @ tilts.T  # weightings, levels
+    drawn = weightings(tilts.shape[1], resamples, seed) @ tilts.T  # weightings, levels
     overall, *levels = (_with_interval(column) for column in (drawn.mean(1), *drawn.T))
     return overall, levels
 
@@ -227,10 +227,10 @@ def balance(
         0 instead of negative; and the tilt at strength 1.
     """
     before, after = _tilts(real, alone), _tilts(real, reflected)
-    weightings = _weightings(before.shape[1], resamples, seed)
-    overall = _vanishing(weightings @ before.mean(0), weightings @ after.mean(0))
+    drawn = weightings(before.shape[1], resamples, seed)
+    overall = _vanishing(drawn @ before.mean(0), drawn @ after.mean(0))
     levels = _vanishing(before.mean(1), after.mean(1)).clip(0)
-    return _with_interval(overall), levels.tolist(), _with_interval(weightings @ after.mean(0))
+    return _with_interval(overall), levels.tolist(), _with_interval(drawn @ after.mean(0))
 
 
 def _vanishing(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -246,7 +246,7 @@ def _tilts(real: Moments, sampled: Moments) -> np.ndarray:
     return (excess[0] - excess[1]) / real.error.mean((1, 2))[:, None]
 
 
-def _weightings(clips: int, resamples: int, seed: int) -> np.ndarray:
+def weightings(clips: int, resamples: int, seed: int) -> np.ndarray:
     """Return the equal weights of the clips, and below them those of a bootstrap, (1 + resamples, clips)."""
     even = np.full(clips, 1 / clips)
     return np.vstack([even, np.random.default_rng(seed).multinomial(clips, even, size=resamples) / clips])

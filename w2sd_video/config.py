@@ -20,7 +20,7 @@ import jsonargparse
 import yaml
 
 from w2sd_video.presets import PRESETS, Preset
-from w2sd_video.settings import ConfigError, RenderConfig, check
+from w2sd_video.settings import ConfigError, RenderConfig, check, suggest
 
 DEFAULT_CONFIG = "miniature-animatediff"
 """The packaged configuration that is used where none is named."""
@@ -101,14 +101,9 @@ def _check_keys(data: Any, kind: type, where: str) -> None:
     hints = typing.get_type_hints(kind)
     for key, value in data.items():
         if key not in hints:
-            raise ConfigError(f"{where}: unknown key {key!r}; {_suggest(str(key), hints)}")
+            raise ConfigError(f"{where}: unknown key {key!r}; {suggest(str(key), hints)}")
         if dataclasses.is_dataclass(hints[key]):
             _check_keys(value, typing.cast(type, hints[key]), f"{where}: {key}")
-
-
-def _suggest(name: str, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def _read_prompts(path: str) -> list[str]:

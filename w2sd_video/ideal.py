@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from w2sd_video.calibration import weightings
 from w2sd_video.clips import encode, real_clips
 from w2sd_video.probe import Moments
 from w2sd_video.settings import RenderConfig
@@ -111,9 +112,7 @@ def corrected_cosines(moments: Moments, resamples: int = 2000, seed: int = 0) ->
     """
     if moments.ideal is None:
         raise ValueError("the moments hold no estimate of the ideal prediction; give `probe` one")
-    clips = moments.error.shape[2]
-    weights = np.random.default_rng(seed).multinomial(clips, np.full(clips, 1 / clips), size=resamples) / clips
-    weights = np.concatenate([np.full((1, clips), 1 / clips), weights])
+    weights = weightings(moments.error.shape[2], resamples, seed)
     error, gap, product, size, along = (
         weights @ each.mean(1).T for each in (moments.error, moments.gap, moments.product, *moments.ideal[:2])
     )  # weightings, levels

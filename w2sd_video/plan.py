@@ -7,7 +7,6 @@ import difflib
 import math
 from collections.abc import Mapping
 
-from w2sd_video.backends import DENOISERS
 from w2sd_video.branch import STAGES
 from w2sd_video.settings import (
     ROLES,
@@ -22,6 +21,7 @@ from w2sd_video.sources import (
     MINIATURE,
     class_names,
     component,
+    denoiser_of,
     index_of,
     is_class_conditional,
     path_of,
@@ -194,7 +194,7 @@ def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
         for name, value in (("experts", branch.experts), ("guidance_scale", branch.guidance_scale)):
             if value in STAGES or isinstance(value, (tuple, list)):
                 raise ConfigError(f"{role}.{name} {value}: is for a two-stage model, but {kind} has one denoiser")
-    denoiser = next((found for name in DENOISERS if (found := component(model.pretrained, name))), {})
+    denoiser = denoiser_of(model)
     if branch.experts is None or branch.experts in STAGES or not denoiser:
         return
     numbers = [denoiser[name] for name in _EXPERTS if denoiser.get(name)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -193,6 +195,12 @@ def check(config: RenderConfig) -> None:
     for name in config.inputs:
         if name in _OWN_ARGUMENTS or name in config.call:
             raise ConfigError(f"inputs.{name}: is set elsewhere, and cannot be set here")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that is nearest to an unknown one as a question, or else all that are known."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def reflected_steps(config: RenderConfig) -> range:

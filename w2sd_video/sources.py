@@ -85,6 +85,11 @@ def index_of(model: ModelConfig) -> dict[str, Any]:
     return read_json(model.pretrained, "model_index.json")
 
 
+def denoiser_of(model: ModelConfig) -> dict[str, Any]:
+    """Return the config of a pipeline's first denoiser; nothing if it is not on this machine."""
+    return next((found for name in DENOISERS if (found := component(model.pretrained, name))), {})
+
+
 def stages_of(model: ModelConfig) -> int | None:
     """Return how many denoisers a pipeline has; None if it is not on this machine."""
     index = index_of(model)

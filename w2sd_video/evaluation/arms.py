@@ -6,18 +6,16 @@ skip-layer guidance are all a ``RenderConfig``.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
-from w2sd_video.backends import DENOISERS
 from w2sd_video.plan import evaluations, panels, weak_panel
 from w2sd_video.presets import PRESETS
 from w2sd_video.sampler import WeakInversion
-from w2sd_video.settings import BranchConfig, ConfigError, RenderConfig, reflected_steps, stage_scales
-from w2sd_video.sources import component
+from w2sd_video.settings import BranchConfig, ConfigError, RenderConfig, reflected_steps, stage_scales, suggest
+from w2sd_video.sources import denoiser_of
 
 Settings = dict[str, RenderConfig]
 """Configurations by what they are called, their number of steps left open."""
@@ -177,9 +175,7 @@ def check_arms(names: Iterable[str]) -> None:
     """
     for name in names:
         if name not in ARMS:
-            near = difflib.get_close_matches(name, ARMS, n=1)
-            meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(ARMS)}"
-            raise ConfigError(f"unknown arm {name!r}; {meant}")
+            raise ConfigError(f"unknown arm {name!r}; {suggest(name, ARMS)}")
 
 
 def candidates(arm: str, config: RenderConfig, budget: int) -> list[Candidate]:
@@ -264,7 +260,7 @@ def _resampled(config: RenderConfig, inversion: Literal["resample", "resample-ad
 
 def _with_less(config: RenderConfig) -> dict[str, BranchConfig]:
     """Return base without a block, a third or half of the way through; of a UNet without attention in its middle."""
-    denoiser = next((found for name in DENOISERS if (found := component(config.model.pretrained, name))), {})
+    denoiser = denoiser_of(config.model)
     depth = next((denoiser[name] for name in ("num_layers", "depth") if denoiser.get(name)), None)
     if depth is None:
         return {"perturbed mid_block": replace(config.base, perturbed_layers=["mid_block"])}

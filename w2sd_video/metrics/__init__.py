@@ -5,7 +5,6 @@ A ``Score`` judges each clip on its own, a ``Distance`` all clips of an arm toge
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+
+from w2sd_video.settings import suggest
 
 
 class MetricUnavailableError(Exception):
@@ -83,9 +84,7 @@ def check_name(name: str) -> None:
         ValueError: an unknown name; the message says which there are.
     """
     if name not in METRICS:
-        near = difflib.get_close_matches(name, METRICS, n=1)
-        meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(METRICS)}"
-        raise ValueError(f"unknown metric {name!r}; {meant}")
+        raise ValueError(f"unknown metric {name!r}; {suggest(name, METRICS)}")
 
 
 def load_metric(name: str, **options: Any) -> Metric:
