@@ -23,8 +23,8 @@ from w2sd_video.miniatures.diffusion import Noising, v_loss
 from w2sd_video.miniatures.fit import Budget, fit
 from w2sd_video.miniatures.train_pixart import masked_embeddings
 from w2sd_video.render import sample_clips
-from w2sd_video.settings import RenderConfig
-from w2sd_video.sources import locate
+from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.sources import locate
 from w2sd_video.strength import StrengthSchedule
 from w2sd_video.video import write_whole
 

@@ -15,13 +15,13 @@ from w2sd_video import Branch, Trajectory, calibrate
 from w2sd_video.calibration import balance, tilt
 from w2sd_video.calibration import calibrate as judge
 from w2sd_video.clips import check_encodable, encode
-from w2sd_video.config import parse
 from w2sd_video.ideal import corrected_cosines, ideal_of, posterior_noise
 from w2sd_video.miniatures import world
 from w2sd_video.probe import Moments, compare, probe
 from w2sd_video.render import main as render
 from w2sd_video.sampler import drive
-from w2sd_video.settings import ConfigError
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.schema import ConfigError
 from w2sd_video.strength import StrengthSchedule
 from w2sd_video.trajectory import Level
 from w2sd_video.video import write_picture, write_video

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from w2sd_video.config import parse
 from w2sd_video.evaluation import samples as sampling
 from w2sd_video.evaluation.arms import ARMS, Candidate, at_budget, candidates, check_arms, nfe_of
 from w2sd_video.evaluation.comparison import choose, compare, reported
@@ -14,7 +13,8 @@ from w2sd_video.evaluation.samples import Laboratory, Samples, Split, key_of
 from w2sd_video.evaluation.statistics import RESAMPLES, Real, figure, mean, measured, pareto_front, resampled, win_rate
 from w2sd_video.metrics import Distance, Score, load_metric
 from w2sd_video.render import load, sample_clips
-from w2sd_video.settings import ConfigError, reflected_steps
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.schema import ConfigError, reflected_steps
 from w2sd_video.video import read_picture
 
 MINIATURES = ["animatediff", "cogvideox", "pixart", "dit-moe", "animatediff-lora"]

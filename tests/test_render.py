@@ -17,9 +17,10 @@ from PIL import Image
 
 from w2sd_video import render as rendering
 from w2sd_video import video
-from w2sd_video.config import parse
-from w2sd_video.plan import evaluations, panels
 from w2sd_video.render import load, main, sample_clips
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.panels import panels
 
 COMMON = {
     "prompts": ["a red circle moving left"],

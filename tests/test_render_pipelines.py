@@ -17,9 +17,10 @@ from tiny.dit_moe import dit_moe as tiny_dit_moe
 
 from w2sd_video import render as rendering
 from w2sd_video import video
-from w2sd_video.config import parse
-from w2sd_video.plan import evaluations, evaluations_by_stage, panels
 from w2sd_video.render import load, main, read_inputs, sample_clips
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage
+from w2sd_video.settings.panels import panels
 
 COMMON = {
     "prompts": ["a red circle"],

@@ -27,10 +27,8 @@ from tqdm import tqdm
 
 from w2sd_video.calibration import balance, calibrate, tilt
 from w2sd_video.clips import Clip, check_clips, check_encodable, clips_of_folder, clips_of_world, encode
-from w2sd_video.config import DEFAULT_CONFIG, fail, parse
 from w2sd_video.describe_calibration import Findings, report
 from w2sd_video.ideal import corrected_cosines, ideal_of
-from w2sd_video.plan import check_plan, filled
 from w2sd_video.probe import Moments, probe
 from w2sd_video.render import (
     LoadError,
@@ -44,8 +42,11 @@ from w2sd_video.render import (
     sample_clips,
     threads_for,
 )
-from w2sd_video.settings import ConfigError, RenderConfig
-from w2sd_video.sources import MINIATURE
+from w2sd_video.settings.command_line import DEFAULT_CONFIG, fail, parse
+from w2sd_video.settings.model_checks import check_plan
+from w2sd_video.settings.panels import filled
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.sources import MINIATURE
 from w2sd_video.video import VideoError, write_whole
 
 

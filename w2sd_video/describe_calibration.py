@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from w2sd_video.calibration import Calibration, Estimate, LevelResult
-from w2sd_video.describe import pair_in_words
 from w2sd_video.ideal import CorrectedCosine
-from w2sd_video.settings import RenderConfig
+from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.words import pair_in_words
 from w2sd_video.strength import StrengthSchedule
 
 

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from w2sd_video.backends.loading import pick_device
 from w2sd_video.clips import real_clips
-from w2sd_video.config import DEFAULT_CONFIG, fail, parse
 from w2sd_video.evaluation.arms import Candidate, candidates
 from w2sd_video.evaluation.comparison import Outcome, Result, Tuned, choose, compare, reported
 from w2sd_video.evaluation.plan import Plan, add_options, open_folder, plan_of
@@ -29,10 +28,11 @@ from w2sd_video.evaluation.report import write_report
 from w2sd_video.evaluation.samples import SEEDS, Laboratory, Samples, Split
 from w2sd_video.evaluation.statistics import Real
 from w2sd_video.metrics import Distance, Metric, MetricUnavailableError, load_metric
-from w2sd_video.plan import check_plan
 from w2sd_video.render import LoadError, check_device, load, quiet, read_inputs, threads_for
-from w2sd_video.settings import ConfigError, RenderConfig
-from w2sd_video.sources import MINIATURE
+from w2sd_video.settings.command_line import DEFAULT_CONFIG, fail, parse
+from w2sd_video.settings.model_checks import check_plan
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.sources import MINIATURE
 from w2sd_video.video import VideoError
 
 REAL_CLIPS = 8

@@ -18,7 +18,7 @@ import torch
 from w2sd_video.calibration import weightings
 from w2sd_video.clips import encode, real_clips
 from w2sd_video.probe import Moments
-from w2sd_video.settings import RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.trajectory import Level
 
 FIRST_SEED = 6 * 10**6

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from w2sd_video.settings import RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.video import contact_sheet, enlarge, side_by_side, write_picture, write_video, write_whole
 
 

@@ -17,12 +17,21 @@ from typing import Any
 import numpy as np
 import yaml
 
-from w2sd_video.config import fail, parse
-from w2sd_video.describe import describe, nfe_in_words, pair_in_words, steps_in_words
 from w2sd_video.outputs import outputs, plain, write_clips, write_sidecar
-from w2sd_video.plan import check_plan, class_label, filled, panels
-from w2sd_video.settings import FAMILY_OPTIONS, ROLES, BranchConfig, ConfigError, RenderConfig, stage_scales, used_roles
-from w2sd_video.sources import MINIATURE, index_of, locate
+from w2sd_video.settings.command_line import fail, parse
+from w2sd_video.settings.model_checks import check_plan, class_label
+from w2sd_video.settings.panels import filled, panels
+from w2sd_video.settings.schema import (
+    FAMILY_OPTIONS,
+    ROLES,
+    BranchConfig,
+    ConfigError,
+    RenderConfig,
+    stage_scales,
+    used_roles,
+)
+from w2sd_video.settings.sources import MINIATURE, index_of, locate
+from w2sd_video.settings.words import nfe_in_words, pair_in_words, plan_in_words, steps_in_words
 from w2sd_video.video import VideoError, check_output, read_picture, read_video, to_uint8
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
@@ -44,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         for output in outputs(request.config):
             check_output(output)
         if request.dry_run:
-            print(describe(request.config))
+            print(plan_in_words(request.config))
             return 0
         render(request.config)
     except (ConfigError, VideoError) as error:
