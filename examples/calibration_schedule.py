@@ -23,7 +23,7 @@ from jsonargparse.typing import PositiveInt
 
 from w2sd_video.calibration import balance, calibrate, tilt
 from w2sd_video.clips import known_prompts, real_clips
-from w2sd_video.render import load, quiet
+from w2sd_video.rendering.load import load, quiet
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.strength import StrengthSchedule, log_snr

@@ -28,7 +28,7 @@ from w2sd_video.calibration import Calibration, Estimate, balance, calibrate, ti
 from w2sd_video.clips import known_prompts, real_clips
 from w2sd_video.miniatures import world
 from w2sd_video.probe import Moments
-from w2sd_video.render import load, quiet
+from w2sd_video.rendering.load import load, quiet
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.schema import RenderConfig
 

@@ -19,12 +19,12 @@ from w2sd_video.ideal import corrected_cosines, ideal_of, posterior_noise
 from w2sd_video.miniatures import world
 from w2sd_video.probe import Moments, compare, probe
 from w2sd_video.render import main as render
+from w2sd_video.rendering.video import write_picture, write_video
 from w2sd_video.sampler import drive
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.schema import ConfigError
 from w2sd_video.strength import StrengthSchedule
 from w2sd_video.trajectory import Level
-from w2sd_video.video import write_picture, write_video
 
 SEEDS = (5, 6)
 

@@ -30,24 +30,17 @@ from w2sd_video.clips import Clip, check_clips, check_encodable, clips_of_folder
 from w2sd_video.describe_calibration import Findings, report
 from w2sd_video.ideal import corrected_cosines, ideal_of
 from w2sd_video.probe import Moments, probe
-from w2sd_video.render import (
-    LoadError,
-    branch_of,
-    call_arguments,
-    check_device,
-    first_line,
-    load,
-    quiet,
-    read_inputs,
-    sample_clips,
-    threads_for,
-)
+from w2sd_video.rendering.arguments import call_arguments
+from w2sd_video.rendering.inputs import read_inputs
+from w2sd_video.rendering.load import LoadError, check_device, load, quiet
+from w2sd_video.rendering.sample import branch_of, sample_clips, threads_for
+from w2sd_video.rendering.video import VideoError, write_whole
 from w2sd_video.settings.command_line import DEFAULT_CONFIG, fail, parse
+from w2sd_video.settings.messages import first_line
 from w2sd_video.settings.model_checks import check_plan
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
-from w2sd_video.video import VideoError, write_whole
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from w2sd_video.calibration import FEWEST_CLIPS
-from w2sd_video.render import VIDEOS
+from w2sd_video.rendering.inputs import VIDEOS
+from w2sd_video.rendering.video import read_picture, read_video
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import index_of, is_class_conditional
-from w2sd_video.video import read_picture, read_video
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Endings of the files that are read as images."""

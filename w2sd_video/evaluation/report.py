@@ -19,10 +19,10 @@ from w2sd_video.evaluation.plot import drawn
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.evaluation.statistics import Figure, pareto_front
 from w2sd_video.metrics import Metric
-from w2sd_video.outputs import plain
+from w2sd_video.rendering.outputs import plain
+from w2sd_video.rendering.video import write_whole
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import pair_in_words
-from w2sd_video.video import write_whole
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 ClipFile = Callable[[Candidate, int], Path]

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from w2sd_video.settings.messages import suggest
 from w2sd_video.settings.schema import ConfigError, RenderConfig
-from w2sd_video.settings.suggestions import suggest
 
 
 def packaged_configs() -> list[str]:
