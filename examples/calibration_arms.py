@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from diffusers import PixArtTransformer2DModel
 
-from w2sd_video.clips import encode, real_clips
+from w2sd_video.calibration.latents import encode
+from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.metrics import load_metric
 from w2sd_video.miniatures import world
 from w2sd_video.miniatures.data import PROMPTS

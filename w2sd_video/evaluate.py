@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from w2sd_video.backends.loading import pick_device
-from w2sd_video.clips import real_clips
+from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.evaluation.arms import Candidate, candidates
 from w2sd_video.evaluation.comparison import Outcome, Result, Tuned, choose, compare, reported
 from w2sd_video.evaluation.plan import Plan, add_options, open_folder, plan_of

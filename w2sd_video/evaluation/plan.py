@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from w2sd_video.clips import Clip, clips_of_folder, known_prompts
+from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
 from w2sd_video.evaluation.arms import ARMS, check_arms, nfe_of
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.metrics import Metric, check_name
