@@ -1,7 +1,7 @@
 """Equal time (figure 13 of the paper): T/2 steps of which T/4 are reflected, against T plain steps.
 
 Both take T evaluations. So does AutoGuidance with T/2 steps, which the paper doesn't compare here. Strong and weak
-model are exact mixtures with 70 % and 90 % at the right peak. Run: python examples/equal_time.py
+model are exact mixtures with 70 % and 90 % at the right peak. Run: python examples/studies/equal_time.py
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ For every pair the base branch alone is sampled, and reflected at strength 1 (in
 The pairs are good ones, null ones, swapped ones and adversarial ones: of the PixArt miniature also a weak model that
 was trained with the colour words permuted, and a copy of the strong one trained on a little, whose gap is noise.
 
-Run: python examples/calibration_predicts.py (half an hour of one core; it goes on where it stopped)
+Run: python examples/studies/calibration_predicts.py (half an hour of one core; it goes on where it stopped)
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 pytest.importorskip("matplotlib", reason="the studies draw figures; install the extra 'examples'")
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "studies"))
 
 import calibration_arms
 import calibration_predicts

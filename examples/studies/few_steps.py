@@ -1,7 +1,7 @@
 """Few steps, where the assumption behind the inversion breaks: the four inversions, T from 4 to 50 (not in the paper).
 
 Strong and weak model are exact mixtures. As T grows, every inversion tends to the same answer, the path along
-``strong + (strong - weak)``; it is computed with 1000 steps of AutoGuidance. Run: python examples/few_steps.py
+``strong + (strong - weak)``; it is computed with 1000 steps of AutoGuidance. Run: python examples/studies/few_steps.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A model conditioned on the class "right" should draw from the two peaks at x = 4, equally. The strong one draws 20 %
 from the wrong class (as weak conditioning does) and 70 % from the upper peaks (as unbalanced data do). The weak model
 of the guidance gap is unconditional; that of the weight gap has 90 % at the upper peaks; the third has both faults.
-All are exact mixtures. Run: python examples/cumulative.py
+All are exact mixtures. Run: python examples/studies/cumulative.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """1-D mixture (figures 1 and 4 of the paper): reflection between two networks trained on unbalanced data.
 
 The truth has peaks at -4 and 4, equally likely. Of the strong network's data 70 % lie at the right peak, of the weak
-one's 90 %. S2WD swaps the roles of the reflection. Run: python examples/mixture_1d.py
+one's 90 %. S2WD swaps the roles of the reflection. Run: python examples/studies/mixture_1d.py
 """
 
 from __future__ import annotations

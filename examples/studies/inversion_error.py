@@ -1,7 +1,7 @@
 """Noise added to the inverted latents (table 13 of the paper), written as a loop on ``reflect`` and ``Trajectory``.
 
 The noise has the size k relative to the latents, k = 0, 0.005 and 0.010 as in the paper, and larger. Strong and weak
-model are exact mixtures with 70 % and 90 % at the right peak. Run: python examples/inversion_error.py
+model are exact mixtures with 70 % and 90 % at the right peak. Run: python examples/studies/inversion_error.py
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ be blue are green; the weak one is the miniature's weak checkpoint, which is blu
 calibrated on all prompts and on each group, and each group is sampled by W2SD with one strength, with the calibrated
 strength of each noise level, and with strengths and roles of its own.
 
-Run: python examples/opposing_biases.py (ten minutes of one core; it goes on where it stopped)
+Run: python examples/studies/opposing_biases.py (ten minutes of one core; it goes on where it stopped)
 """
 
 from __future__ import annotations

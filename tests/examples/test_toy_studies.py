@@ -10,7 +10,7 @@ from PIL import Image
 from w2sd_video import sample
 
 pytest.importorskip("matplotlib", reason="the toy studies draw figures; install the extra 'examples'")
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "studies"))
 
 import autoguidance
 import cos_gaps

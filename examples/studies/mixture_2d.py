@@ -1,7 +1,7 @@
 """2-D mixture (figure 5 of the paper): densities and paths of networks trained on unbalanced data.
 
 The truth has four peaks, equally likely; the strong network's data neglect some of them, the weak one's neglect them
-more. Run: python examples/mixture_2d.py
+more. Run: python examples/studies/mixture_2d.py
 """
 
 from __future__ import annotations

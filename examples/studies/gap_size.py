@@ -1,7 +1,7 @@
 """Size and sign of the gap (figures 11 and 12 of the paper): weak models from better to far worse than the strong one.
 
 All models are exact mixtures. The truth has half of its mass at the right peak, the strong model 70 %, the weak ones
-from 40 to 99 %; below 70 % the gap points the wrong way. Run: python examples/gap_size.py
+from 40 to 99 %; below 70 % the gap points the wrong way. Run: python examples/studies/gap_size.py
 """
 
 from __future__ import annotations

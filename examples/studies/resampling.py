@@ -2,7 +2,7 @@
 
 Re-Sampling climbs back by adding noise instead of by a weak model. The advanced form keeps only noise that is similar
 to the displacement of W2SD: here noise of the other sign is mirrored, which gives the same distribution as drawing
-until it is. Strong and weak model are exact mixtures in the plane. Run: python examples/resampling.py
+until it is. Strong and weak model are exact mixtures in the plane. Run: python examples/studies/resampling.py
 """
 
 from __future__ import annotations

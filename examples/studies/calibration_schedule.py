@@ -4,7 +4,7 @@ A pair is calibrated with real clips of some prompts, on which the best constant
 are then sampled of other prompts. Besides the least-squares schedule of ``w2sd_video.calibrate`` there are its balanced
 strength, at which the tilt vanishes, and the same level by level.
 
-Run: python examples/calibration_schedule.py (twenty minutes of one core; it goes on where it stopped)
+Run: python examples/studies/calibration_schedule.py (twenty minutes of one core; it goes on where it stopped)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The paper's horses and cars of CIFAR-10 are circles and squares here, 16 x 16 pixels of the world of the miniatures, in
 the same numbers: the strong network sees 5,000 circles and 2,500 squares, the weak one 5,000 and 500. A classifier
-trained on other pictures counts the samples. Run: python examples/two_classes.py
+trained on other pictures counts the samples. Run: python examples/studies/two_classes.py
 """
 
 from __future__ import annotations

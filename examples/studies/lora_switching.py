@@ -1,6 +1,6 @@
 """What it costs to switch LoRA scales by a branch and by diffusers' own set_adapters, on a UNet of SDXL's size.
 
-python examples/lora_switching.py
+python examples/studies/lora_switching.py
 """
 
 from __future__ import annotations

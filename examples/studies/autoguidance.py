@@ -2,7 +2,7 @@
 
 W2SD takes 3 T - 2 evaluations, AutoGuidance 2 T, so it gets more steps. A strength of W2SD is to first order the same
 weight of AutoGuidance. Strong and weak model are exact mixtures with 70 % and 90 % at the right peak, so that an
-error is the sampler's. Run: python examples/autoguidance.py
+error is the sampler's. Run: python examples/studies/autoguidance.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Direction of the gaps over a training (figure 19 of the paper): cos(strong - weak, truth - strong) by noise level.
 
 The data are four peaks in the plane, whose exact score is the truth. Two kinds of pair: networks trained on unbalanced
-data, both after as many epochs; and two checkpoints of one training on the right data. Run: python examples/cos_gaps.py
+data, both after as many epochs; and two checkpoints of one training on the right data.
+Run: python examples/studies/cos_gaps.py
 """
 
 from __future__ import annotations
