@@ -20,8 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from w2sd_video.backends.loading import pick_device
-from w2sd_video.clips import real_clips
-from w2sd_video.config import DEFAULT_CONFIG, fail, parse
+from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.evaluation.arms import Candidate, candidates
 from w2sd_video.evaluation.comparison import Outcome, Result, Tuned, choose, compare, reported
 from w2sd_video.evaluation.plan import Plan, add_options, open_folder, plan_of
@@ -29,11 +28,14 @@ from w2sd_video.evaluation.report import write_report
 from w2sd_video.evaluation.samples import SEEDS, Laboratory, Samples, Split
 from w2sd_video.evaluation.statistics import Real
 from w2sd_video.metrics import Distance, Metric, MetricUnavailableError, load_metric
-from w2sd_video.plan import check_plan
-from w2sd_video.render import LoadError, check_device, load, quiet, read_inputs, threads_for
-from w2sd_video.settings import ConfigError, RenderConfig
-from w2sd_video.sources import MINIATURE
-from w2sd_video.video import VideoError
+from w2sd_video.rendering.inputs import read_inputs
+from w2sd_video.rendering.load import LoadError, check_device, load, quiet
+from w2sd_video.rendering.sample import threads_for
+from w2sd_video.rendering.video import VideoError
+from w2sd_video.settings.command_line import DEFAULT_CONFIG, fail, parse
+from w2sd_video.settings.model_checks import check_plan
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.sources import MINIATURE
 
 REAL_CLIPS = 8
 """Clips a prompt of the miniatures' world that samples are compared with; their seeds are no sample's."""

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from w2sd_video.clips import Clip, clips_of_folder, known_prompts
-from w2sd_video.config import read_config
+from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
 from w2sd_video.evaluation.arms import ARMS, check_arms, nfe_of
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.metrics import Metric, check_name
-from w2sd_video.settings import ConfigError, RenderConfig
-from w2sd_video.sources import MINIATURE
-from w2sd_video.video import write_whole
+from w2sd_video.rendering.video import write_whole
+from w2sd_video.settings.files import read_config
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.sources import MINIATURE
 
 MOST_PROMPTS, MOST_TUNING_PROMPTS = 171, 64
 """Prompts of the report, and those on which settings are chosen, unless told: as far as there are as many."""
