@@ -20,7 +20,6 @@ from types import SimpleNamespace
 
 import jsonargparse
 import pytest
-import yaml
 from pages import PAGES, ROOT, Block, blocks_of, inline_code_of
 
 import w2sd_video.calibrate
@@ -190,8 +189,3 @@ def test_the_readme_is_short_and_has_the_command_of_the_tests() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 130
     assert [line for line in lines if "python -m pytest" in line] == ['pip install -e ".[test]" && python -m pytest']
-
-
-def test_yaml_files_of_the_project_are_yaml() -> None:
-    for name in ("CITATION.cff", ".pre-commit-config.yaml"):
-        assert isinstance(yaml.safe_load((ROOT / name).read_text(encoding="utf-8")), dict), name
