@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import yaml
 
-from tests import tiny
 from w2sd_video import evaluate
 from w2sd_video.evaluation.samples import sample_clips
 from w2sd_video.rendering.video import write_video
