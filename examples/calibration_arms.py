@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from diffusers import PixArtTransformer2DModel
 
-from w2sd_video.clips import encode, real_clips
+from w2sd_video.calibration.latents import encode
+from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.metrics import load_metric
 from w2sd_video.miniatures import world
 from w2sd_video.miniatures.data import PROMPTS
 from w2sd_video.miniatures.diffusion import Noising, v_loss
 from w2sd_video.miniatures.fit import Budget, fit
 from w2sd_video.miniatures.train_pixart import masked_embeddings
-from w2sd_video.render import sample_clips
-from w2sd_video.settings import RenderConfig
-from w2sd_video.sources import locate
+from w2sd_video.rendering.sample import sample_clips
+from w2sd_video.rendering.video import write_whole
+from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.sources import locate
 from w2sd_video.strength import StrengthSchedule
-from w2sd_video.video import write_whole
 
 Arm = dict[str, np.ndarray]
 SCORES = ("adherence", "likelihood")

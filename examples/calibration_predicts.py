@@ -22,14 +22,16 @@ from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
 from scipy.stats import rankdata
 
-from w2sd_video.calibrate import compare_clips
-from w2sd_video.calibration import balance, calibrate, tilt
-from w2sd_video.clips import Clip, clips_of_world, known_prompts
-from w2sd_video.config import parse
+from w2sd_video.calibration.gap import calibrate
+from w2sd_video.calibration.moments import Moments
+from w2sd_video.calibration.pair import compare_clips
+from w2sd_video.calibration.real_clips import Clip, clips_of_world, known_prompts
+from w2sd_video.calibration.tilt import balance, tilt
 from w2sd_video.miniatures import world
-from w2sd_video.probe import Moments
-from w2sd_video.render import load, quiet, sample_clips
-from w2sd_video.settings import BranchConfig, RenderConfig
+from w2sd_video.rendering.load import load, quiet
+from w2sd_video.rendering.sample import sample_clips
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.schema import BranchConfig, RenderConfig
 from w2sd_video.trajectory import Level
 
 Pair = tuple[BranchConfig, BranchConfig, BranchConfig]

@@ -21,11 +21,12 @@ from calibration_predicts import PAIRS, alone, changes, compared, configured
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
 
-from w2sd_video.calibration import balance, calibrate, tilt
-from w2sd_video.clips import known_prompts, real_clips
-from w2sd_video.config import parse
-from w2sd_video.render import load, quiet
-from w2sd_video.settings import RenderConfig
+from w2sd_video.calibration.gap import calibrate
+from w2sd_video.calibration.real_clips import known_prompts, real_clips
+from w2sd_video.calibration.tilt import balance, tilt
+from w2sd_video.rendering.load import load, quiet
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.strength import StrengthSchedule, log_snr
 from w2sd_video.trajectory import Trajectory
 

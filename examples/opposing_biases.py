@@ -24,13 +24,15 @@ from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
 from matplotlib import pyplot as plt
 
-from w2sd_video.calibration import Calibration, Estimate, balance, calibrate, tilt
-from w2sd_video.clips import known_prompts, real_clips
-from w2sd_video.config import parse
+from w2sd_video.calibration.gap import Calibration, calibrate
+from w2sd_video.calibration.moments import Moments
+from w2sd_video.calibration.real_clips import known_prompts, real_clips
+from w2sd_video.calibration.resampling import Estimate
+from w2sd_video.calibration.tilt import balance, tilt
 from w2sd_video.miniatures import world
-from w2sd_video.probe import Moments
-from w2sd_video.render import load, quiet
-from w2sd_video.settings import RenderConfig
+from w2sd_video.rendering.load import load, quiet
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.schema import RenderConfig
 
 STRONG = replace(ONE, weights="strong")
 GROUPS = ("other colours", "blue")

@@ -7,7 +7,7 @@ import torch
 import w2sd_video
 from w2sd_video import Branch, reflection
 from w2sd_video.backends import cogvideox
-from w2sd_video.video import enlarge, to_uint8, write_video
+from w2sd_video.rendering.video import enlarge, to_uint8, write_video
 
 # A miniature, so that the script runs anywhere; put your own checkpoints here.
 folder = Path(w2sd_video.__file__).parent / "miniatures" / "weights" / "cogvideox"

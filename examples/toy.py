@@ -14,8 +14,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 from matplotlib import pyplot as plt
 
 from w2sd_video import sample
+from w2sd_video.rendering.video import check_output
 from w2sd_video.sampler import Predict
-from w2sd_video.video import check_output
 
 SCHEDULER = diffusers.DDIMScheduler(clip_sample=False)
 Model = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

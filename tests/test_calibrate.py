@@ -12,19 +12,20 @@ from helpers import state
 from tiny.dit_moe import dit_moe
 
 from w2sd_video import Branch, Trajectory, calibrate
-from w2sd_video.calibration import balance, tilt
-from w2sd_video.calibration import calibrate as judge
-from w2sd_video.clips import check_encodable, encode
-from w2sd_video.config import parse
-from w2sd_video.ideal import corrected_cosines, ideal_of, posterior_noise
+from w2sd_video.calibration.gap import calibrate as judge
+from w2sd_video.calibration.ideal_prediction import corrected_cosines, ideal_of, posterior_noise
+from w2sd_video.calibration.latents import check_encodable, encode
+from w2sd_video.calibration.moments import Moments
+from w2sd_video.calibration.noised_clips import compare, moments_of_clips
+from w2sd_video.calibration.tilt import balance, tilt
 from w2sd_video.miniatures import world
-from w2sd_video.probe import Moments, compare, probe
 from w2sd_video.render import main as render
+from w2sd_video.rendering.video import write_picture, write_video
 from w2sd_video.sampler import drive
-from w2sd_video.settings import ConfigError
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.schema import ConfigError
 from w2sd_video.strength import StrengthSchedule
 from w2sd_video.trajectory import Level
-from w2sd_video.video import write_picture, write_video
 
 SEEDS = (5, 6)
 
@@ -32,7 +33,7 @@ SEEDS = (5, 6)
 def probed(pipe, call, shape, strong, weak, draws=2, **changes):
     clips = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     arguments = call | {"prompt": ["a cat", "a dog"]} | changes
-    return clips, probe(pipe, arguments, clips, strong=strong, weak=weak, seeds=SEEDS, draws=draws)
+    return clips, moments_of_clips(pipe, arguments, clips, strong=strong, weak=weak, seeds=SEEDS, draws=draws)
 
 
 def noise_of(shape, levels, draws):
@@ -129,7 +130,7 @@ def test_a_pipeline_that_steps_both_halves_of_guidance_is_given_both():
     pipe, call = tiny.dit()
     clips = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     labels = {"class_labels": [1, 2]}
-    found = probe(
+    found = moments_of_clips(
         pipe, call | labels, clips, strong=Branch(guidance_scale=3.0), weak=Branch(guidance_scale=1.0), seeds=SEEDS
     )
     scheduler = pipe.scheduler
@@ -151,7 +152,7 @@ def test_a_clip_s_noise_is_its_own_whatever_it_is_evaluated_with():
     pipe, call = tiny.pixart()
     clips, together = probed(pipe, call, (2, 4, 8, 8), Branch(), Branch(guidance_scale=1.0))
     alone = [
-        probe(
+        moments_of_clips(
             pipe,
             call | {"prompt": [text]},
             clips[k : k + 1],
@@ -566,7 +567,7 @@ def test_a_folder_is_calibrated(tmp_path, capsys):
 
 
 def test_captions_are_those_beside_the_clips_or_the_configuration_s(tmp_path):
-    from w2sd_video.clips import clips_of_folder
+    from w2sd_video.calibration.real_clips import clips_of_folder
 
     config = parse(["a blue square moving up", "--config", "miniature-animatediff"]).config
     told = clips_of_folder(fill(tmp_path / "told", 3), config)
@@ -623,7 +624,7 @@ def refused(argv, capsys):
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_clips_are_one_line_before_a_model_is_loaded(name, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(calibrate, "load", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("w2sd_video.calibration.pair.load", lambda config: pytest.fail("a model was loaded"))
     make, said = BAD[name]
     error = refused(["--clips", str(make(tmp_path)), "-o", str(tmp_path / "s.json")], capsys)
     assert said in error and not (tmp_path / "s.json").exists()

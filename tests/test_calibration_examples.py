@@ -18,10 +18,10 @@ import calibration_predicts
 import calibration_schedule
 import opposing_biases
 
-from w2sd_video.config import parse
+from w2sd_video.calibration.moments import Moments
 from w2sd_video.metrics.frechet import frechet_distance
 from w2sd_video.miniatures import classifier, world
-from w2sd_video.probe import Moments
+from w2sd_video.settings.command_line import parse
 from w2sd_video.strength import StrengthSchedule
 from w2sd_video.trajectory import Level
 

@@ -1,18 +1,22 @@
 import dataclasses
 import json
+from importlib import resources
 
 import pytest
 import yaml
 
-from w2sd_video import config as configs
 from w2sd_video.branch import Branch
-from w2sd_video.config import packaged_configs, parse
-from w2sd_video.describe import describe
-from w2sd_video.plan import check_plan, evaluations, limits_of, panels, weak_panel
 from w2sd_video.presets import PRESETS
 from w2sd_video.render import main
 from w2sd_video.sampler import Reflection
-from w2sd_video.settings import BranchConfig, ConfigError, ModelConfig, RenderConfig, reflected_steps
+from w2sd_video.settings import command_line as configs
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.files import packaged_configs
+from w2sd_video.settings.model_checks import check_plan, limits_of
+from w2sd_video.settings.panels import panels, weak_panel
+from w2sd_video.settings.schema import BranchConfig, ConfigError, ModelConfig, RenderConfig, reflected_steps
+from w2sd_video.settings.words import plan_in_words
 
 MINIMAL = {"prompts": ["a fox"], "model": {"family": "cogvideox", "pretrained": "owner/name"}}
 PIPELINE = ["--model.family", "pipeline"]
@@ -54,7 +58,7 @@ def error_of(capsys, *argv):
 def test_every_packaged_configuration_is_valid_and_says_what_it_is(name):
     config = parse(["--config", name]).config
     assert config.prompts and config.output is None
-    text = (configs.resources.files("w2sd_video.configs") / f"{name}.yaml").read_text()
+    text = (resources.files("w2sd_video.configs") / f"{name}.yaml").read_text()
     assert text.startswith("# ") and len(text.splitlines()[0]) > 40
     assert set(yaml.safe_load(text)) <= {one.name for one in dataclasses.fields(RenderConfig)}
 
@@ -109,12 +113,12 @@ def test_every_configuration_is_planned_without_a_network(name, capsys, tmp_path
 
 
 def test_what_a_configuration_leaves_to_be_given_is_said_of_it():
-    said = describe(parse(["--config", "sdxl-controlnet"]).config)
+    said = plan_in_words(parse(["--config", "sdxl-controlnet"]).config)
     assert "input    image: to come: --inputs.image FILE" in said
-    assert "input    image: edges.png" in describe(
+    assert "input    image: edges.png" in plan_in_words(
         parse(["--config", "sdxl-controlnet", "--inputs.image", "edges.png"]).config
     )
-    said = describe(parse(["--config", "sdxl-lora"]).config)
+    said = plan_in_words(parse(["--config", "sdxl-lora"]).config)
     assert "load     LoRA more_art: to come: --model.lora.more_art FILE" in said
 
 
@@ -368,9 +372,9 @@ def test_evaluations_of_two_stages_are_exact_or_at_most(minimal, pipeline_folder
     options = [*folder, "--steps", "5", "--reflection-steps", "2", "--inversion", "current"]
     pair = ["--base.guidance-scale", "[4, 3]"]
     same = parse(["--config", minimal, *options, *pair, "--weak.guidance-scale", "1"]).config
-    assert evaluations(same) == {"base": 10, "strong": 4, "weak": 0} and "at most" not in describe(same)
+    assert evaluations(same) == {"base": 10, "strong": 4, "weak": 0} and "at most" not in plan_in_words(same)
     mixed = parse(["--config", minimal, *options, "--base.guidance-scale", "[4, 1]"]).config
-    assert evaluations(mixed) == {"base": 10, "strong": 4, "weak": 0} and "at most base 10" in describe(mixed)
+    assert evaluations(mixed) == {"base": 10, "strong": 4, "weak": 0} and "at most base 10" in plan_in_words(mixed)
     high = parse(["--config", minimal, *options, *pair, "--weak.experts", "high"]).config
     assert evaluations(high) == {"base": 10, "strong": 4, "weak": 4}, "only the low noise stage has a gap"
 
@@ -382,10 +386,10 @@ def test_memory_is_estimated_from_the_headers_of_a_folder(minimal, tmp_path):
         (tmp_path / name / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "x", "transformer": [], "vae": []}))
     options = ["--model.pretrained", str(tmp_path), "--model.weights.weak", str(tmp_path / "weak")]
-    said = describe(parse(["--config", minimal, *options]).config)
+    said = plan_in_words(parse(["--config", minimal, *options]).config)
     assert "about 26 MB of weights in float32 (transformer 3 M, vae 0.5 M, weak 3 M); activations" in said
     options += ["--dtype", "bfloat16", "--model.memory", "offload", "--model.weights.other", "a/b"]
-    said = describe(parse(["--config", minimal, *options]).config)
+    said = plan_in_words(parse(["--config", minimal, *options]).config)
     assert "about 13 MB of weights in bfloat16" in said and "at most 12 MB of them on the device" in said
     assert "size unknown: other" in said
 

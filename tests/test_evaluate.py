@@ -12,7 +12,7 @@ import yaml
 from tests import tiny
 from w2sd_video import evaluate
 from w2sd_video.evaluation.samples import sample_clips
-from w2sd_video.video import write_video
+from w2sd_video.rendering.video import write_video
 
 QUICK = ["--number-of-prompts", "3", "--number-of-tuning-prompts", "2", "--number-of-seeds", "2", "--budgets", "4", "8"]
 ARMS = ["--arms", "strong", "CFG", "W2SD as configured", "--against", "W2SD as configured"]

@@ -6,16 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from w2sd_video.config import parse
 from w2sd_video.evaluation import samples as sampling
 from w2sd_video.evaluation.arms import ARMS, Candidate, at_budget, candidates, check_arms, nfe_of
 from w2sd_video.evaluation.comparison import choose, compare, reported
 from w2sd_video.evaluation.samples import Laboratory, Samples, Split, key_of
 from w2sd_video.evaluation.statistics import RESAMPLES, Real, figure, mean, measured, pareto_front, resampled, win_rate
 from w2sd_video.metrics import Distance, Score, load_metric
-from w2sd_video.render import load, sample_clips
-from w2sd_video.settings import ConfigError, reflected_steps
-from w2sd_video.video import read_picture
+from w2sd_video.rendering.load import load
+from w2sd_video.rendering.sample import sample_clips
+from w2sd_video.rendering.video import read_picture
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.schema import ConfigError, reflected_steps
 
 MINIATURES = ["animatediff", "cogvideox", "pixart", "dit-moe", "animatediff-lora"]
 RED, BLUE = "a red circle moving left", "a blue square moving up"

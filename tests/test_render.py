@@ -15,11 +15,14 @@ import torch
 import yaml
 from PIL import Image
 
-from w2sd_video import render as rendering
-from w2sd_video import video
-from w2sd_video.config import parse
-from w2sd_video.plan import evaluations, panels
-from w2sd_video.render import load, main, sample_clips
+from w2sd_video.render import main
+from w2sd_video.rendering import prompts as rendering
+from w2sd_video.rendering import video
+from w2sd_video.rendering.load import load
+from w2sd_video.rendering.sample import sample_clips
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.panels import panels
 
 COMMON = {
     "prompts": ["a red circle moving left"],

@@ -15,11 +15,15 @@ from test_backends_pipeline import save_ip_adapter
 from test_render import refused, sidecar_of
 from tiny.dit_moe import dit_moe as tiny_dit_moe
 
-from w2sd_video import render as rendering
-from w2sd_video import video
-from w2sd_video.config import parse
-from w2sd_video.plan import evaluations, evaluations_by_stage, panels
-from w2sd_video.render import load, main, read_inputs, sample_clips
+from w2sd_video.render import main
+from w2sd_video.rendering import prompts as rendering
+from w2sd_video.rendering import video
+from w2sd_video.rendering.inputs import read_inputs
+from w2sd_video.rendering.load import load
+from w2sd_video.rendering.sample import sample_clips
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage
+from w2sd_video.settings.panels import panels
 
 COMMON = {
     "prompts": ["a red circle"],

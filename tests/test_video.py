@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from w2sd_video import video
+from w2sd_video.rendering import video
 
 
 def moving_square(frames=9, height=32, width=40):

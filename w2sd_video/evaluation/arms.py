@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
-from w2sd_video.plan import evaluations, panels, weak_panel
 from w2sd_video.presets import PRESETS
 from w2sd_video.sampler import WeakInversion
-from w2sd_video.settings import BranchConfig, ConfigError, RenderConfig, reflected_steps, stage_scales, suggest
-from w2sd_video.sources import denoiser_of
+from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.messages import suggest
+from w2sd_video.settings.panels import panels, weak_panel
+from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig, reflected_steps, stage_scales
+from w2sd_video.settings.sources import denoiser_of
 
 Settings = dict[str, RenderConfig]
 """Configurations by what they are called, their number of steps left open."""

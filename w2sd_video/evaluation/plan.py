@@ -10,21 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from w2sd_video.clips import Clip, clips_of_folder, known_prompts
-from w2sd_video.config import read_config
+from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
 from w2sd_video.evaluation.arms import ARMS, check_arms, nfe_of
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.metrics import Metric, check_name
-from w2sd_video.settings import ConfigError, RenderConfig
-from w2sd_video.sources import MINIATURE
-from w2sd_video.video import write_whole
+from w2sd_video.rendering.video import write_whole
+from w2sd_video.settings.files import read_config
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.sources import MINIATURE
 
 MOST_PROMPTS, MOST_TUNING_PROMPTS = 171, 64
-"""Prompts of the report, and those on which settings are chosen, unless told: as far as there are as many."""
+"""Prompts of the report, and those on which settings are chosen, unless given: as far as there are as many."""
 OF_THE_WORLD = ("likelihood", "adherence", "motion_error", "frechet_distance")
-"""Metrics of the miniatures unless told."""
+"""Metrics of the miniatures unless given."""
 OF_ANYTHING = ("clip_score", "aesthetics", "motion_smoothness", "flicker", "dynamic_degree")
-"""Metrics of other models unless told."""
+"""Metrics of other models unless given."""
 _OF_VIDEO = ("motion_error", "motion_smoothness", "flicker", "dynamic_degree")
 
 
@@ -61,41 +61,47 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add(
-        "--arms", nargs="+", metavar="ARM", default=list(ARMS), help=f"what is compared; unless told: {', '.join(ARMS)}"
+        "--arms",
+        nargs="+",
+        metavar="ARM",
+        default=list(ARMS),
+        help=f"what is compared; unless given: {', '.join(ARMS)}",
     )
-    add("--against", metavar="ARM", default="W2SD", help="the arm that the others are compared with; W2SD unless told")
-    add("--budgets", nargs="+", type=int, metavar="NFE", help="evaluations a clip; unless told those of W2SD, and half")
+    add("--against", metavar="ARM", default="W2SD", help="the arm that the others are compared with; W2SD unless given")
+    add(
+        "--budgets", nargs="+", type=int, metavar="NFE", help="evaluations a clip; unless given those of W2SD, and half"
+    )
     add("--metrics", nargs="+", metavar="NAME[=SOURCE]", help="what is measured; a source is a folder with its weights")
-    add("--select", metavar="METRIC", help="by which settings are chosen; frechet_distance or the first unless told")
+    add("--select", metavar="METRIC", help="by which settings are chosen; frechet_distance or the first unless given")
     add(
         "--real",
         metavar="FOLDER",
         help="real clips, for metrics that compare with them; the miniatures' world makes its own",
     )
-    add("--number-of-prompts", type=int, help=f"prompts of the report; {MOST_PROMPTS}, or two of three, unless told")
+    add("--number-of-prompts", type=int, help=f"prompts of the report; {MOST_PROMPTS}, or two of three, unless given")
     add("--number-of-tuning-prompts", type=int, help="other prompts, on which settings are chosen")
     add("--number-of-seeds", type=int, default=3, help="clips a prompt of the report")
     add("--number-of-tuning-seeds", type=int, default=1, help="clips a prompt on which settings are chosen")
-    add("--batch", type=int, help="clips sampled together; 64 of a miniature and 1 of other models unless told")
+    add("--batch", type=int, help="clips sampled together; 64 of a miniature and 1 of other models unless given")
     add("--shown", type=int, default=4, help="prompts of the report whose clips are shown in it")
-    add("--folder", help="where everything is written; runs/CONFIG unless told")
+    add("--folder", help="where everything is written; runs/CONFIG unless given")
 
 
-def plan_of(told: argparse.Namespace, config: RenderConfig, name: str) -> Plan:
-    """Fill in what was not told, and refuse what makes no sense.
+def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Plan:
+    """Fill in what was not given, and refuse what makes no sense.
 
     Args:
-        told: the options.
+        options: the options.
         config: W2SD as it is configured.
         name: of the configuration, or its file.
 
     Raises:
         ConfigError: an unknown arm or metric, a number out of range, too few prompts, no real clips.
     """
-    check_arms([*told.arms, told.against])
+    check_arms([*options.arms, options.against])
     is_miniature = config.model.pretrained.startswith(MINIATURE)
-    sources = _sources(told.metrics or _usual_metrics(config, is_miniature))
-    select = told.select or ("frechet_distance" if "frechet_distance" in sources else next(iter(sources)))
+    sources = _sources(options.metrics or _usual_metrics(config, is_miniature))
+    select = options.select or ("frechet_distance" if "frechet_distance" in sources else next(iter(sources)))
     if select not in sources:
         raise ConfigError(f"select {select}: is not among the metrics, {', '.join(sources)}")
     if config.inputs and is_miniature:
@@ -104,26 +110,26 @@ def plan_of(told: argparse.Namespace, config: RenderConfig, name: str) -> Plan:
         )
     prompts = _prompts(config, is_miniature and config.prompts == read_config(name).get("prompts"))
     count = _within(
-        "number_of_prompts", told.number_of_prompts, min(MOST_PROMPTS, 2 * len(prompts) // 3), len(prompts) - 1
+        "number_of_prompts", options.number_of_prompts, min(MOST_PROMPTS, 2 * len(prompts) // 3), len(prompts) - 1
     )
     rest = len(prompts) - count
-    others = _within("number_of_tuning_prompts", told.number_of_tuning_prompts, min(MOST_TUNING_PROMPTS, rest), rest)
-    for budget in told.budgets or []:
+    others = _within("number_of_tuning_prompts", options.number_of_tuning_prompts, min(MOST_TUNING_PROMPTS, rest), rest)
+    for budget in options.budgets or []:
         _within("budgets", budget, 1, 10**4)
     seeds, tuning_seeds = (
-        _within(one, getattr(told, one), 1, 1000) for one in ("number_of_seeds", "number_of_tuning_seeds")
+        _within(one, getattr(options, one), 1, 1000) for one in ("number_of_seeds", "number_of_tuning_seeds")
     )
     return Plan(
-        arms=list(dict.fromkeys(told.arms)),
-        against=told.against,
-        budgets=sorted(set(told.budgets or [max(nfe_of(config) // 2, 1), nfe_of(config)])),
+        arms=list(dict.fromkeys(options.arms)),
+        against=options.against,
+        budgets=sorted(set(options.budgets or [max(nfe_of(config) // 2, 1), nfe_of(config)])),
         sources=sources,
         select=select,
         tuning=Split("tuning", prompts[count : count + others], count, tuning_seeds),
         report=Split("report", prompts[:count], 0, seeds),
-        real=_real_clips(Path(told.real), config) if told.real else None,
-        batch=_within("batch", told.batch, 64 if is_miniature else 1, 1024),
-        shown=told.shown,
+        real=_real_clips(Path(options.real), config) if options.real else None,
+        batch=_within("batch", options.batch, 64 if is_miniature else 1, 1024),
+        shown=options.shown,
     )
 
 
@@ -189,8 +195,8 @@ def _real_clips(folder: Path, config: RenderConfig) -> list[Clip]:
     return clips_of_folder(folder, replace(config, prompts=config.prompts[:1]))
 
 
-def _within(name: str, told: int | None, unless_told: int, most: int) -> int:
-    value = unless_told if told is None else told
+def _within(name: str, given: int | None, default: int, most: int) -> int:
+    value = default if given is None else given
     if not 1 <= value <= most:
         raise ConfigError(f"{name} {value}: must be from 1 to {most}")
     return value

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from w2sd_video.describe import pair_in_words
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import Outcome, Result, judge_of
 from w2sd_video.evaluation.plan import Plan
@@ -20,9 +19,10 @@ from w2sd_video.evaluation.plot import drawn
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.evaluation.statistics import Figure, pareto_front
 from w2sd_video.metrics import Metric
-from w2sd_video.outputs import plain
-from w2sd_video.settings import RenderConfig
-from w2sd_video.video import write_whole
+from w2sd_video.rendering.outputs import plain
+from w2sd_video.rendering.video import write_whole
+from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.words import pair_in_words
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 ClipFile = Callable[[Candidate, int], Path]

@@ -16,9 +16,10 @@ import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.metrics import Metric, Score
-from w2sd_video.outputs import write_clips
-from w2sd_video.render import first_line, sample_clips
-from w2sd_video.settings import RenderConfig
+from w2sd_video.rendering.outputs import write_clips
+from w2sd_video.rendering.sample import sample_clips
+from w2sd_video.settings.messages import first_line
+from w2sd_video.settings.schema import RenderConfig
 
 SEEDS = 10**4
 """Seed s of prompt k is sampled from the noise of ``SEEDS * s + k``."""

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from w2sd_video.calibration import weightings
-from w2sd_video.clips import encode, real_clips
-from w2sd_video.probe import Moments
-from w2sd_video.settings import RenderConfig
+from w2sd_video.calibration.latents import encode
+from w2sd_video.calibration.moments import Moments
+from w2sd_video.calibration.real_clips import real_clips
+from w2sd_video.calibration.resampling import weightings
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.trajectory import Level
 
 FIRST_SEED = 6 * 10**6
@@ -111,7 +112,7 @@ def corrected_cosines(moments: Moments, resamples: int = 2000, seed: int = 0) ->
         ValueError: moments without an estimate of the ideal.
     """
     if moments.ideal is None:
-        raise ValueError("the moments hold no estimate of the ideal prediction; give `probe` one")
+        raise ValueError("the moments hold no estimate of the ideal prediction; give `moments_of_clips` one")
     weights = weightings(moments.error.shape[2], resamples, seed)
     error, gap, product, size, along = (
         weights @ each.mean(1).T for each in (moments.error, moments.gap, moments.product, *moments.ideal[:2])

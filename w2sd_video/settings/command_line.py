@@ -5,29 +5,26 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
 import re
 import sys
 import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import jsonargparse
-import yaml
 
 from w2sd_video.presets import PRESETS, Preset
-from w2sd_video.settings import ConfigError, RenderConfig, check, suggest
+from w2sd_video.settings.files import packaged_configs, read_config, read_prompts
+from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.value_checks import check
 
 DEFAULT_CONFIG = "miniature-animatediff"
 """The packaged configuration that is used where none is named."""
 
 
 @dataclass
-class Request:
+class CommandLine:
     """A command line, read."""
 
     config: RenderConfig
@@ -35,39 +32,7 @@ class Request:
     print_config: bool = False
 
 
-def packaged_configs() -> list[str]:
-    """Return the names of the configurations that come with the package."""
-    files = resources.files("w2sd_video.configs").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-
-
-def read_config(name: str) -> dict[str, Any]:
-    """Read a configuration by the name of a packaged one, or from a YAML file, or from a render's sidecar JSON.
-
-    Raises:
-        ConfigError: no such configuration, not YAML or JSON, or a key that does not exist.
-    """
-    if name in packaged_configs():
-        text = resources.files("w2sd_video.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    else:
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            if Path(name).exists():
-                raise ConfigError(f"config {name}: cannot be read as text: {error}") from error
-            known = ", ".join(packaged_configs())
-            raise ConfigError(f"unknown config {name!r}: no such file; the packaged ones are {known}") from error
-    try:
-        data = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {name}: not valid YAML or JSON: {' '.join(str(error).split())}") from error
-    if name.endswith(".json") and isinstance(data, dict) and isinstance(data.get("config"), dict):
-        data = data["config"]
-    _check_keys(data if data is not None else {}, RenderConfig, f"config {name}")
-    return data or {}
-
-
-def parse(argv: list[str], command: str = "render") -> Request:
+def parse(argv: list[str], command: str = "render") -> CommandLine:
     """Read a command line, with the configuration that it names; exits with code 2 and one line if it makes no sense.
 
     Args:
@@ -85,38 +50,13 @@ def parse(argv: list[str], command: str = "render") -> Request:
     found = parser.parse_args(argv, namespace=parser.parse_object(file))
     found = parser.instantiate(found)
     if found.prompt or found.prompts:
-        prompts = [*found.prompt, *(_read_prompts(found.prompts) if found.prompts else [])]
+        prompts = [*found.prompt, *(read_prompts(found.prompts) if found.prompts else [])]
     values = {one.name: getattr(found, one.name) for one in dataclasses.fields(RenderConfig) if one.name != "prompts"}
     if isinstance(prompts, list):  # YAML reads the number of a class as a number
         prompts = [str(prompt) if type(prompt) is int else prompt for prompt in prompts]
     config = RenderConfig(prompts=[] if prompts is None else prompts, **values)
     check(config)
-    return Request(config, dry_run=found.dry_run, print_config=found.print_config)
-
-
-def _check_keys(data: Any, kind: type, where: str) -> None:
-    """Refuse keys that `kind`, a dataclass, does not have, at every depth."""
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: must be a mapping of keys to values, not {data!r}")
-    hints = typing.get_type_hints(kind)
-    for key, value in data.items():
-        if key not in hints:
-            raise ConfigError(f"{where}: unknown key {key!r}; {suggest(str(key), hints)}")
-        if dataclasses.is_dataclass(hints[key]):
-            _check_keys(value, typing.cast(type, hints[key]), f"{where}: {key}")
-
-
-def _read_prompts(path: str) -> list[str]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"prompts {path}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
-        ) from error
-    prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not prompts:
-        raise ConfigError(f"prompts {path}: holds no prompt; write one a line")
-    return prompts
+    return CommandLine(config, dry_run=found.dry_run, print_config=found.print_config)
 
 
 class _Parser(jsonargparse.ArgumentParser):

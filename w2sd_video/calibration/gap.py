@@ -8,7 +8,7 @@ is least at
 
 Where γ* is positive the gap helps, where it is negative it points the wrong way. A model that was trained to the end
 has no such γ*: what is left of a least-squares fit is orthogonal to all that the network could change. So a second
-question is asked, of the samples and not of the fit: the tilt. The strength at which it vanishes is the balanced one.
+question is asked, of the samples and not of the fit: the tilt (``calibration.tilt``).
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from w2sd_video.probe import Moments
+from w2sd_video.calibration.moments import Moments
+from w2sd_video.calibration.resampling import RESAMPLES, weightings, with_interval
 from w2sd_video.strength import StrengthSchedule, log_snr
 
 MOST = 4.0
 """The largest strength that a schedule is given."""
-LEAST = -1.0
-"""The smallest strength that a tilt is balanced with: beyond it the weak model would be the one to reflect."""
+
 FEWEST_CLIPS = 8
-RESAMPLES = 2000
-"""Bootstrap samples of the clips."""
 
 Verdict = Literal["helps", "does nothing", "points the wrong way"]
 
@@ -78,21 +76,6 @@ class LevelResult:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number and its 95 % interval.
-
-    Attributes:
-        value: the number.
-        low: lower end of the interval.
-        high: upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Calibration:
     """The result for a pair.
 
@@ -133,7 +116,7 @@ def calibrate(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> Ca
     The intervals are percentiles of a bootstrap over clips: the draws of one clip are no clips of their own.
 
     Args:
-        moments: see ``probe``.
+        moments: see ``moments_of_clips``.
         resamples: of the bootstrap.
         seed: of the bootstrap.
 
@@ -172,7 +155,7 @@ def calibrate(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> Ca
     ]
     window, constant = _window(moments, mean_gap / mean_error, mean_product / mean_error)
     scheduled = np.array([result.warranted for result in results])
-    at_one = _with_interval(_gain(1.0, weights @ error.T, weights @ gap.T, weights @ product.T).mean(1))
+    at_one = with_interval(_gain(1.0, weights @ error.T, weights @ gap.T, weights @ product.T).mean(1))
     return Calibration(
         results,
         moments.total,
@@ -181,81 +164,6 @@ def calibrate(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> Ca
         float(_gain(scheduled, mean_error, mean_gap, mean_product).mean()),
         (at_one.value, at_one.low, at_one.high),
     )
-
-
-def tilt(real: Moments, sampled: Moments, resamples: int = RESAMPLES, seed: int = 0) -> tuple[Estimate, list[Estimate]]:
-    """Compare a pair's errors on real clips and on samples of the same captions, in the same order.
-
-    How much more weak's denoising error exceeds strong's stands for the log-likelihood ratio of strong and weak. Its
-    mean on real clips less that on samples, here as a share of strong's error, is the slope at γ = 0 of the real clips'
-    log-likelihood, as the density of the samples is tilted by (strong / weak)^γ; which is what guidance along the gap
-    aims at. It is positive where moving the samples along the gap brings them nearer to the real clips.
-
-    Args:
-        real: moments of real clips.
-        sampled: moments of what the base setting alone samples.
-        resamples: of the bootstrap over captions.
-        seed: of the bootstrap.
-
-    Returns:
-        The tilt, as mean over the levels, and that of each level.
-    """
-    tilts = _tilts(real, sampled)
-    drawn = weightings(tilts.shape[1], resamples, seed) @ tilts.T  # weightings, levels
-    overall, *levels = (_with_interval(column) for column in (drawn.mean(1), *drawn.T))
-    return overall, levels
-
-
-def balance(
-    real: Moments, alone: Moments, reflected: Moments, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[Estimate, list[float], Estimate]:
-    """Find the strength of a reflection at which samples show no tilt.
-
-    Moving samples along the gap lessens the tilt. Where it is t without reflection and u at strength 1, a straight line
-    is 0 at t / (t - u). So the ratio of strong's likelihood to weak's is, in the mean, what it is on real clips, which
-    is what says that a parameter of an exponential family is the most likely one.
-
-    Args:
-        real: moments of real clips.
-        alone: moments of what the base setting alone samples of the same captions.
-        reflected: moments of what is sampled at strength 1.
-        resamples: of the bootstrap over captions.
-        seed: of the bootstrap.
-
-    Returns:
-        That strength, from `LEAST` to `MOST`, negative where the gap points the wrong way; the same of each level, but
-        0 instead of negative; and the tilt at strength 1.
-    """
-    before, after = _tilts(real, alone), _tilts(real, reflected)
-    drawn = weightings(before.shape[1], resamples, seed)
-    overall = _vanishing(drawn @ before.mean(0), drawn @ after.mean(0))
-    levels = _vanishing(before.mean(1), after.mean(1)).clip(0)
-    return _with_interval(overall), levels.tolist(), _with_interval(drawn @ after.mean(0))
-
-
-def _vanishing(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return where straight lines through tilts at strength 0 and 1 are 0; an end of the range if they never are."""
-    fall = before - after
-    strength = np.divide(before, fall, out=np.where(before > 0, MOST, LEAST), where=fall > 0)
-    return strength.clip(LEAST, MOST)
-
-
-def _tilts(real: Moments, sampled: Moments) -> np.ndarray:
-    """Return what each caption adds to the tilt of each level, (levels, clips)."""
-    excess = [(moments.weak_error - moments.error).mean(1) for moments in (real, sampled)]
-    return (excess[0] - excess[1]) / real.error.mean((1, 2))[:, None]
-
-
-def weightings(clips: int, resamples: int, seed: int) -> np.ndarray:
-    """Return the equal weights of the clips, and below them those of a bootstrap, (1 + resamples, clips)."""
-    even = np.full(clips, 1 / clips)
-    return np.vstack([even, np.random.default_rng(seed).multinomial(clips, even, size=resamples) / clips])
-
-
-def _with_interval(values: np.ndarray) -> Estimate:
-    """Return the first of some values, with the 95 % interval of the others."""
-    low, high = np.percentile(values[1:], [2.5, 97.5])
-    return Estimate(float(values[0]), float(low), float(high))
 
 
 def _strength(weights: np.ndarray, product: np.ndarray, gap: np.ndarray) -> np.ndarray:

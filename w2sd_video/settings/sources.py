@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from w2sd_video.backends import DENOISERS
-from w2sd_video.settings import ConfigError, ModelConfig
+from w2sd_video.settings.schema import ConfigError, ModelConfig
 
 MINIATURE = "miniature:"
 """Start of the name of a model that comes with this package."""
@@ -24,7 +24,7 @@ def path_of(source: str) -> Path | None:
     Raises:
         ConfigError: a path where nothing is, or a name that is neither.
     """
-    miniature = Path(__file__).parent / "miniatures" / "weights" / source.removeprefix(MINIATURE)
+    miniature = Path(__file__).parents[1] / "miniatures" / "weights" / source.removeprefix(MINIATURE)
     path = miniature if source.startswith(MINIATURE) else Path(source).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix in _FILES):
         return path

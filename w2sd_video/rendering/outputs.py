@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from w2sd_video.settings import RenderConfig
-from w2sd_video.video import contact_sheet, enlarge, side_by_side, write_picture, write_video, write_whole
+from w2sd_video.rendering.video import contact_sheet, enlarge, side_by_side, write_picture, write_video, write_whole
+from w2sd_video.settings.schema import RenderConfig
 
 
 def outputs(config: RenderConfig) -> list[Path]:

@@ -1,65 +1,25 @@
 """What strong and weak predict of known clips with noise added, asked through the pipeline's own loop.
 
 The pipeline is called as for sampling, so that its guidance, text, ControlNet and conditioning are what they are there;
-but a ``Probe`` takes the place of its scheduler and hands it noised clips instead of the latents of a next step.
+but a ``ClipWalk`` takes the place of its scheduler and hands it noised clips instead of the latents of a next step.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from w2sd_video.branch import Branch
+from w2sd_video.calibration.moments import Moments
 from w2sd_video.driver.rehearsal import CallState
 from w2sd_video.driver.scheduler import Turn, Walk, without_variance
 from w2sd_video.plugin import walking
 from w2sd_video.sampler import Draw, Reflection, Request, Role, drawing_from, requests_of
 from w2sd_video.trajectory import Level, Trajectory
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Products of the errors of strong and weak, as means over the elements of a latent.
-
-    With the noise ε and the predictions p_s, p_w of it, each is an array (levels, draws, clips).
-
-    Attributes:
-        levels: the noise levels, the noisiest first.
-        steps: which step of the scheduler each is, counted from the noisiest.
-        total: how many steps there are.
-        error: ‖ε − p_s‖², the denoising error of strong.
-        gap: ‖p_s − p_w‖².
-        product: ⟨ε − p_s, p_s − p_w⟩.
-        ideal: where there is an estimate p* of the ideal prediction, ‖p* − p_s‖², ⟨ε − p_s, p* − p_s⟩ and how many
-            clips are behind it, (3, levels, draws, clips).
-    """
-
-    levels: tuple[Level, ...]
-    steps: tuple[int, ...]
-    total: int
-    error: np.ndarray
-    gap: np.ndarray
-    product: np.ndarray
-    ideal: np.ndarray | None = None
-
-    @property
-    def weak_error(self) -> np.ndarray:
-        """‖ε − p_w‖², the denoising error of weak."""
-        return self.error + 2 * self.product + self.gap
-
-    @classmethod
-    def joined(cls, parts: Sequence[Moments]) -> Moments:
-        """Return the moments of several batches of clips as one."""
-        first = parts[0]
-        names = ("error", "gap", "product") if first.ideal is None else ("error", "gap", "product", "ideal")
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
-        return cls(first.levels, first.steps, first.total, **arrays)
-
 
 Ideal = Callable[[torch.Tensor, Level], tuple[torch.Tensor, torch.Tensor]]
 """Of noised clips (clips, ...) and their level: an estimate of E[ε | them], and how many clips are behind each."""
@@ -108,7 +68,7 @@ def compare(
     return Moments(levels, tuple(steps), len(trajectory), arrays[0], arrays[1], arrays[2], towards_ideal)
 
 
-class Probe(Walk):
+class ClipWalk(Walk):
     """A walk through the noise levels of known clips: for each level and draw a turn of strong and one of weak.
 
     Args:
@@ -180,7 +140,7 @@ class Probe(Walk):
         return torch.cat([request.latents] * (len(latents) // len(self._clips))).to(latents)
 
 
-def probe(
+def moments_of_clips(
     pipe: Any,
     arguments: Mapping[str, Any],
     clips: torch.Tensor,
@@ -214,7 +174,7 @@ def probe(
     draw = drawing_from([torch.Generator().manual_seed(seed) for seed in seeds])
     found: list[Moments] = []
     branches: dict[Role, Branch] = {"base": strong, "strong": strong, "weak": weak}
-    walk_of = functools.partial(Probe, clips=clips, draws=draws, draw=draw, ideal=ideal, found=found.append)
+    walk_of = functools.partial(ClipWalk, clips=clips, draws=draws, draw=draw, ideal=ideal, found=found.append)
     with walking(pipe, branches, Reflection(), walk_of):
         pipe(**{**arguments, "output_type": "latent"})
     if not found:

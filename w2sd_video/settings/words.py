@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from w2sd_video.backends import DENOISERS
-from w2sd_video.plan import evaluations, evaluations_by_stage, filled, panels
-from w2sd_video.settings import BranchConfig, ModelConfig, RenderConfig, reflected_steps, stage_scales
-from w2sd_video.sources import MINIATURE, index_of, millions, path_of
+from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage
+from w2sd_video.settings.panels import filled, panels
+from w2sd_video.settings.schema import BranchConfig, ModelConfig, RenderConfig, reflected_steps, stage_scales
+from w2sd_video.settings.sources import MINIATURE, index_of, millions, path_of
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def describe(config: RenderConfig) -> str:
+def plan_in_words(config: RenderConfig) -> str:
     """Say what a render would load, how often it evaluates the networks, and about how much memory it takes."""
     model, counts = config.model, parameters(config.model)
     lines = [f"pair     {pair_in_words(config)}"]

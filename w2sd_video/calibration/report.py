@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from w2sd_video.calibration import Calibration, Estimate, LevelResult
-from w2sd_video.describe import pair_in_words
-from w2sd_video.ideal import CorrectedCosine
-from w2sd_video.settings import RenderConfig
+from w2sd_video.calibration.gap import Calibration, LevelResult
+from w2sd_video.calibration.ideal_prediction import CorrectedCosine
+from w2sd_video.calibration.resampling import Estimate
+from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.words import pair_in_words
 from w2sd_video.strength import StrengthSchedule
 
 

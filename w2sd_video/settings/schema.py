@@ -1,18 +1,14 @@
-"""What can be set for a render, and what of it makes no sense whatever the model."""
+"""What can be set for a render: the configuration as dataclasses, which are its documentation and its command line."""
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from w2sd_video.branch import STAGES
 from w2sd_video.sampler import Reflection, Role
-from w2sd_video.strength import StrengthSchedule
 
 ROLES: tuple[Role, ...] = ("base", "strong", "weak")
+
 Value = int | float | bool | str | None
 
 
@@ -134,24 +130,6 @@ class RenderConfig:
     """More arguments for the pipeline's call, for example max_sequence_length."""
 
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "steps": (1, 1000),
-    "rounds": (1, 100),
-    "iterations": (1, 100),
-    "span": (1, 1000),
-    "autoguidance": (-10, 10),
-    "height": (8, 4096),
-    "width": (8, 4096),
-    "frames": (1, 1024),
-    "fps": (0.1, 120),
-    "seed": (0, 2**62),
-}
-_SCALES = (-100, 100)
-_OWN_ARGUMENTS = {
-    *("prompt", "class_labels", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
-    *("generator", "output_type", "num_videos_per_prompt", "num_images_per_prompt", "return_dict", "latents"),
-}
-
 FAMILY_OPTIONS = {
     "motion_adapter": "animatediff",
     "controlnet": "pipeline",
@@ -162,45 +140,6 @@ FAMILY_OPTIONS = {
     "vae": "dit_moe",
 }
 """The settings of a model that only one family knows."""
-
-
-def check(config: RenderConfig) -> None:
-    """Check everything that can be checked without a model.
-
-    Raises:
-        ConfigError: the first value that is out of range or does not fit the others.
-    """
-    for name, (low, high) in _RANGES.items():
-        _check_range(name, getattr(config, name), low, high)
-    if config.base.guidance_scale is None:
-        raise ConfigError("base.guidance_scale: is needed; 1 switches guidance off")
-    if not config.model.pretrained:
-        raise ConfigError("model.pretrained: is needed; the hub id or folder of a pipeline")
-    for name, family in FAMILY_OPTIONS.items():
-        if getattr(config.model, name) and config.model.family != family:
-            raise ConfigError(f"model.{name}: is for the family {family}, but model.family is {config.model.family}")
-    if not isinstance(config.prompts, list):
-        raise ConfigError(f"prompts: must be a list of texts, not {config.prompts!r}")
-    if not config.prompts:
-        raise ConfigError("prompts: none given; write one after the command, or name a file of them with --prompts")
-    for prompt in config.prompts:
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ConfigError(f"prompts: {prompt!r} is not a text")
-    for role in ROLES:
-        _check_branch(role, getattr(config, role), config.model)
-    _check_reflection(config)
-    for name in config.call:
-        if name in _OWN_ARGUMENTS:
-            raise ConfigError(f"call.{name}: is set by its own option, and cannot be set here")
-    for name in config.inputs:
-        if name in _OWN_ARGUMENTS or name in config.call:
-            raise ConfigError(f"inputs.{name}: is set elsewhere, and cannot be set here")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is nearest to an unknown one as a question, or else all that are known."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def reflected_steps(config: RenderConfig) -> range:
@@ -219,54 +158,3 @@ def stage_scales(guidance_scale: float | tuple[float, float] | None) -> tuple[fl
     if guidance_scale is None:
         return ()
     return tuple(guidance_scale) if isinstance(guidance_scale, (tuple, list)) else (guidance_scale,)
-
-
-def _check_range(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not (math.isfinite(value) and low <= value <= high):
-        raise ConfigError(f"{name} {value}: must be from {low} to {high}")
-
-
-def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
-    for scale in stage_scales(branch.guidance_scale):
-        _check_range(f"{role}.guidance_scale", scale, *_SCALES)
-    for name in ("control_scale", "ip_adapter_scale"):
-        _check_range(f"{role}.{name}", getattr(branch, name), *_SCALES)
-    if model.family != "pipeline" and (len(stage_scales(branch.guidance_scale)) == 2 or branch.experts in STAGES):
-        raise ConfigError(
-            f"{role}: two stages (a pair of guidance scales, experts high, low) need model.family pipeline"
-        )
-    if isinstance(branch.experts, int) and branch.experts < 1:
-        raise ConfigError(f"{role}.experts {branch.experts}: must be top, bottom, high, low or a number of at least 1")
-    if branch.ip_adapter_scale is not None and not model.ip_adapter:
-        raise ConfigError(f"{role}.ip_adapter_scale: a branch with no IP-Adapter loaded; name it in model.ip_adapter")
-    for name in ("skip_layers", "perturbed_layers"):
-        if getattr(branch, name) == []:
-            raise ConfigError(f"{role}.{name}: is empty; name at least one block, or leave it out")
-    if branch.weights is not None and branch.weights not in model.weights:
-        known = ", ".join(model.weights) or "there are none"
-        raise ConfigError(f"{role}.weights {branch.weights!r}: not among model.weights ({known})")
-    for name, scale in (branch.lora or {}).items():
-        if name not in model.lora:
-            raise ConfigError(
-                f"{role}.lora {name!r}: not among model.lora ({', '.join(model.lora) or 'there are none'})"
-            )
-        _check_range(f"{role}.lora.{name}", scale, *_SCALES)
-
-
-def _check_reflection(config: RenderConfig) -> None:
-    chosen = config.reflection_steps
-    if isinstance(chosen, int) and not 0 <= chosen <= config.steps:
-        raise ConfigError(f"reflection_steps {chosen}: must be from 0 to {config.steps}, the number of steps")
-    if isinstance(chosen, (tuple, list)) and not 0 <= chosen[0] <= chosen[1] <= 1:
-        raise ConfigError(f"reflection_steps {list(chosen)}: a window must be [start, stop], 0 <= start <= stop <= 1")
-    most, reflected = max(config.steps - config.span, 0), reflected_steps(config)
-    if config.inversion == "explicit" and len(reflected) and reflected[-1] >= most:
-        last = "the last step" if config.span == 1 else f"the last {config.span} steps"
-        raise ConfigError(f"reflection_steps: the explicit inversion cannot reflect {last}; at most {most}")
-    if isinstance(config.strength, str):
-        try:
-            StrengthSchedule.read(config.strength)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    else:
-        _check_range("strength", config.strength, -10, 10)

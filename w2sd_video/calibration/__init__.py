@@ -1,0 +1,1 @@
+"""Whether a pair helps, and how far to go with it, told from real clips and samples before anything is rendered."""

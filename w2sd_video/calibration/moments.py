@@ -1,0 +1,49 @@
+"""Products of the errors of strong and weak, by noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from w2sd_video.trajectory import Level
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Products of the errors of strong and weak, as means over the elements of a latent.
+
+    With the noise ε and the predictions p_s, p_w of it, each is an array (levels, draws, clips).
+
+    Attributes:
+        levels: the noise levels, the noisiest first.
+        steps: which step of the scheduler each is, counted from the noisiest.
+        total: how many steps there are.
+        error: ‖ε − p_s‖², the denoising error of strong.
+        gap: ‖p_s − p_w‖².
+        product: ⟨ε − p_s, p_s − p_w⟩.
+        ideal: where there is an estimate p* of the ideal prediction, ‖p* − p_s‖², ⟨ε − p_s, p* − p_s⟩ and how many
+            clips are behind it, (3, levels, draws, clips).
+    """
+
+    levels: tuple[Level, ...]
+    steps: tuple[int, ...]
+    total: int
+    error: np.ndarray
+    gap: np.ndarray
+    product: np.ndarray
+    ideal: np.ndarray | None = None
+
+    @property
+    def weak_error(self) -> np.ndarray:
+        """‖ε − p_w‖², the denoising error of weak."""
+        return self.error + 2 * self.product + self.gap
+
+    @classmethod
+    def joined(cls, parts: Sequence[Moments]) -> Moments:
+        """Return the moments of several batches of clips as one."""
+        first = parts[0]
+        names = ("error", "gap", "product") if first.ideal is None else ("error", "gap", "product", "ideal")
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
+        return cls(first.levels, first.steps, first.total, **arrays)

@@ -1,0 +1,86 @@
+"""What a calibration is to do, from its command line, checked before any model is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from w2sd_video.calibration.real_clips import Clip, check_clips, clips_of_folder, clips_of_world
+from w2sd_video.rendering.load import check_device
+from w2sd_video.settings.model_checks import check_plan
+from w2sd_video.settings.panels import filled
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.sources import MINIATURE
+
+_MOST = {"draws": 1000, "levels": 1000, "number_of_clips": 10**4, "batch": 1024, "ideal": 10**5}
+"""The largest value of each number, of which the smallest is 1."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("--clips", metavar="FOLDER", help="real clips with captions; not needed for miniatures")
+    add("--number-of-clips", type=int, default=128, help="clips that a miniature's world makes")
+    add("--draws", type=int, default=3, help="of noise, for each clip and level")
+    add("--levels", type=int, help="noise levels: those of as many sampling steps; --steps unless told")
+    add("--batch", type=int, default=16, help="clips evaluated together")
+    add("--no-samples", dest="samples", action="store_false", help="sample nothing, find no tilt")
+    add("--ideal", type=int, metavar="N", help="estimate the ideal prediction by N clips of each caption (miniatures)")
+    add("-o", "--output", metavar="FILE", default="strength.json", help="where the strengths go")
+
+
+def calibrated_config(options: argparse.Namespace, config: RenderConfig) -> RenderConfig:
+    """Return the configuration whose pair is judged: at as many steps as there are levels to be asked about.
+
+    Raises:
+        ConfigError: a number out of range, or an output that cannot be written or is no calibration.
+    """
+    for name, most in _MOST.items():
+        value = getattr(options, name)
+        if value is not None and not 1 <= value <= most:
+            raise ConfigError(f"{name} {value}: must be from 1 to {most}")
+    _check_output(Path(options.output))
+    return replace(config, steps=options.levels or config.steps, reflection_steps=None, autoguidance=0.0)
+
+
+def clips_of(options: argparse.Namespace, config: RenderConfig) -> Sequence[Clip]:
+    """Return the clips of a command line, once they and their captions are known to suit the model.
+
+    Raises:
+        ConfigError: a pair without a gap, no clips, or clips that the model cannot be asked about.
+        VideoError: a clip that cannot be read.
+    """
+    strong, weak = (filled(config, branch) for branch in (config.strong, config.weak))
+    if options.ideal and (options.clips or not config.model.pretrained.startswith(MINIATURE)):
+        raise ConfigError(
+            f"ideal {options.ideal}: only the miniatures' world makes so many clips of a caption; leave --ideal out"
+        )
+    if strong == weak:
+        raise ConfigError("strong and weak are the same setting, so the pair has no gap; let them differ in a field")
+    if options.clips is not None:
+        clips = clips_of_folder(Path(options.clips), config)
+    elif config.model.pretrained.startswith(MINIATURE):
+        clips = clips_of_world(config, options.number_of_clips, config.seed)
+    else:
+        raise ConfigError("clips: are needed; name a folder of videos or images with --clips FOLDER")
+    check_plan(replace(config, prompts=[clip.caption for clip in clips]))
+    check_device(config.device)
+    check_clips(clips, config)
+    return clips
+
+
+def _check_output(path: Path) -> None:
+    """Refuse, before any work, an output that cannot be written, or a file that is no calibration."""
+    if path.exists():
+        try:
+            is_calibration = {"log_snr", "strength", "pair"} <= set(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            is_calibration = False
+        if not is_calibration:
+            raise ConfigError(f"output {path}: exists and is no calibration; name another file with -o")
+    elif not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"output {path}: there is no folder {path.parent} that can be written into")

@@ -1,0 +1,1 @@
+"""From a checked configuration to files: load a pipeline, sample clips with it, write them."""

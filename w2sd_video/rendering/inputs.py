@@ -1,0 +1,37 @@
+"""Pictures and videos that a pipeline is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from w2sd_video.rendering.video import read_picture, read_video
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+
+VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
+"""Endings of the files that are read as videos; all others are pictures."""
+
+
+def read_inputs(config: RenderConfig) -> dict[str, Any]:
+    """Read the pictures and videos that the pipeline is given: PIL images, and lists of them.
+
+    Raises:
+        ConfigError: one that is still to come, or that the ControlNet or the IP-Adapter lacks.
+        VideoError: a file that is not there or cannot be decoded.
+    """
+    from PIL import Image
+
+    given = config.inputs | config.call
+    if config.model.controlnet and not {"image", "control_image", "conditioning_frames"} & set(given):
+        raise ConfigError("inputs: a ControlNet needs its picture; add --inputs.image FILE (or --inputs.control_image)")
+    if config.model.ip_adapter and not {"ip_adapter_image", "ip_adapter_image_embeds"} & set(given):
+        raise ConfigError("inputs: an IP-Adapter needs a picture; add --inputs.ip_adapter_image FILE")
+    read: dict[str, Any] = {}
+    for name, path in config.inputs.items():
+        if path is None:
+            raise ConfigError(f"inputs.{name}: is needed by this configuration; add --inputs.{name} FILE")
+        if Path(path).suffix.lower() in VIDEOS:
+            read[name] = [Image.fromarray(frame) for frame in read_video(path)]
+        else:
+            read[name] = Image.fromarray(read_picture(path)[0])
+    return read

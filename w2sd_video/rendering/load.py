@@ -1,0 +1,87 @@
+"""Loading the pipeline that a configuration names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from w2sd_video.settings.messages import first_line
+from w2sd_video.settings.schema import FAMILY_OPTIONS, ConfigError, RenderConfig
+from w2sd_video.settings.sources import locate
+
+
+class LoadError(Exception):
+    """A model that cannot be loaded; the message is one line."""
+
+
+def load(config: RenderConfig) -> Any:
+    """Load the pipeline that a configuration names, with its second denoisers and LoRA adapters.
+
+    Raises:
+        LoadError: what the backend refuses, in one line.
+    """
+    import torch
+
+    model = config.model
+    given = {name: getattr(model, name) for name in FAMILY_OPTIONS if getattr(model, name)}
+    as_given = ("ip_adapter", "scheduler", "size")
+    try:
+        options = {name: value if name in as_given else _located(value) for name, value in given.items()}
+        pipe = import_module(f"w2sd_video.backends.{model.family}").load(
+            locate(model.pretrained),
+            weights=_located(model.weights),
+            dtype=getattr(torch, config.dtype),
+            device=config.device,
+            memory=model.memory,
+            variant=model.variant,
+            **options,
+        )
+        for name, source in model.lora.items():
+            pipe.load_lora_weights(locate(source or ""), adapter_name=name)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"model {model.pretrained}: {first_line(error)}") from error
+    return pipe
+
+
+def _located(value: Any) -> Any:
+    """Return the path that a source names, or each of several."""
+    return {name: locate(source) for name, source in value.items()} if isinstance(value, dict) else locate(value)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the notes and bars of the libraries, but for the bars of downloads."""
+    from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    before = [(logging, logging.get_verbosity()) for logging in (diffusers_logging, transformers_logging)]
+    shows_downloads = not are_progress_bars_disabled()
+    for logging, _ in before:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    if shows_downloads:
+        enable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logging, level in before:
+            logging.set_verbosity(level)
+            logging.enable_progress_bar()
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have."""
+    import torch
+
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {device!r}: not available on this machine; use auto or cpu") from error

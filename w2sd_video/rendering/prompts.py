@@ -1,0 +1,69 @@
+"""All prompts of a configuration, rendered one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from w2sd_video.rendering.arguments import check_call, known_class
+from w2sd_video.rendering.inputs import read_inputs
+from w2sd_video.rendering.load import check_device, load, quiet
+from w2sd_video.rendering.outputs import outputs, write_clips, write_sidecar
+from w2sd_video.rendering.sample import sample_clips, threads_for
+from w2sd_video.settings.panels import panels
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.words import nfe_in_words, pair_in_words, steps_in_words
+
+
+def render(config: RenderConfig) -> list[Path]:
+    """Render all prompts of a checked configuration, one after the other, each with a sidecar ``<output>.json``.
+
+    Returns:
+        The files, or folders, that were written.
+
+    Raises:
+        ConfigError: a device or a setting that this machine or this pipeline cannot be given.
+        LoadError: a model that is not there, cannot be reached, or has another shape.
+        VideoError: a picture or a video of the inputs that cannot be read.
+    """
+    check_device(config.device)
+    for name, source in config.model.lora.items():
+        if source is None:
+            raise ConfigError(f"model.lora.{name}: is needed by this configuration; add --model.lora.{name} FILE")
+    if known := known_class(config):
+        check_call(known, config)
+    inputs = read_inputs(config)
+    written = []
+    with threads_for(config.model.pretrained):
+        with quiet():
+            pipe = load(config)
+        check_call(type(pipe), config)
+        for number, (prompt, path) in enumerate(zip(config.prompts, outputs(config), strict=True)):
+            one = dataclasses.replace(config, prompts=[prompt], seed=config.seed + number)
+            written.append(_render_one(pipe, one, path, inputs))
+    return written
+
+
+def _render_one(pipe: Any, config: RenderConfig, path: Path, inputs: Mapping[str, Any]) -> Path:
+    """Sample one prompt, write its file and its sidecar, and say so."""
+    started = time.perf_counter()
+    clips, nfe = {}, {}
+    for label, one in panels(config).items():
+        pipe.set_progress_bar_config(desc=f"{label}: " if one is not config else None, leave=False)
+        (clips[label],), nfe[label] = sample_clips(pipe, one, one.prompts, [one.seed], inputs)
+    seconds = round(time.perf_counter() - started, 2)
+    if config.output is None and len(clips["W2SD"]) == 1:
+        path = path.with_suffix(".png")
+    write_clips(path, clips, config.fps)
+    write_sidecar(path, dataclasses.replace(config, output=str(path)), nfe, seconds, clips["W2SD"].shape)
+    print(f"prompt   {config.prompts[0]} (seed {config.seed})")
+    print(f"pair     {pair_in_words(config)}")
+    print(f"steps    {steps_in_words(config)}")
+    for label, counts in nfe.items():
+        print(f"NFE      {label}: {nfe_in_words(counts)}")
+    print(f"seconds  {seconds}")
+    print(f"file     {path}", flush=True)
+    return path

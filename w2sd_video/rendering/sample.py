@@ -1,0 +1,90 @@
+"""Sampling clips with a loaded pipeline, as a configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from w2sd_video.rendering.arguments import call_arguments
+from w2sd_video.rendering.video import to_uint8
+from w2sd_video.settings.messages import first_line
+from w2sd_video.settings.panels import filled
+from w2sd_video.settings.schema import ROLES, BranchConfig, ConfigError, RenderConfig
+from w2sd_video.settings.sources import MINIATURE
+
+
+def sample_clips(
+    pipe: Any,
+    config: RenderConfig,
+    prompts: list[str],
+    seeds: list[int],
+    inputs: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Sample prompts in one batch, each from the noise of its own seed.
+
+    Args:
+        pipe: as `load` returns it.
+        config: how to sample; its prompts and its seed are not looked at.
+        prompts: texts, or numbers or names of classes.
+        seeds: one a prompt.
+        inputs: further arguments of the pipeline's call, as `read_inputs` returns them.
+
+    Returns:
+        Clips, uint8 (prompts, frames, height, width, 3), an image being a clip of one frame; and network evaluations a
+        clip by role.
+
+    Raises:
+        ConfigError: a scheduler, branch or setting that this pipeline cannot be reflected with; or frames that are not
+            finite.
+    """
+    from w2sd_video.plugin import reflection
+
+    branches = {role: branch_of(filled(config, getattr(config, role))) for role in ROLES}
+    window = config.reflection_steps
+    with ExitStack() as stack:
+        try:
+            reflected = reflection(
+                pipe,
+                **branches,
+                reflection_steps=tuple(window) if isinstance(window, (tuple, list)) else window,  # type: ignore[arg-type]
+                strength=config.strength,
+                rounds=config.rounds,
+                inversion=config.inversion,
+                iterations=config.iterations,
+                autoguidance=config.autoguidance,
+                span=config.span,
+            )
+            run = stack.enter_context(reflected)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(first_line(error)) from error
+        arguments = call_arguments(pipe, config, prompts, seeds)
+        try:
+            result = pipe(**arguments, **inputs)
+            frames = to_uint8(result.images[:, None] if hasattr(result, "images") else result.frames)
+        except (TypeError, ValueError) as error:  # how pipelines refuse what they are called with
+            raise ConfigError(first_line(error)) from error
+    return frames, dict(run.nfe)
+
+
+def branch_of(branch: BranchConfig) -> Any:
+    """Return the branch that a part of a configuration describes."""
+    from w2sd_video.branch import Branch
+
+    return Branch(**vars(branch))
+
+
+@contextmanager
+def threads_for(pretrained: str) -> Iterator[None]:
+    """Sample miniatures in one thread: layers so small lose by being shared out, most of all on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if pretrained.startswith(MINIATURE) else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

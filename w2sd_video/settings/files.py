@@ -1,0 +1,78 @@
+"""Files that are read: packaged configurations, YAML, the sidecars of renders, and lists of prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from w2sd_video.settings.messages import suggest
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+
+
+def packaged_configs() -> list[str]:
+    """Return the names of the configurations that come with the package."""
+    files = resources.files("w2sd_video.configs").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """Read a configuration by the name of a packaged one, or from a YAML file, or from a render's sidecar JSON.
+
+    Raises:
+        ConfigError: no such configuration, not YAML or JSON, or a key that does not exist.
+    """
+    if name in packaged_configs():
+        text = resources.files("w2sd_video.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            if Path(name).exists():
+                raise ConfigError(f"config {name}: cannot be read as text: {error}") from error
+            known = ", ".join(packaged_configs())
+            raise ConfigError(f"unknown config {name!r}: no such file; the packaged ones are {known}") from error
+    try:
+        data = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {name}: not valid YAML or JSON: {' '.join(str(error).split())}") from error
+    if name.endswith(".json") and isinstance(data, dict) and isinstance(data.get("config"), dict):
+        data = data["config"]
+    _check_keys(data if data is not None else {}, RenderConfig, f"config {name}")
+    return data or {}
+
+
+def _check_keys(data: Any, kind: type, where: str) -> None:
+    """Refuse keys that `kind`, a dataclass, does not have, at every depth."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: must be a mapping of keys to values, not {data!r}")
+    hints = typing.get_type_hints(kind)
+    for key, value in data.items():
+        if key not in hints:
+            raise ConfigError(f"{where}: unknown key {key!r}; {suggest(str(key), hints)}")
+        if dataclasses.is_dataclass(hints[key]):
+            _check_keys(value, typing.cast(type, hints[key]), f"{where}: {key}")
+
+
+def read_prompts(path: str) -> list[str]:
+    """Return the prompts of a text file, one a line; empty lines and those that begin with # are left out.
+
+    Raises:
+        ConfigError: a file that cannot be read, or holds no prompt.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"prompts {path}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
+        ) from error
+    prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not prompts:
+        raise ConfigError(f"prompts {path}: holds no prompt; write one a line")
+    return prompts
