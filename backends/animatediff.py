@@ -24,6 +24,7 @@ from w2sd_video.backends.loading import (
     Config,
     Memory,
     Source,
+    check_device,
     check_memory,
     check_same,
     denoiser_config,
@@ -32,7 +33,6 @@ from w2sd_video.backends.loading import (
     kind_of_file,
     load_file,
     load_part,
-    pick_device,
     pipeline_class,
     place,
     spare_memory,
@@ -100,7 +100,7 @@ def load(
         ModuleNotFoundError: xformers is asked for and not installed.
         ValueError: a checkpoint of another class or shape, found before its weights are loaded; an unknown setting.
     """
-    target = pick_device(device)
+    target = check_device(device)
     check_memory(memory, target)
     check_attention(attention, target)
     dtype = dtype or (torch.float32 if target.type == "cpu" else torch.float16)

@@ -14,12 +14,12 @@ from w2sd_video.backends.loading import (
     Config,
     Memory,
     Source,
+    check_device,
     check_memory,
     check_same,
     denoiser_config,
     filled,
     load_part,
-    pick_device,
     pipeline_class,
     place,
     spare_memory,
@@ -65,7 +65,7 @@ def load(
         FileNotFoundError: a checkpoint that is not there.
         ValueError: a checkpoint of another class or shape, found before any weight is loaded; an unknown setting.
     """
-    target = pick_device(device)
+    target = check_device(device)
     check_memory(memory, target)
     pipeline_class(pretrained, {"CogVideoXPipeline"})
     own, _ = denoiser_config(pretrained, CogVideoXTransformer3DModel, "transformer", _DENOISERS)

@@ -24,12 +24,12 @@ from w2sd_video.backends.loading import (
     Config,
     Memory,
     Source,
+    check_device,
     check_memory,
     check_same,
     denoiser_config,
     filled,
     load_part,
-    pick_device,
     pipeline_class,
     place,
     spare_memory,
@@ -102,7 +102,7 @@ def load(
         FileNotFoundError: a checkpoint that is not there.
         ValueError: a checkpoint of another class or shape, one that holds more than tensors, or an unknown setting.
     """
-    target = pick_device(device)
+    target = check_device(device)
     check_memory(memory, target)
     if size is not None and size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")

@@ -147,13 +147,21 @@ def check_same(own: Mapping[str, Any], other: Mapping[str, Any], *, where: str) 
             )
 
 
-def pick_device(device: str | torch.device) -> torch.device:
-    """Return the device, "auto" standing for the accelerator if there is one, else the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device, "auto" standing for the accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: a device that this machine does not have.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {str(device)!r}: not available on this machine; use auto or cpu") from error
+    return torch.device(device)
 
 
 def check_memory(memory: str, device: torch.device) -> None:

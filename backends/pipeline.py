@@ -17,6 +17,7 @@ from w2sd_video.backends.loading import (
     Config,
     Memory,
     Source,
+    check_device,
     check_memory,
     check_same,
     denoiser_config,
@@ -24,7 +25,6 @@ from w2sd_video.backends.loading import (
     kind_of_file,
     load_file,
     load_part,
-    pick_device,
     pipeline_index,
     place,
     spare_memory,
@@ -78,7 +78,7 @@ def load(
         ValueError: a checkpoint of another class or shape, found before its weights are loaded; a ControlNet,
             IP-Adapter or component that this pipeline does not take; an unknown setting.
     """
-    target = pick_device(device)
+    target = check_device(device)
     check_memory(memory, target)
     dtype = dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)
     weights, components, single = weights or {}, components or {}, is_single_file(pretrained)

@@ -11,7 +11,7 @@ from diffusers.models import attention_processor
 from torch import nn
 from torch.nn import functional
 
-from w2sd_video.backends import animatediff, attention, cogvideox, loading, register, registered
+from w2sd_video.backends import animatediff, attention, cogvideox, dit_moe, loading, pipeline, register, registered
 from w2sd_video.branch import Branch
 from w2sd_video.plugin import reflection
 from w2sd_video.sampler import sample
@@ -185,7 +185,7 @@ def test_predictors_refuse_what_their_pipelines_have_not(branch, says):
 
 
 def test_memory_settings_are_checked():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    cuda = torch.device("cuda")
     for memory in ("device", "offload", "sequential"):
         loading.check_memory(memory, cuda)
     with pytest.raises(ValueError, match="must be one of device, offload, sequential; got 'disk'"):
@@ -193,7 +193,15 @@ def test_memory_settings_are_checked():
     for backend in (animatediff, cogvideox):
         with pytest.raises(ValueError, match="memory='offload' offloads from an accelerator"):
             backend.load("nobody/nothing", device="cpu", memory="offload")
-    assert loading.pick_device("auto").type in ("cuda", "mps", "cpu") and loading.pick_device("cpu") == cpu
+
+
+def test_devices_are_checked_before_anything_is_looked_for():
+    assert loading.check_device("auto").type in ("cuda", "mps", "cpu")
+    assert loading.check_device("cpu") == loading.check_device(torch.device("cpu")) == torch.device("cpu")
+    for backend in (animatediff, cogvideox, dit_moe, pipeline):
+        for wrong in ("cuda:99", "gpu"):
+            with pytest.raises(ValueError, match=f"device '{wrong}': not available on this machine; use auto or cpu"):
+                backend.load("nobody/nothing", device=wrong)
 
 
 @pytest.mark.parametrize("build", [tiny.animatediff, tiny.cogvideox])
