@@ -217,6 +217,7 @@ def test_a_preset_goes_before_the_file_and_the_command_line_before_a_preset(writ
         ("--strong.lora.detail 1", "strong.lora 'detail': not among model.lora (there are none)"),
         ("--model.family wan", "model.family wan: must be one of animatediff, cogvideox, pipeline, dit_moe"),
         ("--model.controlnet a/b", "model.controlnet: is for the family pipeline, but model.family is cogvideox"),
+        ("--model.attention flahs", "model.attention: unknown attention 'flahs'; did you mean 'flash'?"),
         ("--model.motion_adapter a/b", "model.motion_adapter: is for the family animatediff"),
         ("--weak.experts some", "weak.experts some: must be a whole number or one of top, bottom, high, low or null"),
         ("--weak.experts 0", "weak.experts 0: must be top, bottom, high, low or a number of at least 1"),
@@ -301,6 +302,14 @@ def test_models_that_are_not_there(minimal, tmp_path):
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").write_text("{")
     assert "vae/config.json is not JSON" in planned(minimal, "--model.pretrained", str(tmp_path))
+
+
+def test_an_attention_is_said_where_it_is_not_torchs_own(minimal):
+    kernels = []
+    for options in ([], ["--model.attention", "sdpa"], ["--model.attention", "_native_cudnn"]):
+        said = plan_in_words(parse(["--config", minimal, *options]).config)
+        kernels.append([line for line in said.splitlines() if line.startswith("kernel")])
+    assert kernels == [[], [], ["kernel   _native_cudnn (attention)"]]
 
 
 def test_words_that_a_miniature_does_not_know(minimal):

@@ -36,12 +36,13 @@ def load(config: RenderConfig) -> Any:
             dtype=getattr(torch, config.dtype),
             device=config.device,
             memory=model.memory,
+            attention=model.attention,
             variant=model.variant,
             **options,
         )
         for name, source in model.lora.items():
             pipe.load_lora_weights(locate(source or ""), adapter_name=name)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise LoadError(f"model {model.pretrained}: {first_line(error)}") from error
     return pipe
 
