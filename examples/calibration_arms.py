@@ -19,10 +19,10 @@ from w2sd_video.calibration.latents import encode
 from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.metrics import load_metric
 from w2sd_video.miniatures import world
-from w2sd_video.miniatures.data import PROMPTS
-from w2sd_video.miniatures.diffusion import Noising, v_loss
-from w2sd_video.miniatures.fit import Budget, fit
-from w2sd_video.miniatures.train_pixart import masked_embeddings
+from w2sd_video.miniatures.training.data import PROMPTS
+from w2sd_video.miniatures.training.diffusion import Noising, v_loss
+from w2sd_video.miniatures.training.fit import Budget, fit
+from w2sd_video.miniatures.training.train_pixart import masked_embeddings
 from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.rendering.video import write_whole
 from w2sd_video.settings.schema import RenderConfig

@@ -12,6 +12,7 @@ from helpers import state
 from tiny.dit_moe import dit_moe
 
 from w2sd_video import Branch, Trajectory, calibrate
+from w2sd_video.algorithm import drive
 from w2sd_video.calibration.gap import calibrate as judge
 from w2sd_video.calibration.ideal_prediction import corrected_cosines, ideal_of, posterior_noise
 from w2sd_video.calibration.latents import check_encodable, encode
@@ -21,7 +22,6 @@ from w2sd_video.calibration.tilt import balance, tilt
 from w2sd_video.miniatures import world
 from w2sd_video.render import main as render
 from w2sd_video.rendering.video import write_picture, write_video
-from w2sd_video.sampler import drive
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.schema import ConfigError
 from w2sd_video.strength import StrengthSchedule

@@ -20,7 +20,7 @@ import opposing_biases
 
 from w2sd_video.calibration.moments import Moments
 from w2sd_video.metrics.frechet import frechet_distance
-from w2sd_video.miniatures import classifier, world
+from w2sd_video.miniatures import judges, world
 from w2sd_video.settings.command_line import parse
 from w2sd_video.strength import StrengthSchedule
 from w2sd_video.trajectory import Level
@@ -44,7 +44,7 @@ def test_the_distance_is_the_classifier_s():
     prompts = world.prompts()[:6]
     reference = calibration_arms.Reference(PIXART, prompts)
     features = np.random.default_rng(0).normal(size=(2, 40, 256))
-    real = classifier.features(world.clips(prompts * calibration_arms.REAL, range(10**6, 10**6 + 48), 1)[:, 0])
+    real = judges.features(world.clips(prompts * calibration_arms.REAL, range(10**6, 10**6 + 48), 1)[:, 0])
     expected = frechet_distance(features.reshape(80, 256), real)
     assert reference.distance(features) == pytest.approx(expected, rel=1e-3)
 

@@ -7,8 +7,8 @@ import yaml
 
 from w2sd_video.branch import Branch
 from w2sd_video.presets import PRESETS
+from w2sd_video.reflection_settings import Reflection
 from w2sd_video.render import main
-from w2sd_video.sampler import Reflection
 from w2sd_video.settings import command_line as configs
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.evaluations import evaluations

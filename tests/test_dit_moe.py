@@ -12,7 +12,7 @@ from w2sd_video.backends.dit_moe_model import DiTMoETransformer2DModel, SparseMo
 from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
 from w2sd_video.gaps import swapped, swaps_of
 from w2sd_video.miniatures import WEIGHTS
-from w2sd_video.miniatures.classifier import adherence
+from w2sd_video.miniatures.judges import adherence
 
 
 def seeded(seed=7):

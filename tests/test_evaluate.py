@@ -127,7 +127,7 @@ def tiny_model(tmp_path, monkeypatch):
 
 def test_any_model_is_measured_and_a_metric_that_cannot_be_had_is_left_out(tiny_model, capsys, monkeypatch):
     argv = [*tiny_model, "--metrics", "frechet_distance", "clip_score=nowhere", "--real", "real", "--budgets", "12"]
-    monkeypatch.setattr("w2sd_video.miniatures.classifier.features", lambda clips: clips.reshape(len(clips), -1)[:, :5])
+    monkeypatch.setattr("w2sd_video.miniatures.judges.features", lambda clips: clips.reshape(len(clips), -1)[:, :5])
     assert evaluate.main(argv) == 0
     told = capsys.readouterr()
     assert "the metric clip_score is left out: " in told.err and "The metric clip_score is left out" in told.out

@@ -14,20 +14,10 @@ from PIL import Image
 
 from w2sd_video import Branch, reflection
 from w2sd_video.metrics.frechet import frechet_distance
-from w2sd_video.miniatures import (
-    CALL,
-    WEIGHTS,
-    classifier,
-    data,
-    load_pipeline,
-    load_weak,
-    models,
-    train,
-    train_pixart,
-    world,
-)
-from w2sd_video.miniatures.diffusion import prompt_embeddings, prompt_tokens
-from w2sd_video.miniatures.fit import Budget, fit
+from w2sd_video.miniatures import CALL, WEIGHTS, judges, load_pipeline, load_weak, world
+from w2sd_video.miniatures.training import data, models, stages, train_pixart
+from w2sd_video.miniatures.training.diffusion import prompt_embeddings, prompt_tokens
+from w2sd_video.miniatures.training.fit import Budget, fit
 
 PIPELINES = {"animatediff": AnimateDiffPipeline, "cogvideox": CogVideoXPipeline, "pixart": PixArtAlphaPipeline}
 DENOISER = {"animatediff": "unet", "cogvideox": "transformer", "pixart": "transformer"}
@@ -104,11 +94,11 @@ def test_a_pipeline_gives_samples_of_the_world_and_the_same_ones_for_the_same_se
 
 def test_the_strong_model_follows_prompts_and_the_weak_one_less(pipe, track):
     prompts = world.prompts(sizes_and_speeds=False)[::3]
-    strong = classifier.adherence(_render(pipe, track, prompts, steps=6), prompts)["joint"]
+    strong = judges.adherence(_render(pipe, track, prompts, steps=6), prompts)["joint"]
     name = DENOISER[track]
     kept = getattr(pipe, name)
     setattr(pipe, name, load_weak(pipe))
-    weak = classifier.adherence(_render(pipe, track, prompts, steps=6), prompts)["joint"]
+    weak = judges.adherence(_render(pipe, track, prompts, steps=6), prompts)["joint"]
     setattr(pipe, name, kept)
     assert strong >= 0.6
     assert strong - weak >= 0.1
@@ -117,40 +107,40 @@ def test_the_strong_model_follows_prompts_and_the_weak_one_less(pipe, track):
 def test_the_classifier_knows_fresh_clips_and_judges_motion_by_motion():
     prompts = world.prompts()[::2]
     clips = world.clips(prompts, range(50_000, 50_000 + len(prompts)))
-    right = classifier.adherence(clips, prompts)
+    right = judges.adherence(clips, prompts)
     assert min(right.values()) >= 0.99
     opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
     backwards = [" ".join(opposite.get(word, word) for word in prompt.split()) for prompt in prompts]
-    assert classifier.adherence(clips[:, ::-1], backwards)["direction"] >= 0.99
+    assert judges.adherence(clips[:, ::-1], backwards)["direction"] >= 0.99
 
 
 def test_the_image_classifier_knows_fresh_pictures_by_their_trail():
     prompts = world.prompts()[::2]
     pictures = world.clips(prompts, range(60_000, 60_000 + len(prompts)), frames=1)[:, 0]
-    right = classifier.adherence(pictures, prompts)
+    right = judges.adherence(pictures, prompts)
     assert min(right.values()) >= 0.99
     turned = [prompt.replace("up", "down") for prompt in prompts]
     unturned = np.mean([one == other for one, other in zip(prompts, turned, strict=True)])
-    assert classifier.adherence(pictures, turned)["direction"] == pytest.approx(unturned, abs=0.01)
+    assert judges.adherence(pictures, turned)["direction"] == pytest.approx(unturned, abs=0.01)
 
 
 def test_wrong_prompts_score_nothing():
     prompts = ["a red circle moving left", "a blue square moving up"]
     clips = world.clips(prompts, [1, 2])
-    assert classifier.adherence(clips, prompts[::-1])["joint"] == 0
-    assert classifier.adherence(clips, ["a red circle moving left"] * 2)["joint"] == 0.5
+    assert judges.adherence(clips, prompts[::-1])["joint"] == 0
+    assert judges.adherence(clips, ["a red circle moving left"] * 2)["joint"] == 0.5
 
 
 def test_videos_are_judged_alike_as_bytes_and_as_floats_and_nine_frames_are_enough():
     clips = world.clips(world.prompts()[:6], range(6), frames=9)
-    assert np.allclose(classifier.features(clips), classifier.features(clips / 255), atol=1e-4)
+    assert np.allclose(judges.features(clips), judges.features(clips / 255), atol=1e-4)
     with pytest.raises(ValueError, match=r"want clips of shape.*\(6, 7, 32, 32, 3\)"):
-        classifier.features(clips[:, :7])
+        judges.features(clips[:, :7])
 
 
 def test_pictures_are_judged_alike_as_bytes_and_as_pil_images():
     pictures = world.clips(world.prompts()[:6], range(6), frames=1)[:, 0]
-    assert np.array_equal(classifier.features(pictures), classifier.features([Image.fromarray(p) for p in pictures]))
+    assert np.array_equal(judges.features(pictures), judges.features([Image.fromarray(p) for p in pictures]))
 
 
 def test_dit_moe_shows_its_classes_with_the_best_experts_and_less_with_the_worst():
@@ -161,7 +151,7 @@ def test_dit_moe_shows_its_classes_with_the_best_experts_and_less_with_the_worst
         noise = [torch.Generator().manual_seed(i) for i in range(len(names))]
         with reflection(pipe, strong=Branch(), weak=Branch(), base=Branch(experts=experts), reflection_steps=0):
             made = pipe(pipe.get_label_ids(names), generator=noise, output_type="np", **CALL["dit_moe"]).images
-        return classifier.adherence(made, names)["joint"]
+        return judges.adherence(made, names)["joint"]
 
     assert joint("top") - joint("bottom") >= 0.1
 
@@ -173,7 +163,7 @@ def test_the_lora_draws_comets_at_its_scale_and_nothing_at_0():
     styled = _render(pipe, "animatediff", prompts)
     pipe.set_adapters("comet", 0.0)
     assert np.allclose(_render(pipe, "animatediff", prompts), plain, atol=1e-5)
-    assert classifier.comets(styled).mean() >= 0.8 > 0.2 >= classifier.comets(plain).mean()
+    assert judges.comets(styled).mean() >= 0.8 > 0.2 >= judges.comets(plain).mean()
 
 
 def test_the_controlnet_puts_the_sprite_where_its_outlines_are():
@@ -196,8 +186,8 @@ def test_the_controlnet_puts_the_sprite_where_its_outlines_are():
 def test_comets_are_told_from_other_clips_by_their_trail():
     prompts = world.prompts()[::2]
     seeds = range(70_000, 70_000 + len(prompts))
-    assert not classifier.comets(world.clips(prompts, seeds)).any()
-    assert classifier.comets(world.clips(prompts, seeds, trail=world.COMET)).all()
+    assert not judges.comets(world.clips(prompts, seeds)).any()
+    assert judges.comets(world.clips(prompts, seeds, trail=world.COMET)).all()
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -224,18 +214,18 @@ def test_training_reads_the_text_that_the_pipeline_gives_its_denoiser(pipe, trac
 
 
 def test_stages_are_chosen_by_name_by_track_or_all():
-    assert train.select(["all"]) == list(train.STAGES)
+    assert stages.select(["all"]) == list(stages.STAGES)
     animatediff = ["image_vae", "unet_base", "unet_strong", "unet_weak", "motion", "lora_comet", "controlnet_edges"]
-    assert train.select(["animatediff"]) == animatediff
-    assert train.select(["motion", "classifier"]) == ["classifier", "motion"]
+    assert stages.select(["animatediff"]) == animatediff
+    assert stages.select(["motion", "classifier"]) == ["classifier", "motion"]
     with pytest.raises(ValueError, match="unknown stage 'vae'"):
-        train.select(["vae"])
+        stages.select(["vae"])
 
 
 def test_every_stage_trains_and_what_comes_out_loads(tmp_path, monkeypatch):
     out, weights = tmp_path / "out", tmp_path / "weights"
-    for name in train.STAGES:
-        train.run(name, out, Budget(minutes=1, max_steps=2, pool=8), weights)
+    for name in stages.STAGES:
+        stages.run(name, out, Budget(minutes=1, max_steps=2, pool=8), weights)
     monkeypatch.setattr("w2sd_video.miniatures.WEIGHTS", weights)
     for track in PIPELINES:
         pipe = load_pipeline(track)
@@ -245,7 +235,7 @@ def test_every_stage_trains_and_what_comes_out_loads(tmp_path, monkeypatch):
         assert samples.shape[1:] == _shape(track)
     made = load_pipeline("dit_moe")([0, 47], output_type="np", **{**CALL["dit_moe"], "num_inference_steps": 2}).images
     assert made.shape == (2, 32, 32, 3)
-    assert classifier.load_classifier("classifier", weights).width == 16
+    assert judges.load_classifier("classifier", weights).width == 16
     assert {path.name for path in WEIGHTS.iterdir()} <= {path.name for path in weights.iterdir()}, "all can be trained"
 
 

@@ -462,7 +462,7 @@ def test_guidance_in_two_calls_without_names():
 def test_a_pipeline_that_writes_into_its_latents_is_reflected_alike():
     from w2sd_video import Reflection
     from w2sd_video.driver.rehearsal import CallState
-    from w2sd_video.driver.scheduler import Walk, presented
+    from w2sd_video.driver.walk import Walk, presented
 
     def loop(in_place):
         state = CallState()

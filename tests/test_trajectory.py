@@ -161,7 +161,7 @@ def test_reading_a_prediction_finds_the_sample_and_the_noise(name, setting):
         latents = level.alpha * sample + level.sigma * noise
         readable = ["sample"] if level.alpha == 0 else ["sample", "epsilon"]
         for reading in readable:
-            read = trajectory.read(latents, prediction, at=level, told=level, reading=reading)
+            read = trajectory.read(latents, prediction, at=level, told_level=level, reading=reading)
             torch.testing.assert_close(read, {"sample": sample, "epsilon": noise}[reading], rtol=1e-4, atol=1e-4)
 
 

@@ -1,12 +1,20 @@
 """Weak-to-Strong Diffusion: a sampler plugin for diffusers pipelines."""
 
-from w2sd_video.branch import Branch
-from w2sd_video.plugin import Run, reflection
-from w2sd_video.presets import PRESETS
-from w2sd_video.reflect import reflect
-from w2sd_video.sampler import Reflection, Request, Sampled, reflect_step, sample
-from w2sd_video.strength import StrengthSchedule
-from w2sd_video.trajectory import Level, Trajectory, known_schedulers
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from w2sd_video.branch import Branch
+    from w2sd_video.inversions import Request, reflect_step
+    from w2sd_video.plugin import Run, reflection
+    from w2sd_video.presets import PRESETS
+    from w2sd_video.reflection_settings import Reflection
+    from w2sd_video.sampler import Sampled, sample
+    from w2sd_video.step_functions import reflect
+    from w2sd_video.strength import StrengthSchedule
+    from w2sd_video.trajectory import Level, Trajectory, known_schedulers
 
 __version__ = "0.2.0"
 
@@ -26,3 +34,35 @@ __all__ = [
     "reflection",
     "sample",
 ]
+
+_MODULES = {
+    "Branch": "branch",
+    "Level": "trajectory",
+    "PRESETS": "presets",
+    "Reflection": "reflection_settings",
+    "Request": "inversions",
+    "Run": "plugin",
+    "Sampled": "sampler",
+    "StrengthSchedule": "strength",
+    "Trajectory": "trajectory",
+    "known_schedulers": "trajectory",
+    "reflect": "step_functions",
+    "reflect_step": "inversions",
+    "reflection": "plugin",
+    "sample": "sampler",
+}
+"""Where each public name lives: loaded when it is first used, for torch takes seconds to import."""
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -49,6 +49,7 @@ class Trajectory:
         prediction_type: "epsilon", "v_prediction", "sample", "flow" or "inverted_flow" (Mochi: the flow's negative).
         calls: index into ``scheduler.timesteps`` of each step.
         timesteps: the timestep that the network is told at each step.
+        number_of_calls: how many timesteps the scheduler has.
 
     Raises:
         TypeError: a scheduler that is not known; the message lists the known ones.
@@ -66,6 +67,8 @@ class Trajectory:
         self._levels = list(steps.levels)
         self._next_levels = list(steps.next_levels)
         self._scaled_input = steps.scaled_input
+        self._step_of_call = {call: step for step, call in enumerate(self.calls)}
+        self.number_of_calls = len(scheduler.timesteps)
 
     @staticmethod
     def check(scheduler: Any) -> None:
@@ -75,6 +78,14 @@ class Trajectory:
     def __len__(self) -> int:
         """Return the number of steps."""
         return len(self._levels)
+
+    def step_of_call(self, call: int) -> int | None:
+        """Return the step that a call of the scheduler starts; None where it goes on with one."""
+        return self._step_of_call.get(call)
+
+    def steps_from(self, call: int) -> list[int]:
+        """Return the steps that start at a call of the scheduler or after it."""
+        return [step for step, start in enumerate(self.calls) if start >= call]
 
     def level(self, i: int) -> Level:
         """Return (alpha, sigma) of the latents before step ``i``; ``level(len(self))`` is the final one."""
@@ -151,16 +162,16 @@ class Trajectory:
         return _combine(kept, latents, math.sqrt(max(here.sigma**2 - (kept * below.sigma) ** 2, 0.0)), noise)
 
     def read(
-        self, latents: torch.Tensor, prediction: torch.Tensor, *, at: Level, told: Level, reading: str
+        self, latents: torch.Tensor, prediction: torch.Tensor, *, at: Level, told_level: Level, reading: str
     ) -> torch.Tensor:
         """Turn a prediction into the noise or the sample that it means **at the level the network was told**.
 
-        The network saw the latents, which are at the level ``at``, beside the timestep of the level ``told``. Where
+        The network saw the latents, which are at the level ``at``, beside the timestep of ``told_level``. Where
         the two differ a velocity has no meaning of its own, but the noise read at the level told has.
         """
-        scale = self.input_scale(told)
-        told = Level(told.alpha / scale, told.sigma / scale)
-        coefficients = _readings(self.prediction_type, told)[reading]
+        scale = self.input_scale(told_level)
+        seen = Level(told_level.alpha / scale, told_level.sigma / scale)
+        coefficients = _readings(self.prediction_type, seen)[reading]
         return _combine(coefficients.of_latents / self.input_scale(at), latents, coefficients.of_prediction, prediction)
 
     def score_reading(self, i: int) -> str:

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from w2sd_video.algorithm import StepRequest, asked_by
 from w2sd_video.branch import Branch
 from w2sd_video.calibration.moments import Moments
+from w2sd_video.driver.call import walking
 from w2sd_video.driver.rehearsal import CallState
-from w2sd_video.driver.scheduler import Turn, Walk, without_variance
-from w2sd_video.plugin import walking
-from w2sd_video.sampler import Draw, Reflection, Request, Role, drawing_from, requests_of
+from w2sd_video.driver.walk import Turn, Walk, without_variance
+from w2sd_video.inversions import Draw, Request
+from w2sd_video.reflection_settings import Reflection, Role
+from w2sd_video.sampler import drawing_from
 from w2sd_video.trajectory import Level, Trajectory
 
 Ideal = Callable[[torch.Tensor, Level], tuple[torch.Tensor, torch.Tensor]]
@@ -49,7 +52,7 @@ def compare(
     products = []
     for i in steps:
         level, scale = trajectory.level(i), trajectory.input_scale(trajectory.level(i))
-        read = functools.partial(trajectory.read, at=level, told=level, reading="epsilon")
+        read = functools.partial(trajectory.read, at=level, told_level=level, reading="epsilon")
         for _ in range(draws):
             noise = draw(clips)
             latents = level.alpha * clips + level.sigma * noise
@@ -108,32 +111,35 @@ class ClipWalk(Walk):
         first = next(i for i, call in enumerate(trajectory.calls) if call >= begin)
         nothing = torch.zeros(0, 1)
         self._comparison = compare(trajectory, self._clips, self._draws, self._draw, first, self._ideal)
-        self.turns = [Turn(begin, self.wrapped.timesteps[begin], ends_step=True)]
-        for request in requests_of(compare(trajectory, nothing, self._draws, torch.zeros_like, first)):
+        first_latents = StepRequest(nothing, begin, "base")
+        self.turns = [Turn(begin, self.wrapped.timesteps[begin], first_latents, takes_step=True, ends_step=True)]
+        for request in asked_by(compare(trajectory, nothing, self._draws, torch.zeros_like, first)):
             call = trajectory.calls[request.step]
             self.turns.append(Turn(call, trajectory.timesteps[request.step], request, ends_step=True))
         self.total_steps = len(self.turns)
         self._announce()
 
-    def _take_step(self, turn: Turn, arguments: dict[str, Any]) -> Any:
-        """Answer the first turn: begin with the first level in the place of the pipeline's own latents."""
-        own, clips = arguments["sample"], self._clips
+    def _answer(self, turn: Turn, arguments: dict[str, Any]) -> Any:
+        """Begin with the first level in the place of the pipeline's own latents, then compare level after level."""
+        latents = arguments["sample"]
+        if turn.takes_step:
+            self._check_shape(latents)
+            return self._result(self._noised(next(self._comparison), latents), arguments)
+        try:
+            prediction = without_variance(arguments["model_output"], latents)[: len(self._clips)]
+            noised = self._noised(self._comparison.send(prediction.to(self._clips)), latents)
+            return self._result(noised, arguments)
+        except StopIteration as end:
+            self._found(end.value)
+            return self._result(latents, arguments)
+
+    def _check_shape(self, own: torch.Tensor) -> None:
+        clips = self._clips
         if own.shape[1:] != clips.shape[1:] or len(own) not in (len(clips), 2 * len(clips)):
             raise ValueError(
                 f"the clips' latents have the shape {tuple(clips.shape)}, the pipeline's own have "
                 f"{tuple(own.shape)}; give clips of the size and the number of frames that it is called with"
             )
-        return self._result(self._noised(next(self._comparison), own), arguments)
-
-    def _reflect(self, turn: Turn, arguments: dict[str, Any]) -> torch.Tensor:
-        """Hand the pipeline's prediction to the comparison, and return the noised clips to be evaluated next."""
-        latents = arguments["sample"]
-        try:
-            prediction = without_variance(arguments["model_output"], latents)[: len(self._clips)]
-            return self._noised(self._comparison.send(prediction.to(self._clips)), latents)
-        except StopIteration as end:
-            self._found(end.value)
-            return latents
 
     def _noised(self, request: Request, latents: torch.Tensor) -> torch.Tensor:
         """Return the noised clips as the pipeline's latents are: twice, if it steps both halves of guidance (DiT)."""

@@ -24,7 +24,7 @@ from w2sd_video.driver.halves import Arguments, is_doubled, split_halves, take_h
 from w2sd_video.driver.rehearsal import COND, UNCOND, CallState, output_like, zeros_for
 from w2sd_video.driver.signatures import named_signature, uncompiled, with_signature
 from w2sd_video.gaps import Swap, swapped, swaps_of
-from w2sd_video.sampler import Role
+from w2sd_video.reflection_settings import Role
 
 _CONDITIONAL_FIRST = ("DiTPipeline", "LuminaPipeline")
 

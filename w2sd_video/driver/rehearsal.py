@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from w2sd_video.driver.halves import Arguments, are_equal
-from w2sd_video.sampler import Role
+from w2sd_video.reflection_settings import Role
 
 COND, UNCOND = "cond", "uncond"
 
@@ -69,6 +71,19 @@ def _changes(shown: Arguments, wanted: Arguments, latents_name: str) -> Argument
         and not any(part in key for part in _FOLLOWS_LATENTS)
         and not are_equal(shown.get(key), wanted.get(key))
     }
+
+
+@contextmanager
+def same_random_state(generators: Any) -> Iterator[None]:
+    """Put every generator back to where it was, the global ones too."""
+    listed = generators if isinstance(generators, (list, tuple)) else [generators]
+    states = [(generator, generator.get_state()) for generator in listed if generator is not None]
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
 
 
 @dataclass

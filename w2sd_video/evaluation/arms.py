@@ -12,7 +12,7 @@ from itertools import product
 from typing import Literal
 
 from w2sd_video.presets import PRESETS
-from w2sd_video.sampler import WeakInversion
+from w2sd_video.reflection_settings import WeakInversion
 from w2sd_video.settings.evaluations import evaluations
 from w2sd_video.settings.messages import suggest
 from w2sd_video.settings.panels import panels, weak_panel

@@ -9,15 +9,15 @@ import torch
 
 from w2sd_video.metrics import Distance, Score
 from w2sd_video.metrics.frechet import frechet_distance as distance_of
-from w2sd_video.miniatures import classifier, world
+from w2sd_video.miniatures import judges, world
 
 
 def adherence() -> Score:
     """Whether shape, colour and direction are all as the prompt says, 0 or 1."""
 
     def of(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        wanted, seen = [world.parse(prompt) for prompt in prompts], classifier.classify(clips)
-        heads = classifier.HEADS
+        wanted, seen = [world.parse(prompt) for prompt in prompts], judges.classify(clips)
+        heads = judges.HEADS
         right = [all(getattr(w, h) == getattr(s, h) for h in heads) for w, s in zip(wanted, seen, strict=True)]
         return np.array(right, float)
 
@@ -28,8 +28,8 @@ def likelihood() -> Score:
     """Logarithm of the probability that the classifier gives to the prompt's shape, colour and direction."""
 
     def of(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        labels = torch.tensor([classifier.labels_of(world.parse(prompt)) for prompt in prompts])
-        every = classifier.logits(clips).values()
+        labels = torch.tensor([judges.labels_of(world.parse(prompt)) for prompt in prompts])
+        every = judges.logits(clips).values()
         chosen = [part.double().log_softmax(1).gather(1, labels[:, i : i + 1]) for i, part in enumerate(every)]
         return torch.cat(chosen, 1).sum(1).numpy()
 
@@ -38,7 +38,7 @@ def likelihood() -> Score:
 
 def comets() -> Score:
     """Whether the trail is of the style that the LoRA was trained on, 0 or 1."""
-    return Score("comets", True, lambda clips, _: classifier.comets(clips).astype(float))
+    return Score("comets", True, lambda clips, _: judges.comets(clips).astype(float))
 
 
 def motion_error() -> Score:
@@ -72,4 +72,4 @@ def frechet_distance() -> Distance:
         assert real is not None
         return distance_of(features, real) if len(features) > 1 else float("nan")
 
-    return Distance("frechet_distance", False, classifier.features, between)
+    return Distance("frechet_distance", False, judges.features, between)

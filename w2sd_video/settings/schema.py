@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from w2sd_video.sampler import Reflection, Role
+from w2sd_video.reflection_settings import Reflection, Role
 
 ROLES: tuple[Role, ...] = ("base", "strong", "weak")
 

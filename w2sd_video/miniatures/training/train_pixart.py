@@ -11,11 +11,11 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from transformers import T5EncoderModel
 
-from .data import encoded_pool
-from .diffusion import Noising, prompt_tokens, v_loss
-from .fit import Budget, fit
-from .models import ddim_scheduler, image_transformer, t5_tokenizer
-from .train_animatediff import encoder
+from w2sd_video.miniatures.training.data import encoded_pool
+from w2sd_video.miniatures.training.diffusion import Noising, prompt_tokens, v_loss
+from w2sd_video.miniatures.training.fit import Budget, fit
+from w2sd_video.miniatures.training.models import ddim_scheduler, image_transformer, t5_tokenizer
+from w2sd_video.miniatures.training.train_animatediff import encoder
 
 PICTURES = 8
 """Pictures in the pool for each clip of the other tracks' pools."""

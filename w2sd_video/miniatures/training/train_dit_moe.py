@@ -14,13 +14,12 @@ from torch import nn
 from torch.nn import functional
 
 from w2sd_video.backends.dit_moe_model import DiTMoETransformer2DModel, MoEGate
-
-from .data import TABLE
-from .diffusion import Noising, v_loss
-from .fit import Budget, fit
-from .models import ddim_scheduler
-from .train_pixart import pool
-from .world import SIZE, prompts
+from w2sd_video.miniatures.training.data import TABLE
+from w2sd_video.miniatures.training.diffusion import Noising, v_loss
+from w2sd_video.miniatures.training.fit import Budget, fit
+from w2sd_video.miniatures.training.models import ddim_scheduler
+from w2sd_video.miniatures.training.train_pixart import pool
+from w2sd_video.miniatures.world import SIZE, prompts
 
 CLASSES = prompts(sizes_and_speeds=False)
 """Shape, colour and direction, as words; the number of a class is its place here."""

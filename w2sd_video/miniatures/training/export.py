@@ -25,9 +25,8 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from w2sd_video.backends.dit_moe_model import DiTMoETransformer2DModel
 from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
-
-from .models import clip_tokenizer, cogvideox_scheduler, ddim_scheduler, t5_tokenizer
-from .world import prompts
+from w2sd_video.miniatures.training.models import clip_tokenizer, cogvideox_scheduler, ddim_scheduler, t5_tokenizer
+from w2sd_video.miniatures.world import prompts
 
 
 def export_animatediff(out: Path, weights: Path) -> None:

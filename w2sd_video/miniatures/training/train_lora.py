@@ -8,12 +8,12 @@ import torch
 from diffusers import AnimateDiffPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 
-from .data import encoded_pool
-from .diffusion import Noising, v_loss
-from .fit import Budget, fit
-from .models import ddim_scheduler
-from .train_animatediff import FRAMES, encoder, prompt_table
-from .world import COMET
+from w2sd_video.miniatures.training.data import encoded_pool
+from w2sd_video.miniatures.training.diffusion import Noising, v_loss
+from w2sd_video.miniatures.training.fit import Budget, fit
+from w2sd_video.miniatures.training.models import ddim_scheduler
+from w2sd_video.miniatures.training.train_animatediff import FRAMES, encoder, prompt_table
+from w2sd_video.miniatures.world import COMET
 
 RANK = 4
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import PROMPTS
-from .models import TEXT_LENGTH
+from w2sd_video.miniatures.training.data import PROMPTS
+from w2sd_video.miniatures.training.models import TEXT_LENGTH
 
 UNCONDITIONAL = len(PROMPTS) - 1
 DROPOUT = 0.1

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .world import COLOURS, DIRECTIONS, SHAPES, Attributes, parse
+from w2sd_video.miniatures import WEIGHTS
+from w2sd_video.miniatures.world import COLOURS, DIRECTIONS, SHAPES, Attributes, parse
 
 Samples = np.ndarray | torch.Tensor | Sequence
 
-WEIGHTS = Path(__file__).parent / "weights"
 HEADS = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "direction": tuple(DIRECTIONS)}
 FRAMES = 8
 """Frames of a clip that are looked at; of longer clips the first ones."""

@@ -8,7 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .world import COLOURS, DIRECTIONS, SHAPES, SIZES, SPEEDS, TRAIL, Attributes, Trail, all_attributes, clips
+from w2sd_video.miniatures.world import (
+    COLOURS,
+    DIRECTIONS,
+    SHAPES,
+    SIZES,
+    SPEEDS,
+    TRAIL,
+    Attributes,
+    Trail,
+    all_attributes,
+    clips,
+)
 
 TABLE = all_attributes()
 PROMPTS = [*(a.prompt for a in TABLE), ""]

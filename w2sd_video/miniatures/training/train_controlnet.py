@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from .data import random_clips, to_pixels
-from .diffusion import noised, v_loss
-from .fit import Budget, fit
-from .models import control_net, ddim_scheduler
-from .train_animatediff import FRAMES, encoder, prompt_table
-from .world import edges
+from w2sd_video.miniatures.training.data import random_clips, to_pixels
+from w2sd_video.miniatures.training.diffusion import noised, v_loss
+from w2sd_video.miniatures.training.fit import Budget, fit
+from w2sd_video.miniatures.training.models import control_net, ddim_scheduler
+from w2sd_video.miniatures.training.train_animatediff import FRAMES, encoder, prompt_table
+from w2sd_video.miniatures.world import edges
 
 
 def train_edges(out: Path, budget: Budget, seed: int = 21) -> None:

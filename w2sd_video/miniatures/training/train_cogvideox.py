@@ -12,10 +12,10 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from torch import nn
 from transformers import T5EncoderModel
 
-from .data import encoded_pool
-from .diffusion import Noising, prompt_embeddings, prompt_tokens, v_loss
-from .fit import Budget, fit
-from .models import cogvideox_scheduler, t5_text_encoder, t5_tokenizer, transformer
+from w2sd_video.miniatures.training.data import encoded_pool
+from w2sd_video.miniatures.training.diffusion import Noising, prompt_embeddings, prompt_tokens, v_loss
+from w2sd_video.miniatures.training.fit import Budget, fit
+from w2sd_video.miniatures.training.models import cogvideox_scheduler, t5_text_encoder, t5_tokenizer, transformer
 
 FRAMES = 9
 

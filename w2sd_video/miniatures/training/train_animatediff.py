@@ -15,10 +15,16 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNetMotionModel
 from torch import nn
 from transformers import CLIPTextModel
 
-from .data import encoded_pool
-from .diffusion import Noising, prompt_embeddings, prompt_tokens, v_loss
-from .fit import Budget, fit
-from .models import clip_text_encoder, clip_tokenizer, ddim_scheduler, motion_adapter, unet
+from w2sd_video.miniatures.training.data import encoded_pool
+from w2sd_video.miniatures.training.diffusion import Noising, prompt_embeddings, prompt_tokens, v_loss
+from w2sd_video.miniatures.training.fit import Budget, fit
+from w2sd_video.miniatures.training.models import (
+    clip_text_encoder,
+    clip_tokenizer,
+    ddim_scheduler,
+    motion_adapter,
+    unet,
+)
 
 FRAMES = 8
 WRONG_CAPTIONS = 0.6

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from .classifier import FRAMES, HEADS, Classifier, labels_of
-from .data import TABLE, random_clips
-from .fit import Budget, fit, log
+from w2sd_video.miniatures.judges import FRAMES, HEADS, Classifier, labels_of
+from w2sd_video.miniatures.training.data import TABLE, random_clips
+from w2sd_video.miniatures.training.fit import Budget, fit, log
 
 LABELS = torch.tensor([labels_of(attributes) for attributes in TABLE])
 OPPOSITE = torch.tensor([1, 0, 3, 2])  # of left, right, up, down

@@ -14,7 +14,7 @@ from w2sd_video.branch import Branch
 from w2sd_video.driver.rehearsal import CallState
 from w2sd_video.driver.signatures import named_signature
 from w2sd_video.gaps.swaps import scale_like, swapped
-from w2sd_video.sampler import Role
+from w2sd_video.reflection_settings import Role
 
 
 class ControlSwitch:

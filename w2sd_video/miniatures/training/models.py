@@ -19,7 +19,7 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from .world import SIZE, WORDS
+from w2sd_video.miniatures.world import SIZE, WORDS
 
 TEXT_LENGTH = 12
 """Tokens of a padded prompt, in both tracks; the longest prompt of the world takes nine."""

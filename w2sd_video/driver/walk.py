@@ -9,36 +9,38 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import with_signature
-from w2sd_video.sampler import Draw, Reflection, Request, pushed_away, reflect_step, requests_of, shift_history
+from w2sd_video.inversions import Draw, Request
+from w2sd_video.reflection_settings import Reflection
 from w2sd_video.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One iteration of the pipeline's loop.
+    """One iteration of the pipeline's loop, in which one prediction is made.
 
     Attributes:
         call: index among the wrapped scheduler's timesteps.
         timestep: what the network is told.
-        request: the sampler's request that is answered; None for a call of the wrapped scheduler's own step.
-        guides: whether the weak prediction of AutoGuidance is made here, at the latents of the step that follows.
-        begins: the step whose reflection begins here, or None.
-        ends_step: whether a step of the trajectory is complete after this turn.
+        asked: what the algorithm asks for here.
+        begins_call: whether it is the first turn for its call of the wrapped scheduler.
+        takes_step: whether the wrapped scheduler's own step is taken after it; it is the last turn for its call.
+        ends_step: whether a step of the trajectory is complete after it.
     """
 
     call: int
     timestep: torch.Tensor
-    request: Request | None = None
-    guides: bool = False
-    begins: int | None = None
+    asked: Request | StepRequest
+    begins_call: bool = True
+    takes_step: bool = False
     ends_step: bool = False
 
 
@@ -94,10 +96,8 @@ class Walk:
         self._state = state
         self._begin = 0
         self._slices_count_turns = False
-        self._unreflected: torch.Tensor | None = None
-        self._reflection: Generator[Request, torch.Tensor, torch.Tensor] | None = None
+        self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self._old_sample: torch.Tensor | None = None
-        self._weak: torch.Tensor | None = None
         self._step_signature = inspect.signature(self.wrapped.step)
         self._timesteps_signature = inspect.signature(self.wrapped.set_timesteps)
         self.set_timesteps = with_signature(self._set_timesteps, self._timesteps_signature)
@@ -148,11 +148,11 @@ class Walk:
 
         A scheduler that scales nothing is asked too, by pipelines that compare its exact class (Bria).
         """
-        request = self.turns[self.at].request if self.at < len(self.turns) else None
-        if request is None:
-            scale = getattr(self.wrapped, "scale_model_input", None)
-            return sample if scale is None else scale(sample, *args, **kwargs)
-        return sample if request.input_scale == 1.0 else sample / request.input_scale
+        asked = self.turns[self.at].asked if self.at < len(self.turns) else None
+        if isinstance(asked, Request):
+            return sample if asked.input_scale == 1.0 else sample / asked.input_scale
+        scale = getattr(self.wrapped, "scale_model_input", None)
+        return sample if scale is None else scale(sample, *args, **kwargs)
 
     def __deepcopy__(self, memo: Any) -> Any:
         """Refuse to be copied while reflecting: each copy would reflect on its own, against the others."""
@@ -171,29 +171,37 @@ class Walk:
 
     def _plan(self, begin: int) -> None:
         """Lay out the turns from a call of the wrapped scheduler on; steps are counted from there."""
-        self._begin, self.at, self._reflection, self._old_sample = begin, 0, None, None
-        self._trajectory = Trajectory(self.wrapped)
-        steps = [step for step, call in enumerate(self._trajectory.calls) if call >= begin]
+        self._begin, self.at, self._algorithm, self._old_sample = begin, 0, None, None
+        self._trajectory = trajectory = Trajectory(self.wrapped)
+        steps = trajectory.steps_from(begin)
         if not steps:
             total = len(self.wrapped.timesteps)
             raise ValueError(f"the pipeline begins at timestep {begin} of {total}: no step is left")
-        chosen = [steps[i] for i in self._settings.steps(len(steps))]
-        reflected = {step for step in chosen if self._settings.reflects_at(self._trajectory.level(step))}
-        step_of_call = {self._trajectory.calls[step]: step for step in steps}
+        self.total_steps = len(steps)
+        self.reflected_steps = len(reflected_steps(trajectory, self._settings, begin))
         self.turns = []
-        for call in range(begin, len(self.wrapped.timesteps)):
-            step = step_of_call.get(call)
-            if step in reflected:
-                requests = requests_of(reflect_step(self._trajectory, torch.zeros(0), step, self._settings))
-                for number, request in enumerate(requests):
-                    told = self._trajectory.timesteps[request.step]
-                    self.turns.append(Turn(call, told, request, begins=step if number == 0 else None))
-            if self._settings.autoguidance:
-                self.turns.append(Turn(call, self.wrapped.timesteps[call], guides=True))
-            ends_step = call + 1 in step_of_call or call + 1 == len(self.wrapped.timesteps)
-            self.turns.append(Turn(call, self.wrapped.timesteps[call], ends_step=ends_step))
-        self.total_steps, self.reflected_steps = len(steps), len(reflected)
+        asked_for_call: list[Request | StepRequest] = []
+        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=begin)):
+            if isinstance(asked, Step):
+                self.turns += self._turns_of(asked.call, asked_for_call)
+                asked_for_call = []
+            else:
+                asked_for_call.append(asked)
         self._announce()
+
+    def _turns_of(self, call: int, asked_for_call: Sequence[Request | StepRequest]) -> list[Turn]:
+        """Return the turns for one call of the wrapped scheduler, of which the last takes its step."""
+        last, trajectory = len(asked_for_call) - 1, self._trajectory
+        ends_step = trajectory.step_of_call(call + 1) is not None or call + 1 == trajectory.number_of_calls
+        return [
+            Turn(call, self._timestep_of(asked), asked, number == 0, number == last, number == last and ends_step)
+            for number, asked in enumerate(asked_for_call)
+        ]
+
+    def _timestep_of(self, asked: Request | StepRequest) -> torch.Tensor:
+        if isinstance(asked, Request):
+            return self._trajectory.timesteps[asked.step]
+        return self.wrapped.timesteps[asked.call]
 
     def _call_of_slice(self, start: int) -> int:
         """Return the call meant by the start of a slice, counted in calls.
@@ -214,26 +222,19 @@ class Walk:
 
     def _announce(self) -> None:
         """Tell the denoiser's switch which role the next evaluation answers for."""
-        turn = self.turns[self.at] if self.at < len(self.turns) else None
-        request = turn.request if turn else None
+        asked = self.turns[self.at].asked if self.at < len(self.turns) else None
         self._state.request += 1
-        self._state.role = request.role if request else "weak" if turn and turn.guides else "base"
-        self._state.shares_latents = request is not None and request.shares_latents
+        self._state.role = asked.role if asked else "base"
+        self._state.shares_latents = isinstance(asked, Request) and asked.shares_latents
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
             raise RehearsalOver
         arguments = self._step_signature.bind(*args, **kwargs).arguments
         turn = self._checked_turn(arguments)
-        self._state.step_taken = turn.request is None and not turn.guides
+        self._state.step_taken = turn.takes_step
         self._state.call = turn.call - self._begin
-        if turn.guides:
-            self._weak = arguments["model_output"]
-            result = self._result(arguments["sample"], arguments)
-        elif turn.request is None:
-            result = self._take_step(turn, arguments)
-        else:
-            result = self._result(self._reflect(turn, arguments), arguments)
+        result = self._answer(turn, arguments)
         self.at += 1
         self._announce()
         if turn.ends_step:
@@ -242,7 +243,7 @@ class Walk:
 
     def _checked_turn(self, arguments: dict[str, Any]) -> Turn:
         """Return the turn that this step answers, or say that the pipeline does not walk as it should."""
-        if arguments.get("per_token_timesteps") is not None and any(turn.request for turn in self.turns):
+        if arguments.get("per_token_timesteps") is not None and self.reflected_steps:
             raise ValueError("a pipeline that gives each token its own timestep cannot be reflected")
         turn = self.turns[self.at] if self.at < len(self.turns) else None
         if turn is None or float(arguments["timestep"]) != float(turn.timestep):
@@ -253,35 +254,30 @@ class Walk:
             )
         return turn
 
-    def _reflect(self, turn: Turn, arguments: dict[str, Any]) -> torch.Tensor:
-        """Hand the pipeline's prediction to the sampler, and return the latents to be evaluated next."""
+    def _answer(self, turn: Turn, arguments: dict[str, Any]) -> Any:
+        """Hand the pipeline's prediction to the algorithm, and return what it is to go on with: what is asked next."""
         latents = arguments["sample"]
-        if turn.begins is not None:
-            self._unreflected = latents = latents.clone()  # pipelines may write into what they handed over
-            self._reflection = reflect_step(self._trajectory, latents, turn.begins, self._settings, self.draw)
-            next(self._reflection)
-        assert self._reflection is not None
-        try:
-            return self._reflection.send(without_variance(arguments["model_output"], latents)).latents
-        except StopIteration as end:
-            return end.value
+        if turn.begins_call:
+            # Pipelines may write into what they handed over, and the algorithm needs it until the step is taken.
+            self._begin_step(latents if turn.takes_step else latents.clone())
+        assert self._algorithm is not None
+        asked = self._algorithm.send(without_variance(arguments["model_output"], latents))
+        return self._take_step(asked, arguments) if isinstance(asked, Step) else self._result(asked.latents, arguments)
 
-    def _take_step(self, turn: Turn, arguments: dict[str, Any]) -> Any:
+    def _begin_step(self, latents: torch.Tensor) -> None:
+        """Tell the algorithm the latents that a step begins with, as the pipeline has them."""
+        if self._algorithm is None:
+            self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, self._begin)
+            next(self._algorithm)
+        else:
+            self._algorithm.send(latents)
+
+    def _take_step(self, step: Step, arguments: dict[str, Any]) -> Any:
         """Take the wrapped scheduler's own step, with what it would have been given in a loop of its own."""
-        if self._unreflected is not None:
-            step = self._trajectory.calls.index(turn.call)
-            shift_history(self.wrapped, self._trajectory, step, arguments["sample"] - self._unreflected)
-            self._unreflected = None
-        if self._weak is not None:
-            own, latents = arguments["model_output"], arguments["sample"]
-            strong, weak = without_variance(own, latents), without_variance(self._weak, latents)
-            pushed = pushed_away(strong, weak, self._settings.autoguidance)
-            if own.shape != pushed.shape:
-                pushed = torch.cat([pushed, own[:, pushed.shape[1] :]], dim=1)
-            arguments, self._weak = arguments | {"model_output": pushed}, None
+        shift_history(self.wrapped, self._trajectory, step)
+        arguments = arguments | {"model_output": with_variance(step.prediction, arguments["model_output"])}
         if "timestep_back" in arguments:
-            first = turn.call == self._begin
-            back = None if first else self.wrapped.timesteps[turn.call - 1]
+            back = None if step.call == self._begin else self.wrapped.timesteps[step.call - 1]
             arguments = arguments | {"timestep_back": back, "old_pred_original_sample": self._old_sample}
         result = self.wrapped.step(**arguments)
         if "timestep_back" in arguments:
@@ -306,9 +302,15 @@ def without_variance(prediction: torch.Tensor, latents: torch.Tensor) -> torch.T
     return prediction[:, : latents.shape[1]]
 
 
-def is_presented(scheduler: Any) -> bool:
-    """Return whether a scheduler is one that a reflection put into a pipeline."""
-    return type(scheduler).__qualname__ == f"{presented.__name__}.<locals>.Presented"
+def with_variance(prediction: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Return a prediction with the learned variance that the pipeline's own one has behind it, if it has one."""
+    if prediction.shape == own.shape:
+        return prediction
+    return torch.cat([prediction, own[:, prediction.shape[1] :]], dim=1)
+
+
+class PresentedScheduler:
+    """What every scheduler is an instance of that a reflection put into a pipeline."""
 
 
 _WALKED = ("timesteps", "sigmas", "set_timesteps", "set_begin_index", "scale_model_input", "step", "__deepcopy__")
@@ -318,7 +320,7 @@ def presented(walk: Walk) -> Any:
     """Return a walk that passes for the scheduler it wraps: of a subclass, with all its attributes and signatures."""
     wrapped = walk.wrapped
 
-    class Presented(type(wrapped)):  # type: ignore[misc]
+    class Presented(PresentedScheduler, type(wrapped)):  # type: ignore[misc]
         def __init__(self) -> None:
             pass
 

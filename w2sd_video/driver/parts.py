@@ -12,8 +12,8 @@ from torch import nn
 
 from w2sd_video.backends import DENOISERS, second_denoiser
 from w2sd_video.branch import STAGES, Branch
-from w2sd_video.driver.scheduler import is_presented
-from w2sd_video.sampler import Role
+from w2sd_video.driver.walk import PresentedScheduler
+from w2sd_video.reflection_settings import Role
 from w2sd_video.trajectory import Trajectory
 
 
@@ -37,7 +37,7 @@ def check_loop(pipe: Any) -> None:
         ValueError: the pipeline is being reflected already.
     """
     Trajectory.check(pipe.scheduler)
-    if is_presented(pipe.scheduler):
+    if isinstance(pipe.scheduler, PresentedScheduler):
         raise ValueError("the pipeline is being reflected already; end that block before beginning another")
     source = source_of(pipe)
     if source and "scheduler.step(" not in source:
@@ -68,37 +68,6 @@ def source_of(pipe: Any) -> str:
         return "\n".join(inspect.getsource(sys.modules[name]) for name in modules)
     except (OSError, TypeError, KeyError):
         return ""
-
-
-def check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuse what a pipeline counts in turns of its loop, of which a reflected one has more than steps.
-
-    Raises:
-        ValueError: the argument, its value and what to do instead.
-    """
-    neutral = {
-        "control_guidance_start": 0.0,
-        "control_guidance_end": 1.0,
-        "adapter_conditioning_factor": 1.0,
-        "cfg_trunc_ratio": 1.0,
-    }
-    for name in ("denoising_start", "denoising_end", "skip_guidance_layers", *neutral):
-        value = arguments.get(name)
-        values = value if isinstance(value, (list, tuple)) and name in neutral else [value]
-        if any(one is not None and one != neutral.get(name) for one in values):
-            raise ValueError(
-                f"{name}={value} cannot be reflected: the pipeline would count it in turns of the reflected loop; "
-                "leave it at its default, or reflect no step (reflection_steps=0)"
-            )
-    denoiser, vae = denoisers_of(pipe)[0], getattr(pipe, "vae", None)
-    channels = [
-        getattr(part, "config", {}).get(key) for part, key in ((denoiser, "in_channels"), (vae, "latent_channels"))
-    ]
-    if arguments.get("mask_image") is not None and channels[0] == channels[1]:
-        raise ValueError(
-            f"{type(pipe).__name__} with this denoiser keeps the unmasked part by noising it anew in every turn, which "
-            "cannot be reflected; use an inpainting checkpoint, or reflect no step (reflection_steps=0)"
-        )
 
 
 def branch_at_stage(pipe: Any, role: Role, branch: Branch, denoisers: list[nn.Module], stage: int) -> Branch:

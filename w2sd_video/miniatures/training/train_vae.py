@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 from torch.nn import functional
 
-from .data import random_clips
-from .fit import Budget, fit, log
-from .models import image_vae, video_vae
-from .world import SIZE
+from w2sd_video.miniatures.training.data import random_clips
+from w2sd_video.miniatures.training.fit import Budget, fit, log
+from w2sd_video.miniatures.training.models import image_vae, video_vae
+from w2sd_video.miniatures.world import SIZE
 
 KL_WEIGHT = 1e-5
 V = TypeVar("V", AutoencoderKL, AutoencoderKLCogVideoX)

@@ -1,0 +1,136 @@
+"""Weak-to-Strong Diffusion (algorithm 1 of "Weak-to-Strong Diffusion with Reflection", arXiv 2502.00473).
+
+No model and no scheduler is inside: the algorithm asks for predictions and for steps, and whoever drives it answers.
+``sampler.sample`` does with a function of the user's own, ``plugin.reflection`` with the loop of a diffusers pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from w2sd_video.inversions import Draw, Request, reflect_step
+from w2sd_video.reflection_settings import Reflection, Role
+from w2sd_video.trajectory import Trajectory
+
+Returned = TypeVar("Returned")
+
+
+def w2sd(
+    trajectory: Trajectory, latents: torch.Tensor, settings: Reflection, draw: Draw = torch.randn_like, begin: int = 0
+) -> Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor]:
+    """Sample from the noisiest step to the last: yield what is asked for, be sent it, return the last latents.
+
+    The predictions for a step are asked for one by one, then the scheduler's own step, which is answered with the
+    latents that the next step begins with.
+
+    Args:
+        trajectory: the levels.
+        latents: tensor of any shape, at the level of the first step.
+        settings: where and how to reflect.
+        draw: makes the noise of Re-Sampling, like the latents that it is given.
+        begin: index among the scheduler's timesteps of the first call; steps are counted from there.
+
+    Raises:
+        ValueError: more reflected steps than steps, or a step that cannot be inverted.
+    """
+    reflected = reflected_steps(trajectory, settings, begin)
+    for call in range(begin, trajectory.number_of_calls):  # t = T … 1
+        i, x = trajectory.step_of_call(call), latents  # i is None where a scheduler calls twice for one step
+        if i in reflected:  # t > T - λ
+            x = yield from reflect_step(trajectory, x, i, settings, draw)  # x̃_t = M_w_inv(M_s(x_t, t), t)
+        weak = (yield StepRequest(x, call, "weak")) if settings.autoguidance else None
+        prediction = yield StepRequest(x, call, "base")
+        if weak is not None:
+            prediction = pushed_away(prediction, weak, settings.autoguidance)
+        latents = yield Step(x, call, prediction, x - latents if i in reflected else None)  # x_{t-1} = M_s(x̃_t, t)
+    return latents
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """A prediction that the scheduler's own step is to be taken with, or pushed away from.
+
+    Attributes:
+        latents: what to evaluate, in the scheduler's own scaling.
+        call: index among the scheduler's timesteps; the network sees latents and timestep as in a stock loop.
+        role: which setting of the model is to answer.
+    """
+
+    latents: torch.Tensor
+    call: int
+    role: Role
+
+
+@dataclass(frozen=True)
+class Step:
+    """The scheduler's own step, to be taken: the step that counts.
+
+    Attributes:
+        latents: what it starts from.
+        call: index among the scheduler's timesteps.
+        prediction: what the scheduler calls ``model_output``.
+        displacement: what a reflection has added to the latents; None where there was none.
+    """
+
+    latents: torch.Tensor
+    call: int
+    prediction: torch.Tensor
+    displacement: torch.Tensor | None
+
+
+def reflected_steps(trajectory: Trajectory, settings: Reflection, begin: int = 0) -> frozenset[int]:
+    """Return the steps at which there is a reflection, of those from a call of the scheduler on.
+
+    Raises:
+        ValueError: more reflected steps than steps.
+    """
+    steps = trajectory.steps_from(begin)
+    chosen = [steps[i] for i in settings.steps(len(steps))]
+    return frozenset(step for step in chosen if settings.reflects_at(trajectory.level(step)))
+
+
+def pushed_away(prediction: torch.Tensor, weak: torch.Tensor, weight: float) -> torch.Tensor:
+    """Return ``prediction + weight * (prediction - weak)`` (AutoGuidance; Karras et al., arXiv 2406.02507)."""
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    strong = prediction.to(dtype)
+    return (strong + weight * (strong - weak.to(dtype))).to(prediction.dtype)
+
+
+def shift_history(scheduler: Any, trajectory: Trajectory, step: Step) -> None:
+    """Shift the latents that a corrector (UniPC) starts from, so that a displacement survives the step.
+
+    UniPC builds the latents of a step again from those of the step before, times a ratio of the two levels, and would
+    throw away what a reflection added to them.
+    """
+    before, i = getattr(scheduler, "last_sample", None), trajectory.step_of_call(step.call)
+    if step.displacement is None or before is None or not i:
+        return
+    last, here = trajectory.level(i - 1), trajectory.level(i)
+    ratio = here.sigma / last.sigma if scheduler.predict_x0 else here.alpha / last.alpha
+    scheduler.last_sample = before + step.displacement.to(before.dtype) / ratio
+
+
+def drive(asking: Generator[Any, torch.Tensor, Returned], answer: Callable[[Any], torch.Tensor]) -> Returned:
+    """Answer everything that a generator asks for, and return what it returns."""
+    try:
+        asked = next(asking)
+        while True:
+            asked = asking.send(answer(asked))
+    except StopIteration as end:
+        return end.value
+
+
+def asked_by(asking: Generator[Any, torch.Tensor, Any]) -> list[Any]:
+    """Return all that a generator asks for, found by running it on latents of no size."""
+    every: list[Any] = []
+
+    def answer(asked: Any) -> torch.Tensor:
+        every.append(asked)
+        return asked.latents
+
+    drive(asking, answer)
+    return every

@@ -1,0 +1,1 @@
+"""How the miniatures are trained: the data, the networks, a file a track, and the stages in order."""
