@@ -261,6 +261,8 @@ def test_models_that_cannot_be_loaded(cogvideox, models, capsys):
     assert code == 1 and "holds no denoiser" in line
     code, line = refused(capsys, "--model.memory", "offload")
     assert code == 1 and "offload" in line
+    code, line = refused(capsys, "--model.attention", "_native_efficient")
+    assert code == 1 and "attention='_native_efficient' does not run on cpu in float32" in line
 
 
 def test_a_scheduler_that_cannot_be_reflected(cogvideox, models, capsys):
