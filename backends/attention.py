@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn import functional
 
 from w2sd_video.backends.split_attention import SplitSDPA, SplitXFormers
-from w2sd_video.settings.messages import first_line, suggest
+from w2sd_video.messages import first_line, suggest
 
 SDPA = "sdpa"
 XFORMERS = "xformers"
