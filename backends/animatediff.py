@@ -19,26 +19,26 @@ from diffusers import (
 from torch import nn
 
 from w2sd_video.backends import register
-from w2sd_video.backends.attention import Kind, check_attention, set_attention
+from w2sd_video.backends.attention import check_class, set_attention
 from w2sd_video.backends.loading import (
     Config,
     Memory,
     Source,
-    check_memory,
     check_same,
+    check_settings,
     denoiser_config,
     filled,
     is_single_file,
     kind_of_file,
     load_file,
     load_part,
-    pick_device,
     pipeline_class,
     place,
     spare_memory,
 )
 from w2sd_video.backends.motion import drop_motion, motion_config, same_motion, share_motion, with_motion
 from w2sd_video.backends.prediction import Text, Words, guided_predictor, one_a_prompt
+from w2sd_video.backends.split_attention import split_motion_attention
 from w2sd_video.branch import Branch
 from w2sd_video.sampler import Predict
 
@@ -68,7 +68,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "auto",
     memory: Memory = "device",
-    attention: Kind = "sdpa",
+    attention: str = "sdpa",
     variant: str | None = None,
     config: Source | None = None,
 ) -> Pipeline:
@@ -98,12 +98,11 @@ def load(
     Raises:
         FileNotFoundError: a checkpoint that is not there.
         ModuleNotFoundError: xformers is asked for and not installed.
-        ValueError: a checkpoint of another class or shape, found before its weights are loaded; an unknown setting.
+        ValueError: a checkpoint of another class or shape, found before its weights are loaded; a setting that does not
+            exist or cannot be had here.
     """
-    target = pick_device(device)
-    check_memory(memory, target)
-    check_attention(attention, target)
-    dtype = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
+    target, dtype = check_settings(device, dtype, memory, attention, native=torch.float16)
+    check_class(UNet2DConditionModel, {}, attention)
     weights = weights or {}
     if is_single_file(pretrained):
         pipe = _load_file(pretrained, motion_adapter, weights, dtype, config)
@@ -119,9 +118,10 @@ def load(
     for model in (adapter, *seconds.values()):
         if model is not None:
             share_motion(model, pipe.unet)
-    set_attention(pipe.unet, attention)
-    for name, unet in seconds.items():
+    for unet in (pipe.unet, *seconds.values()):
         set_attention(unet, attention)
+        split_motion_attention(unet, attention)
+    for name, unet in seconds.items():
         register(pipe, name, unet)
     return pipe
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,16 +11,16 @@ from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from torch import nn
 
 from w2sd_video.backends import register
+from w2sd_video.backends.attention import set_attention
 from w2sd_video.backends.loading import (
     Config,
     Memory,
     Source,
-    check_memory,
     check_same,
+    check_settings,
     denoiser_config,
     filled,
     load_part,
-    pick_device,
     pipeline_class,
     place,
     spare_memory,
@@ -43,6 +44,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "auto",
     memory: Memory = "device",
+    attention: str = "sdpa",
     variant: str | None = None,
 ) -> CogVideoXPipeline:
     """Load a CogVideoX pipeline, and second transformers that share everything else with it.
@@ -56,6 +58,8 @@ def load(
         device: "auto" is the accelerator if there is one.
         memory: `device` keeps all on the device; `offload` moves text encoder, transformers and VAE there in turn, the
             transformers together; `sequential` moves layer by layer and is slow.
+        attention: `sdpa` is torch's own, `xformers`, `flash`, `sage` and others those of diffusers' dispatcher (see
+            `w2sd_video.backends.attention.attention_names`).
         variant: of the files of `pretrained`, `fp16` for example.
 
     Returns:
@@ -63,14 +67,14 @@ def load(
 
     Raises:
         FileNotFoundError: a checkpoint that is not there.
-        ValueError: a checkpoint of another class or shape, found before any weight is loaded; an unknown setting.
+        ValueError: a checkpoint of another class or shape, found before any weight is loaded; a setting that does not
+            exist or cannot be had here.
+        ModuleNotFoundError: xformers is asked for and not installed.
     """
-    target = pick_device(device)
-    check_memory(memory, target)
+    target, dtype = check_settings(device, dtype, memory, attention, native=partial(_native_dtype, pretrained))
     pipeline_class(pretrained, {"CogVideoXPipeline"})
     own, _ = denoiser_config(pretrained, CogVideoXTransformer3DModel, "transformer", _DENOISERS)
     found = {name: _check_second(own, name, source) for name, source in (weights or {}).items()}
-    dtype = dtype or _native_dtype(own, target)
 
     pipe = load_part(CogVideoXPipeline, pretrained, dtype, variant=variant)
     spare_memory(pipe.vae)
@@ -80,6 +84,8 @@ def load(
             seconds[name] = source.eval()
         else:
             seconds[name] = load_part(CogVideoXTransformer3DModel, source, dtype, found[name])
+    for transformer in (pipe.transformer, *seconds.values()):
+        set_attention(transformer, attention)
     place(pipe, "transformer", seconds.values(), target, memory)
     for name, module in seconds.items():
         register(pipe, name, module)
@@ -154,8 +160,7 @@ def _architecture(config: Mapping[str, Any]) -> Config:
     return {name: config.get(name) for name in _ARCHITECTURE}
 
 
-def _native_dtype(config: Config, device: torch.device) -> torch.dtype:
+def _native_dtype(pretrained: Source) -> torch.dtype:
     """Return what the checkpoint was trained in: 2B, the only one without rotary positions, is the float16 one."""
-    if device.type == "cpu":
-        return torch.float32
+    config, _ = denoiser_config(pretrained, CogVideoXTransformer3DModel, "transformer", _DENOISERS)
     return torch.bfloat16 if config["use_rotary_positional_embeddings"] else torch.float16

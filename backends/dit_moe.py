@@ -18,18 +18,18 @@ from safetensors.torch import load_file as load_safetensors
 from torch import nn
 
 from w2sd_video.backends import register
+from w2sd_video.backends.attention import set_attention
 from w2sd_video.backends.dit_moe_model import DiTMoETransformer2DModel
 from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
 from w2sd_video.backends.loading import (
     Config,
     Memory,
     Source,
-    check_memory,
     check_same,
+    check_settings,
     denoiser_config,
     filled,
     load_part,
-    pick_device,
     pipeline_class,
     place,
     spare_memory,
@@ -74,6 +74,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "auto",
     memory: Memory = "device",
+    attention: str = "sdpa",
     variant: str | None = None,
     size: str | None = None,
     rectified_flow: bool | None = None,
@@ -90,6 +91,8 @@ def load(
         device: "auto" is the accelerator if there is one.
         memory: `device` keeps all on the device; `offload` moves transformers and VAE there in turn; `sequential` moves
             layer by layer and is slow.
+        attention: `sdpa` is torch's own, `xformers`, `flash`, `sage` and others those of diffusers' dispatcher (see
+            `w2sd_video.backends.attention.attention_names`).
         variant: of the files of a folder or hub id, `fp16` for example.
         size: of a checkpoint file, one of `SIZES`; None takes the published size that fits.
         rectified_flow: how the network of a checkpoint file was trained; None is as that size was published.
@@ -100,14 +103,13 @@ def load(
 
     Raises:
         FileNotFoundError: a checkpoint that is not there.
-        ValueError: a checkpoint of another class or shape, one that holds more than tensors, or an unknown setting.
+        ValueError: a checkpoint of another class or shape, one that holds more than tensors; a setting that does
+            not exist or cannot be had here.
+        ModuleNotFoundError: xformers is asked for and not installed.
     """
-    target = pick_device(device)
-    check_memory(memory, target)
+    target, dtype = check_settings(device, dtype, memory, attention, native=torch.float16)
     if size is not None and size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
-    dtype = dtype or (torch.float32 if target.type == "cpu" else torch.float16)
-
     if _is_file(pretrained):
         decoder = _load_vae(vae, dtype)
         transformer = load_checkpoint(pretrained, dtype, size=size, rectified_flow=rectified_flow)
@@ -123,6 +125,8 @@ def load(
         pipe = load_part(DiTMoEPipeline, pretrained, dtype, variant=variant)
     seconds = {name: _load_second(pipe, name, source, dtype) for name, source in (weights or {}).items()}
     spare_memory(pipe.vae)
+    for transformer in (pipe.transformer, *seconds.values()):
+        set_attention(transformer, attention)
     place(pipe, "transformer", seconds.values(), target, memory)
     for name, module in seconds.items():
         register(pipe, name, module)

@@ -10,8 +10,10 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed, get_timestep_embedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
@@ -132,18 +134,30 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(class_labels)
 
 
+class DiTMoEAttnProcessor:
+    """Attention by the kernel that `set_attention_backend` sets, else by torch's own."""
+
+    _attention_backend = None
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attend: (samples, tokens, heads, channels) to (samples, tokens, heads * channels)."""
+        attended = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return rearrange(attended, "samples tokens heads channels -> samples tokens (heads channels)")
+
+
 class _Attention(nn.Module, AttentionModuleMixin):
     """What both kinds of attention share; the mixin has tools of diffusers know them as attention."""
-
-    processor = None
 
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.processor = DiTMoEAttnProcessor()
 
-    def by_head(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Split (samples, tokens, 3 * width) into queries, keys and values (samples, heads, tokens, channels)."""
-        return qkv.unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)
+    def by_head(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Split (samples, tokens, 3 * width) into queries, keys and values (samples, tokens, heads, channels)."""
+        return rearrange(
+            qkv, "samples tokens (qkv heads channels) -> qkv samples tokens heads channels", qkv=3, heads=self.heads
+        )
 
 
 class SelfAttention(_Attention):
@@ -157,8 +171,7 @@ class SelfAttention(_Attention):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Attend."""
         query, key, value = self.by_head(self.qkv(tokens))
-        attended = functional.scaled_dot_product_attention(query, key, value)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        return self.proj(self.processor(query, key, value))
 
 
 class NormedSelfAttention(_Attention):
@@ -174,8 +187,7 @@ class NormedSelfAttention(_Attention):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Attend."""
         query, key, value = self.by_head(self.Wqkv(tokens))
-        attended = functional.scaled_dot_product_attention(self.q_norm(query), self.k_norm(key), value)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        return self.out_proj(self.processor(self.q_norm(query), self.k_norm(key), value))
 
 
 class Expert(nn.Module):

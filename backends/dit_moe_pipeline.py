@@ -14,6 +14,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from w2sd_video.backends.dit_moe_model import DiTMoETransformer2DModel
+from w2sd_video.guidance import guided
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -143,7 +144,7 @@ class DiTMoEPipeline(DiffusionPipeline):
                 )
                 if self.do_classifier_free_guidance:
                     uncond, cond = prediction.chunk(2)
-                    prediction = uncond + guidance_scale * (cond - uncond)
+                    prediction = guided(cond, uncond, guidance_scale)
                     variance = variance.chunk(2)[1]
                 if _learned_variance(self.scheduler):
                     prediction = torch.cat([prediction, variance], dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import nn
 
 from w2sd_video.backends import Second
+from w2sd_video.backends.attention import check_attention, check_name
 
 Source = str | Path
 Config = dict[str, Any]
@@ -147,13 +148,53 @@ def check_same(own: Mapping[str, Any], other: Mapping[str, Any], *, where: str) 
             )
 
 
-def pick_device(device: str | torch.device) -> torch.device:
-    """Return the device, "auto" standing for the accelerator if there is one, else the CPU."""
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def check_settings(
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    memory: str,
+    attention: str,
+    *,
+    native: torch.dtype | Callable[[], torch.dtype],
+) -> tuple[torch.device, torch.dtype]:
+    """Check the settings that all backends share, and return the device and the dtype to load for.
+
+    Args:
+        device: "auto" is the accelerator if there is one.
+        dtype: None is float32 on the CPU, and `native` elsewhere.
+        memory: one of `Memory`.
+        attention: one of `w2sd_video.backends.attention.attention_names`.
+        native: the dtype for an accelerator, or what reads it from a checkpoint's config.
+
+    Raises:
+        ValueError: a setting that does not exist, or that cannot be had here.
+        ModuleNotFoundError: xformers is asked for and not installed.
+    """
+    target = check_device(device)
+    check_memory(memory, target)
+    check_name(attention)
+    if dtype is None and target.type == "cpu":
+        dtype = torch.float32
+    elif dtype is None:
+        dtype = native if isinstance(native, torch.dtype) else native()
+    check_attention(attention, target, dtype)
+    return target, dtype
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device, "auto" standing for the accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: a device that this machine does not have.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {str(device)!r}: not available on this machine; use auto or cpu") from error
+    return torch.device(device)
 
 
 def check_memory(memory: str, device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from w2sd_video.backends import DENOISERS, Second, register
+from w2sd_video.backends.attention import check_class, set_attention
 from w2sd_video.backends.loading import (
     Config,
     Memory,
     Source,
-    check_memory,
     check_same,
+    check_settings,
     denoiser_config,
     is_single_file,
     kind_of_file,
     load_file,
     load_part,
-    pick_device,
     pipeline_index,
     place,
     spare_memory,
@@ -42,6 +42,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "auto",
     memory: Memory = "device",
+    attention: str = "sdpa",
     variant: str | None = None,
     controlnet: Source | None = None,
     ip_adapter: Source | None = None,
@@ -60,6 +61,9 @@ def load(
         device: "auto" is the accelerator if there is one.
         memory: `device` keeps all on the device; `offload` moves text encoders, denoisers and VAE there in turn, the
             denoisers together; `sequential` moves layer by layer and is slow.
+        attention: of the denoisers and the ControlNet: `sdpa` is torch's own, `xformers`, `flash`, `sage` and others
+            those of diffusers' dispatcher (see `w2sd_video.backends.attention.attention_names`). UNets and other older
+            networks take at most `sdpa` and `xformers`.
         variant: of the files of `pretrained`, `fp16` for example.
         controlnet: hub id or folder of a ControlNet; the pipeline is then the ControlNet one of its kind.
         ip_adapter: file of an IP-Adapter: a path, or `owner/name/folder/file` on the hub. Its image encoder lies in
@@ -76,11 +80,11 @@ def load(
     Raises:
         FileNotFoundError: a checkpoint that is not there.
         ValueError: a checkpoint of another class or shape, found before its weights are loaded; a ControlNet,
-            IP-Adapter or component that this pipeline does not take; an unknown setting.
+            IP-Adapter or component that this pipeline does not take; an attention that its networks cannot be set to;
+            a setting that does not exist or cannot be had here.
+        ModuleNotFoundError: xformers is asked for and not installed.
     """
-    target = pick_device(device)
-    check_memory(memory, target)
-    dtype = dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)
+    target, dtype = check_settings(device, dtype, memory, attention, native=torch.bfloat16)
     weights, components, single = weights or {}, components or {}, is_single_file(pretrained)
     index = {"_class_name": kind_of_file(pretrained)} if single else pipeline_index(pretrained)
     family = _family(index["_class_name"], controlnet)
@@ -91,13 +95,15 @@ def load(
         raise ValueError(f"diffusers has no scheduler {scheduler!r}; name a class like DDIMScheduler")
     classes = {name: _class_of(family, name) for name in components}
     own = {} if single else _denoiser_configs(pretrained, index)
+    for denoiser in own.values() or [{"_class_name": "UNet2DConditionModel"}]:
+        check_class(getattr(diffusers, denoiser["_class_name"]), denoiser, attention)
     if own:
         for name, source in weights.items():
             _check_second(own, name, source)
 
     parts = {name: _load_component(classes[name], source, dtype) for name, source in components.items()}
     if controlnet is not None:
-        parts["controlnet"] = _load_controlnet(family, controlnet, next(iter(own.values()), {}), dtype)
+        parts["controlnet"] = _load_controlnet(family, controlnet, next(iter(own.values()), {}), dtype, attention)
     if single:
         given = {} if config is None else {"config": str(config)}
         pipe = load_file(family, pretrained, dtype, **given, **parts)
@@ -115,6 +121,8 @@ def load(
         spare_memory(pipe.vae)
 
     seconds = {name: _load_second(pipe, list(own), source, dtype, config) for name, source in weights.items()}
+    for network in _networks(pipe, [*own, "controlnet"], seconds.values()):
+        set_attention(network, attention)
     place(pipe, next(iter(own), ""), seconds.values(), target, memory)
     for name, second in seconds.items():
         register(pipe, name, second)
@@ -213,6 +221,13 @@ def _load_second(pipe: Any, names: list[str], source: Source | Second, dtype: to
     return modules[0] if len(modules) == 1 else (modules[0], modules[1])
 
 
+def _networks(pipe: Any, names: list[str], seconds: Iterable[Second]) -> list[nn.Module]:
+    """Return all that is evaluated at every step: denoisers, second ones, and a ControlNet."""
+    own = [getattr(pipe, name, None) for name in names]
+    others = [module for second in seconds for module in (second if isinstance(second, tuple) else (second,))]
+    return [*(network for network in own if network is not None), *others]
+
+
 def _load_component(kind: Any, source: Source, dtype: torch.dtype) -> Any:
     """Load a component, which may be no network (a tokenizer) and then has no precision."""
     if issubclass(kind, nn.Module):
@@ -220,7 +235,7 @@ def _load_component(kind: Any, source: Source, dtype: torch.dtype) -> Any:
     return kind.from_pretrained(str(Path(source).expanduser()))
 
 
-def _load_controlnet(family: Any, source: Source, denoiser: Config, dtype: torch.dtype) -> Any:
+def _load_controlnet(family: Any, source: Source, denoiser: Config, dtype: torch.dtype, attention: str) -> Any:
     """Load a ControlNet, once its config is known to be for this denoiser."""
     kinds = [one for one in family._get_signature_types()["controlnet"] if hasattr(one, "load_config")]
     config, subfolder = denoiser_config(source, kinds[0], "controlnet", [kind.__name__ for kind in kinds])
@@ -229,6 +244,7 @@ def _load_controlnet(family: Any, source: Source, denoiser: Config, dtype: torch
     # Networks with motion layers and without say the number of heads by different names.
     alike = {name: value for name, value in alike.items() if name not in _HEADS or None not in (value, config[name])}
     check_same(alike, _listed(config), where=f"controlnet {str(source)!r}")
+    check_class(kind, config, attention)
     return load_part(kind, source, dtype, subfolder)
 
 

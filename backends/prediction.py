@@ -13,6 +13,7 @@ from w2sd_video.backends import second_denoiser
 from w2sd_video.branch import STAGES, Branch
 from w2sd_video.gaps import swapped, swaps_of
 from w2sd_video.gaps.lora import check_loaded
+from w2sd_video.guidance import guided
 from w2sd_video.sampler import Predict
 
 Text = dict[str, torch.Tensor]
@@ -82,8 +83,8 @@ def guided_predictor(
             halves = [_for_batch(text, len(samples)) for text in (unconditional, conditional)]
             both = {name: torch.cat([half[name] for half in halves]) for name in conditional}
             prediction = evaluate(module, torch.cat([samples, samples]), timestep, both)
-        without, with_text = prediction.float().chunk(2)
-        return (without + scale * (with_text - without)).to(latents.dtype)
+        uncond, cond = prediction.float().chunk(2)
+        return guided(cond, uncond, scale).to(latents.dtype)
 
     return predict
 

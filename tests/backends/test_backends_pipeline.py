@@ -33,20 +33,8 @@ def saved(tmp_path_factory):
     tiny.stable_diffusion_xl(control=True)[0].controlnet.save_pretrained(root / "controlnet-sdxl")
     pipe, _ = tiny.stable_diffusion(ip_adapter=True)
     pipe.image_encoder.save_pretrained(root / "ip" / "image_encoder")
-    save_ip_adapter(pipe, root / "ip" / "adapter.safetensors")
+    tiny.save_ip_adapter(pipe, root / "ip" / "adapter.safetensors")
     return root
-
-
-def save_ip_adapter(pipe, file):
-    """Write the IP-Adapter of a pipeline as IP-Adapters are published."""
-    projection = pipe.unet.encoder_hid_proj.image_projection_layers[0]
-    state = {f"image_proj.proj.{name}": value for name, value in projection.image_embeds.state_dict().items()}
-    state |= {f"image_proj.norm.{name}": value for name, value in projection.norm.state_dict().items()}
-    processors = [one for one in pipe.unet.attn_processors.values() if hasattr(one, "to_k_ip")]
-    for number, one in enumerate(processors):
-        for key in ("to_k_ip", "to_v_ip"):
-            state[f"ip_adapter.{2 * number + 1}.{key}.weight"] = getattr(one, key)[0].weight
-    save_file({name: value.clone() for name, value in state.items()}, file)
 
 
 def run(pipe, call):

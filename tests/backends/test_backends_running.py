@@ -1,17 +1,14 @@
-"""Running what a backend loaded: predictions for one's own loop, memory settings, attention in parts."""
+"""Running what a backend loaded: predictions for one's own loop, memory settings."""
 
 import functools
-from types import SimpleNamespace
 
 import diffusers
 import pytest
 import tiny
 import torch
-from diffusers.models import attention_processor
 from torch import nn
-from torch.nn import functional
 
-from w2sd_video.backends import animatediff, attention, cogvideox, loading, register, registered
+from w2sd_video.backends import animatediff, cogvideox, dit_moe, loading, pipeline, register, registered
 from w2sd_video.branch import Branch
 from w2sd_video.plugin import reflection
 from w2sd_video.sampler import sample
@@ -185,7 +182,7 @@ def test_predictors_refuse_what_their_pipelines_have_not(branch, says):
 
 
 def test_memory_settings_are_checked():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    cuda = torch.device("cuda")
     for memory in ("device", "offload", "sequential"):
         loading.check_memory(memory, cuda)
     with pytest.raises(ValueError, match="must be one of device, offload, sequential; got 'disk'"):
@@ -193,7 +190,15 @@ def test_memory_settings_are_checked():
     for backend in (animatediff, cogvideox):
         with pytest.raises(ValueError, match="memory='offload' offloads from an accelerator"):
             backend.load("nobody/nothing", device="cpu", memory="offload")
-    assert loading.pick_device("auto").type in ("cuda", "mps", "cpu") and loading.pick_device("cpu") == cpu
+
+
+def test_devices_are_checked_before_anything_is_looked_for():
+    assert loading.check_device("auto").type in ("cuda", "mps", "cpu")
+    assert loading.check_device("cpu") == loading.check_device(torch.device("cpu")) == torch.device("cpu")
+    for backend in (animatediff, cogvideox, dit_moe, pipeline):
+        for wrong in ("cuda:99", "gpu"):
+            with pytest.raises(ValueError, match=f"device '{wrong}': not available on this machine; use auto or cpu"):
+                backend.load("nobody/nothing", device=wrong)
 
 
 @pytest.mark.parametrize("build", [tiny.animatediff, tiny.cogvideox])
@@ -271,7 +276,7 @@ def test_offloading_exchanges_the_stages_of_a_pair(monkeypatch):
 def test_sequential_offloading_hooks_every_layer_once(tmp_path, monkeypatch):
     """Only the hooks: accelerate runs this mode on no CPU."""
     tiny.stable_diffusion()[0].save_pretrained(tmp_path / "sd")
-    monkeypatch.setattr(animatediff, "check_memory", lambda *_: None)
+    monkeypatch.setattr(loading, "check_memory", lambda *_: None)
     weak, adapter = tiny.unet(seed=9), tiny.motion_adapter()
     pipe = animatediff.load(
         tmp_path / "sd", motion_adapter=adapter, weights={"weak": weak}, device="cpu", memory="sequential"
@@ -283,71 +288,3 @@ def test_sequential_offloading_hooks_every_layer_once(tmp_path, monkeypatch):
         assert leaves and all(type(m._hf_hook).__name__ == "AlignDevicesHook" for m in leaves)
         assert all(m._hf_hook.offload and p.device.type == "meta" for m in leaves for p in m.parameters())
     assert second.down_blocks[0].motion_modules is pipe.unet.down_blocks[0].motion_modules
-
-
-# Attention
-
-
-@pytest.fixture
-def temporal():
-    """An attention of a motion layer, input for it, and its output by the stock processor."""
-    pipe, _ = tiny.animatediff()
-    layer = pipe.unet.down_blocks[0].motion_modules[0].transformer_blocks[0].attn1
-    hidden = torch.randn(10, 4, 8)
-    return layer, hidden, layer(hidden)
-
-
-def test_a_large_batch_is_attended_to_in_parts(temporal, monkeypatch):
-    layer, hidden, expected = temporal
-    sizes = []
-    whole = functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        functional, "scaled_dot_product_attention", lambda q, *a, **k: (sizes.append(len(q)), whole(q, *a, **k))[1]
-    )
-    layer.set_processor(attention.SplitSDPA())
-    assert torch.equal(layer(hidden), expected) and sizes == [10]
-    monkeypatch.setattr(attention, "LARGEST_BATCH", 4)
-    close(layer(hidden), expected)
-    assert sizes == [10, 4, 4, 2]
-    context, mask = torch.randn(10, 3, 8), torch.zeros(10, 1, 3).masked_fill(torch.rand(10, 1, 3) > 0.7, -1e4)
-    parts = layer(hidden, encoder_hidden_states=context, attention_mask=mask)
-    monkeypatch.setattr(attention, "LARGEST_BATCH", 100)
-    close(parts, layer(hidden, encoder_hidden_states=context, attention_mask=mask))
-
-
-def test_xformers_gets_at_most_its_limit_of_batch_times_heads(temporal, monkeypatch):
-    """A stand-in for the library, which has no CPU kernel."""
-    layer, hidden, expected = temporal
-    rows = []
-
-    def memory_efficient_attention(query, key, value, attn_bias=None, op=None, scale=None):
-        rows.append(len(query))
-        return functional.scaled_dot_product_attention(query, key, value, attn_bias, scale=scale)
-
-    ops = SimpleNamespace(memory_efficient_attention=memory_efficient_attention)
-    monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops), raising=False)
-    monkeypatch.setattr(attention, "LARGEST_BATCH", 9)
-    layer.set_processor(attention.SplitXFormers())
-    close(layer(hidden), expected)
-    assert layer.heads == 2 and rows == [8, 8, 4]
-
-
-def test_motion_layers_are_split_and_the_output_is_the_same():
-    pipe, call = tiny.animatediff()
-    before = pipe(**call, generator=torch.Generator().manual_seed(0), output_type="latent")[0]
-    attention.set_attention(pipe.unet, "sdpa")
-    split = {name for name, p in pipe.unet.attn_processors.items() if isinstance(p, attention.SplitSDPA)}
-    assert split == {name for name in pipe.unet.attn_processors if "motion_modules" in name} != set()
-    for processor in pipe.unet.attn_processors.values():
-        type(processor)()  # as loading an IP-Adapter does
-    assert torch.equal(pipe(**call, generator=torch.Generator().manual_seed(0), output_type="latent")[0], before)
-
-
-def test_attention_that_cannot_be_had():
-    with pytest.raises(ValueError, match="must be 'sdpa' or 'xformers', got 'flash'"):
-        animatediff.load("nobody/nothing", attention="flash", device="cpu")
-    with pytest.raises(ValueError, match="needs a CUDA device, got cpu"):
-        animatediff.load("nobody/nothing", attention="xformers", device="cpu")
-    if not diffusers.utils.is_xformers_available():
-        with pytest.raises(ModuleNotFoundError, match=r"w2sd-video\[xformers\]"):
-            attention.check_attention("xformers", torch.device("cuda"))

@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from command import refused, sidecar_of
 from PIL import Image
 
 from w2sd_video.render import main
@@ -72,24 +72,8 @@ def render(*argv):
     assert main(["--config", "pair.yaml", *argv]) == 0
 
 
-def refused(capsys, *argv, config="pair.yaml"):
-    """Run a command that is refused; return its exit code and its one line on stderr."""
-    before = sorted(Path().rglob("*"))
-    with pytest.raises(SystemExit) as end:
-        main(["--config", config, *argv])
-    bar = re.compile(r".*it/s\].*|\s*|\s*\x1b\[A")
-    lines = [line for line in capsys.readouterr().err.splitlines() if not bar.fullmatch(line)]
-    assert len(lines) == 1, lines
-    assert sorted(Path().rglob("*")) == before, "nothing half-written is left"
-    return end.value.code, lines[0].split("w2sd_video.render: ")[1]
-
-
 def frames_of(folder):
     return np.stack([np.asarray(Image.open(path)) for path in sorted(Path(folder).iterdir())])
-
-
-def sidecar_of(path):
-    return json.loads(Path(f"{path}.json").read_text())
 
 
 def test_a_render_writes_a_clip_a_sidecar_and_says_what_it_did(family, capsys):
@@ -277,6 +261,8 @@ def test_models_that_cannot_be_loaded(cogvideox, models, capsys):
     assert code == 1 and "holds no denoiser" in line
     code, line = refused(capsys, "--model.memory", "offload")
     assert code == 1 and "offload" in line
+    code, line = refused(capsys, "--model.attention", "_native_efficient")
+    assert code == 1 and "attention='_native_efficient' does not run on cpu in float32" in line
 
 
 def test_a_scheduler_that_cannot_be_reflected(cogvideox, models, capsys):

@@ -10,9 +10,8 @@ import pytest
 import tiny
 import torch
 import yaml
+from command import refused, sidecar_of
 from PIL import Image
-from test_backends_pipeline import save_ip_adapter
-from test_render import refused, sidecar_of
 from tiny.dit_moe import dit_moe as tiny_dit_moe
 
 from w2sd_video.render import main
@@ -55,7 +54,7 @@ def models(tmp_path_factory):
     tiny.stable_diffusion(control=True)[0].controlnet.save_pretrained(root / "controlnet")
     pipe, _ = tiny.stable_diffusion(ip_adapter=True)
     pipe.image_encoder.save_pretrained(root / "ip" / "image_encoder")
-    save_ip_adapter(pipe, root / "ip" / "adapter.safetensors")
+    tiny.save_ip_adapter(pipe, root / "ip" / "adapter.safetensors")
     tiny.parts.picture().save(root / "picture.png")
     return root
 

@@ -197,6 +197,7 @@ def test_a_preset_goes_before_the_file_and_the_command_line_before_a_preset(writ
         ("--strong.lora.detail 1", "strong.lora 'detail': not among model.lora (there are none)"),
         ("--model.family wan", "model.family wan: must be one of animatediff, cogvideox, pipeline, dit_moe"),
         ("--model.controlnet a/b", "model.controlnet: is for the family pipeline, but model.family is cogvideox"),
+        ("--model.attention flahs", "model.attention: unknown attention 'flahs'; did you mean 'flash'?"),
         ("--model.motion_adapter a/b", "model.motion_adapter: is for the family animatediff"),
         ("--weak.experts some", "weak.experts some: must be a whole number or one of top, bottom, high, low or null"),
         ("--weak.experts 0", "weak.experts 0: must be top, bottom, high, low or a number of at least 1"),

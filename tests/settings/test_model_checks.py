@@ -151,3 +151,11 @@ def test_a_comparison_has_three_panels_and_only_the_last_is_reflected():
     assert list(found) == ["weak", "strong", "W2SD"]
     assert [sum(evaluations(one).values()) for one in found.values()] == [50, 100, 100 + 49 * 3]
     assert list(panels(dataclasses.replace(config, compare=False))) == ["W2SD"]
+
+
+def test_an_attention_is_said_where_it_is_not_torchs_own(minimal):
+    kernels = []
+    for options in ([], ["--model.attention", "sdpa"], ["--model.attention", "_native_cudnn"]):
+        said = plan_in_words(parse(["--config", minimal, *options]).config)
+        kernels.append([line for line in said.splitlines() if line.startswith("kernel")])
+    assert kernels == [[], [], ["kernel   _native_cudnn (attention)"]]

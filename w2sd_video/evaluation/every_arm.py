@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from w2sd_video.backends.loading import pick_device
 from w2sd_video.evaluation.arms import Candidate, candidates
 from w2sd_video.evaluation.comparison import Outcome, Result, Tuned, choose, compare, reported
 from w2sd_video.evaluation.measures import load_metrics, real_features
@@ -34,9 +33,9 @@ def evaluate_into(folder: Path, config: RenderConfig, plan: Plan) -> str:
         LoadError: a model, or the metric by which settings are chosen, that cannot be loaded.
         VideoError: a picture or a video that cannot be read.
     """
-    check_device(config.device)
+    device = check_device(config.device)
     inputs = read_inputs(config)
-    metrics, missing = load_metrics(plan, str(pick_device(config.device)))
+    metrics, missing = load_metrics(plan, str(device))
     real = {split.name: real_features(metrics, config, split, plan) for split in (plan.tuning, plan.report)}
     open_folder(folder, plan, metrics, config)
     laboratory = Laboratory(folder, loader_of(config), metrics, inputs, plan.batch, plan.shown)

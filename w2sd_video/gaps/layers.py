@@ -163,7 +163,7 @@ def _with_identity_map(attention: nn.Module) -> Callable[..., Any]:
         if not mode.seen:
             raise ValueError(
                 f"perturbed_layers: this {type(attention).__name__} does not attend by torch's own function to the "
-                "very tokens that attend; set the attention backend to native, or leave the block out"
+                "very tokens that attend; load the model with attention='sdpa', or leave the block out"
             )
         return result
 

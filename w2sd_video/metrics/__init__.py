@@ -106,16 +106,7 @@ def load_metric(name: str, **options: Any) -> Metric:
     if unknown := sorted(options.keys() - known.keys()):
         raise ValueError(f"metric {name!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
     if device is not None and "device" in known:
-        _check_device(device)
-        options["device"] = device
+        from w2sd_video.backends.loading import check_device
+
+        options["device"] = str(check_device(device))
     return load(**options)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here ({reason}); 'cpu' always can") from error

@@ -36,12 +36,13 @@ def load(config: RenderConfig) -> Any:
             dtype=getattr(torch, config.dtype),
             device=config.device,
             memory=model.memory,
+            attention=model.attention,
             variant=model.variant,
             **options,
         )
         for name, source in model.lora.items():
             pipe.load_lora_weights(locate(source or ""), adapter_name=name)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise LoadError(f"model {model.pretrained}: {first_line(error)}") from error
     return pipe
 
@@ -75,13 +76,15 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that this machine does not have."""
-    import torch
+def check_device(device: str) -> Any:
+    """Return the `torch.device` that a name means, and refuse one that this machine does not have.
 
-    if device == "auto":
-        return
+    Raises:
+        ConfigError: no such device here.
+    """
+    from w2sd_video.backends import loading
+
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {device!r}: not available on this machine; use auto or cpu") from error
+        return loading.check_device(device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

@@ -72,6 +72,8 @@ class ModelConfig:
     """Hub id or folder of the VAE for a DiT-MoE checkpoint file; null: the one that it was trained with."""
     memory: Literal["device", "offload", "sequential"] = "device"
     """All on the device, one component at a time (offload), or one layer at a time (sequential, slowest)."""
+    attention: str = "sdpa"
+    """What the denoisers attend by: sdpa (torch's own), xformers, flash, sage or any other name that diffusers has."""
     parameters: dict[str, float] = field(default_factory=dict)
     """Millions of parameters of each component, for the estimates of --dry-run."""
 

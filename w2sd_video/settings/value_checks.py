@@ -53,6 +53,7 @@ def check(config: RenderConfig) -> None:
     for name, family in FAMILY_OPTIONS.items():
         if getattr(config.model, name) and config.model.family != family:
             raise ConfigError(f"model.{name}: is for the family {family}, but model.family is {config.model.family}")
+    _check_attention(config.model.attention)
     if not isinstance(config.prompts, list):
         raise ConfigError(f"prompts: must be a list of texts, not {config.prompts!r}")
     if not config.prompts:
@@ -69,6 +70,16 @@ def check(config: RenderConfig) -> None:
     for name in config.inputs:
         if name in _OWN_ARGUMENTS or name in config.call:
             raise ConfigError(f"inputs.{name}: is set elsewhere, and cannot be set here")
+
+
+def _check_attention(name: str) -> None:
+    if name != "sdpa":  # the other names are diffusers', which takes its time to import
+        from w2sd_video.backends.attention import check_name
+
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise ConfigError(f"model.attention: {error}") from error
 
 
 def _check_range(name: str, value: float | None, low: float, high: float) -> None:

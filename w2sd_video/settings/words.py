@@ -21,6 +21,7 @@ def plan_in_words(config: RenderConfig) -> str:
         found = f"{adapter} {_state(adapter)}" if adapter else f"to come: --model.lora.{name} FILE"
         lines.append(f"load     LoRA {name}: {found}")
     lines += [f"input    {name}: {path or f'to come: --inputs.{name} FILE'}" for name, path in config.inputs.items()]
+    lines += [f"kernel   {model.attention} (attention)"] if model.attention != "sdpa" else []
     size = f"{config.width or 'own'} x {config.height or 'own'}, {config.frames or 'own number of'} frame(s)"
     lines.append(f"clip     {size}, {len(config.prompts)} prompt(s), seed {config.seed}")
     lines.append(f"steps    {steps_in_words(config)}")

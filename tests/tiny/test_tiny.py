@@ -1,8 +1,9 @@
 """The tiny pipelines are worth testing with: what a denoiser is told really reaches its output."""
 
 import pytest
-import tiny
 import torch
+
+import tiny
 
 BUILDERS = (
     tiny.animatediff,
