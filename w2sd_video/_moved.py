@@ -16,12 +16,14 @@ _TRAINING = ("data", "diffusion", "export", "fit", "models")
 _TRACKS = ("animatediff", "cogvideox", "dit_moe", "lora", "pixart", "vae")
 
 MOVED: dict[str, tuple[str, ...]] = {
+    "backends.motion": ("backends.motion_layers",),
     "clips": ("calibration.real_clips", "calibration.latents"),
     "config": ("settings.command_line", "settings.files"),
     "describe": ("settings.words",),
     "describe_calibration": ("calibration.report",),
     "gaps.control": ("driver.controlnet",),
     "ideal": ("calibration.ideal_prediction",),
+    "metrics.loading": ("metrics.weights",),
     "miniatures.classifier": ("miniatures.judges",),
     "miniatures.train_classifier": ("miniatures.training.train_judges",),
     "miniatures.train_control": ("miniatures.training.train_controlnet",),
@@ -43,7 +45,7 @@ TAKEN_OUT: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluation.every_arm", "evaluation.measures"),
     "miniatures.train": ("miniatures.training.stages",),
     "render": (
-        *("rendering.load", "rendering.sample", "rendering.arguments", "rendering.inputs", "rendering.prompts"),
+        *("rendering.load", "rendering.sample", "rendering.call_arguments", "rendering.inputs", "rendering.prompts"),
         "messages",
     ),
     "sampler": ("algorithm", "inversions"),
