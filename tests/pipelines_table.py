@@ -1,4 +1,4 @@
-"""Write docs/reference/pipelines.md: which pipelines of the installed diffusers are reflected, tried on tiny random models.
+"""Write docs/reference/pipelines.md: which pipelines of diffusers are reflected, tried on tiny random models.
 
     python tests/pipelines_table.py
 
@@ -195,9 +195,9 @@ reflected. Random weights say that the plugin works with a pipeline, nothing abo
 - **fails**: the pipeline itself broke in the longer loop.
 - **not tried**: what its class tells, or what was missing for a try.
 
-A pipeline with its own scheduler was tried; [others can take its place](../guide/own-script.md#good-to-know). The suite in
-`tests/driver/test_systems.py` goes further for {systems} systems: it compares each with a plain loop, and every gap with a
-pipeline set up that way by hand.
+A pipeline with its own scheduler was tried; [others can take its place](../guide/own-script.md#good-to-know). The
+suite in `tests/driver/test_systems.py` goes further for {systems} systems: it compares each with a plain loop, and
+every gap with a pipeline set up that way by hand.
 
 {counts}
 

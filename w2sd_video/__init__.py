@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from w2sd_video.strength import StrengthSchedule
     from w2sd_video.trajectory import Level, Trajectory, known_schedulers
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "PRESETS",

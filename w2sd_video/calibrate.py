@@ -17,6 +17,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from w2sd_video import __version__
 from w2sd_video._moved import names_of
 from w2sd_video.calibration.options import add_options, calibrated_config, clips_of
 from w2sd_video.calibration.pair import calibrate_pair
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line: print the table and the verdict, and write the strengths; exit codes as of a render."""
     parser = argparse.ArgumentParser("python -m w2sd_video.calibrate", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="configuration of the pair: its name or a file")
+    parser.add_argument("--version", action="version", version=f"w2sd-video {__version__}")
     add_options(parser)
     options, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     output = Path(options.output)

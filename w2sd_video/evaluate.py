@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from w2sd_video import __version__
 from w2sd_video._moved import names_of
 from w2sd_video.evaluation.every_arm import evaluate_into
 from w2sd_video.evaluation.plan import add_options, plan_of
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the evaluation that a command line names, print its table and write its folder."""
     parser = argparse.ArgumentParser("python -m w2sd_video.evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="NAME|FILE", help="W2SD as it is configured")
+    parser.add_argument("--version", action="version", version=f"w2sd-video {__version__}")
     add_options(parser)
     options, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     try:

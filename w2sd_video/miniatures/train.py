@@ -42,7 +42,7 @@ from w2sd_video.miniatures.training.stages import STAGES, run, select
 __getattr__ = names_of("w2sd_video.miniatures.train")  # a command is named __main__ when it runs
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and encoded clips")
@@ -50,10 +50,14 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where finished pipelines go")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's planned minutes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    for name in select(args.stage):
+    try:
+        names = select(args.stage)
+    except ValueError as error:
+        parser.error(str(error))
+    for name in names:
         run(name, args.out, Budget(STAGES[name].minutes * args.scale), args.weights)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import jsonargparse
 
+from w2sd_video import __version__
 from w2sd_video.presets import PRESETS, Preset
 from w2sd_video.settings.files import packaged_configs, read_config, read_prompts
 from w2sd_video.settings.schema import RenderConfig
@@ -125,6 +126,7 @@ def _parser() -> _Parser:
         type=Preset,
         help="settings of the reflection by name; they go before those of the configuration",
     )
+    parser.add_argument("--version", action="version", version=f"w2sd-video {__version__}")
     parser.add_argument("--print-config", action="store_true", help="print the configuration as YAML and exit")
     parser.add_argument("--dry-run", action="store_true", help="print what would be loaded and evaluated, and exit")
     parser.add_class_arguments(RenderConfig, as_group=False, skip={"prompts"})
