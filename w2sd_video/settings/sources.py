@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -69,6 +70,12 @@ def read_json(source: str, file: str) -> dict[str, Any]:
         path = Path(cached) if isinstance(cached, str) else None
     if not path or not path.is_file():
         return {}
+    return _parsed(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache
+def _parsed(path: Path, modified_ns: int) -> dict[str, Any]:
+    """Parse a JSON file, once as long as it is not modified: a plan asks the same files many times."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
