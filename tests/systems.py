@@ -112,7 +112,7 @@ def _cogvideox(build: Callable[..., Any], image: bool = False, **settings: Any) 
 
 SYSTEMS: dict[str, System] = {
     "animatediff": _animatediff(tiny.animatediff),
-    "animatediff_sdxl": _animatediff(tiny.animatediff_sdxl, rounding=1e-3),
+    "animatediff_sdxl": _animatediff(tiny.animatediff_sdxl, rounding=1e-4),
     "animatediff_ip_adapter": _animatediff(lambda: tiny.animatediff(ip_adapter=True), (*GUIDED, *IP_ADAPTER)),
     "animatediff_controlnet": _animatediff(tiny.animatediff_controlnet, (*COMMON, *CONTROL)),
     "animatediff_sparsectrl": _animatediff(tiny.animatediff_sparse_controlnet, (*COMMON, *CONTROL)),
@@ -147,12 +147,12 @@ SYSTEMS: dict[str, System] = {
     "stable_diffusion": _stable_diffusion(tiny.stable_diffusion),
     "stable_diffusion_controlnet": _stable_diffusion(lambda: tiny.stable_diffusion(control=True), *CONTROL),
     "stable_diffusion_ip_adapter": _stable_diffusion(lambda: tiny.stable_diffusion(ip_adapter=True), *IP_ADAPTER),
-    "stable_diffusion_xl": _stable_diffusion(tiny.stable_diffusion_xl, rounding=1e-3),
+    "stable_diffusion_xl": _stable_diffusion(tiny.stable_diffusion_xl, rounding=1e-4),
     "stable_diffusion_xl_controlnet": _stable_diffusion(
-        lambda: tiny.stable_diffusion_xl(control=True), *CONTROL, rounding=1e-3
+        lambda: tiny.stable_diffusion_xl(control=True), *CONTROL, rounding=1e-4
     ),
     "stable_diffusion_xl_ip_adapter": _stable_diffusion(
-        lambda: tiny.stable_diffusion_xl(ip_adapter=True), *IP_ADAPTER, rounding=1e-3
+        lambda: tiny.stable_diffusion_xl(ip_adapter=True), *IP_ADAPTER, rounding=1e-4
     ),
     "stable_diffusion_3": System(tiny.stable_diffusion_3, "flow"),
     "flux": System(tiny.flux, "flow", "embedded", ("guidance", "prompt", *NETWORK), blocks=("transformer_blocks.0",)),

@@ -6,7 +6,7 @@ alone (it seeds torch), none is zero where a trained one is not, and every netwo
 
 # ruff: noqa: F401 -- the builders are gathered here for the tests
 from tiny.image import dit, flux, hidream, nucleus_moe, pixart, sana, stable_diffusion_3
-from tiny.parts import motion_adapter, randomise, unet, unet_sdxl
+from tiny.parts import motion_adapter, randomise, save_ip_adapter, unet, unet_sdxl
 from tiny.stable_diffusion import (
     animatediff,
     animatediff_controlnet,
