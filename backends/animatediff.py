@@ -37,7 +37,7 @@ from w2sd_video.backends.loading import (
     place,
     spare_memory,
 )
-from w2sd_video.backends.motion import drop_motion, motion_config, same_motion, share_motion, with_motion
+from w2sd_video.backends.motion_layers import drop_motion, motion_config, same_motion, share_motion, with_motion
 from w2sd_video.backends.prediction import Text, Words, guided_predictor, one_a_prompt
 from w2sd_video.backends.split_attention import split_motion_attention
 from w2sd_video.branch import Branch

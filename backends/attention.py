@@ -30,8 +30,11 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
+from w2sd_video._moved import names_of
 from w2sd_video.backends.split_attention import SplitSDPA, SplitXFormers
-from w2sd_video.settings.messages import first_line, suggest
+from w2sd_video.messages import first_line, suggest
+
+__getattr__ = names_of(__name__)
 
 SDPA = "sdpa"
 XFORMERS = "xformers"

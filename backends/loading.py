@@ -13,8 +13,11 @@ from diffusers.utils import deprecation_utils
 from safetensors import safe_open
 from torch import nn
 
+from w2sd_video._moved import names_of
 from w2sd_video.backends import Second
 from w2sd_video.backends.attention import check_attention, check_name
+
+__getattr__ = names_of(__name__)
 
 Source = str | Path
 Config = dict[str, Any]

@@ -1,4 +1,4 @@
-"""Write docs/pipelines.md: which pipelines of the installed diffusers are reflected, tried on tiny random models.
+"""Write docs/reference/pipelines.md: which pipelines of the installed diffusers are reflected, tried on tiny random models.
 
     python tests/pipelines_table.py
 
@@ -35,7 +35,7 @@ from w2sd_video import Branch, reflection
 from w2sd_video.rendering.video import write_whole
 from w2sd_video.trajectory import known_schedulers
 
-OUT = Path(__file__).parent.parent / "docs" / "pipelines.md"
+OUT = Path(__file__).parent.parent / "docs" / "reference" / "pipelines.md"
 STRONG, WEAK = Branch(guidance_scale=4.0), Branch(guidance_scale=1.0)
 
 
@@ -195,8 +195,8 @@ reflected. Random weights say that the plugin works with a pipeline, nothing abo
 - **fails**: the pipeline itself broke in the longer loop.
 - **not tried**: what its class tells, or what was missing for a try.
 
-A pipeline with its own scheduler was tried; which schedulers can take its place is in the README. The suite in
-`tests/test_systems.py` goes further for {systems} systems: it compares each with a plain loop, and every gap with a
+A pipeline with its own scheduler was tried; [others can take its place](../guide/own-script.md#good-to-know). The suite in
+`tests/driver/test_systems.py` goes further for {systems} systems: it compares each with a plain loop, and every gap with a
 pipeline set up that way by hand.
 
 {counts}

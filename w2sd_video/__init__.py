@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from w2sd_video import _moved
+
 if TYPE_CHECKING:
     from w2sd_video.branch import Branch
     from w2sd_video.inversions import Request, reflect_step
@@ -52,6 +54,8 @@ _MODULES = {
     "sample": "sampler",
 }
 """Where each public name lives: loaded when it is first used, for torch takes seconds to import."""
+
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from w2sd_video._moved import names_of
 from w2sd_video.calibration.options import add_options, calibrated_config, clips_of
 from w2sd_video.calibration.pair import calibrate_pair
 from w2sd_video.calibration.report import report
@@ -25,6 +26,8 @@ from w2sd_video.rendering.video import VideoError, write_whole
 from w2sd_video.settings.command_line import DEFAULT_CONFIG, fail, parse
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ConfigError
+
+__getattr__ = names_of("w2sd_video.calibrate")  # a command is named __main__ when it runs
 
 
 def main(argv: list[str] | None = None) -> int:

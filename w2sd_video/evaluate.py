@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from w2sd_video._moved import names_of
 from w2sd_video.evaluation.every_arm import evaluate_into
 from w2sd_video.evaluation.plan import add_options, plan_of
 from w2sd_video.rendering.load import LoadError
@@ -20,6 +21,8 @@ from w2sd_video.rendering.video import VideoError
 from w2sd_video.settings.command_line import DEFAULT_CONFIG, fail, parse
 from w2sd_video.settings.model_checks import check_plan
 from w2sd_video.settings.schema import ConfigError
+
+__getattr__ = names_of("w2sd_video.evaluate")  # a command is named __main__ when it runs
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,6 +11,6 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 }
 """``paper``: the paper's setting, λ = T - 1.
 
-``recommended``: for guided sampling, better there at equal cost on the miniatures (docs/evidence.md). Only the noisier
+``recommended``: for guided sampling, better there at equal cost on the miniatures (docs/studies/evidence.md). Only the noisier
 half of the steps is reflected, with the weak prediction at the latents themselves.
 """

@@ -6,6 +6,7 @@ import sys
 
 import yaml
 
+from w2sd_video._moved import names_of
 from w2sd_video.rendering.load import LoadError
 from w2sd_video.rendering.outputs import outputs, plain
 from w2sd_video.rendering.prompts import render
@@ -14,6 +15,8 @@ from w2sd_video.settings.command_line import fail, parse
 from w2sd_video.settings.model_checks import check_plan
 from w2sd_video.settings.schema import ConfigError
 from w2sd_video.settings.words import plan_in_words
+
+__getattr__ = names_of("w2sd_video.render")  # a command is named __main__ when it runs
 
 
 def main(argv: list[str] | None = None) -> int:

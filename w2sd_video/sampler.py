@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from w2sd_video._moved import names_of
 from w2sd_video.algorithm import Step, StepRequest, drive, shift_history, w2sd
 from w2sd_video.inversions import Draw, Request, reflect_step
 from w2sd_video.reflection_settings import Inversion, Reflection, Role, WeakInversion
 from w2sd_video.strength import StrengthSchedule, as_strength
 from w2sd_video.trajectory import Trajectory
+
+__getattr__ = names_of(__name__)
 
 __all__ = [
     "Draw",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from w2sd_video.settings.schema import ConfigError
 
@@ -47,25 +48,26 @@ def encode(pipe: Any, clips: np.ndarray) -> torch.Tensor:
         ConfigError: videos for a model of images, or latents that are not finite.
     """
     vae, kind = pipe.vae, type(pipe).__name__
-    frames = torch.from_numpy(clips).movedim(-1, 2).to(pipe._execution_device, torch.float32) / 127.5 - 1  # n f c h w
+    pixels = torch.from_numpy(clips).to(pipe._execution_device, torch.float32) / 127.5 - 1
     if type(vae).__name__ in _VIDEO_VAES:
-        latents = _normalised(vae, vae.encode(frames.transpose(1, 2).to(vae.dtype)).latent_dist.mode())
-        latents = latents.transpose(1, 2) if type(vae).__name__ == "AutoencoderKLCogVideoX" else latents
+        latents = _encoded(vae, rearrange(pixels, "n frames height width rgb -> n rgb frames height width"))
+        if type(vae).__name__ == "AutoencoderKLCogVideoX":
+            latents = rearrange(latents, "n channels frames height width -> n frames channels height width")
     else:
-        latents = _normalised(vae, vae.encode(frames.flatten(0, 1).to(vae.dtype)).latent_dist.mode())
-        latents = latents.unflatten(0, frames.shape[:2]).transpose(1, 2)
+        images = _encoded(vae, rearrange(pixels, "n frames height width rgb -> (n frames) rgb height width"))
+        latents = rearrange(images, "(n frames) channels ... -> n channels frames ...", n=len(clips))
         if not kind.startswith(_FRAMES_AS_IMAGES):
-            if frames.shape[1] != 1:
-                raise ConfigError(f"clips: {frames.shape[1]} frames each, but a {kind} makes images; give images")
+            if clips.shape[1] != 1:
+                raise ConfigError(f"clips: {clips.shape[1]} frames each, but a {kind} makes images; give images")
             latents = latents[:, :, 0]
     if not latents.isfinite().all():
         raise ConfigError(f"clips: the VAE's latents are not finite in {vae.dtype}; use another --dtype")
     return latents.to("cpu", torch.float32)
 
 
-def _normalised(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Scale latents for the denoiser, as the VAE's config says."""
-    config = vae.config
+def _encoded(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the latents of pixels from -1 to 1, scaled for the denoiser as the VAE's config says."""
+    config, latents = vae.config, vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
     if config.get("latents_mean") is not None:
         shape = (1, -1, *[1] * (latents.ndim - 2))
         mean, std = (torch.tensor(config[name]).view(shape).to(latents) for name in ("latents_mean", "latents_std"))

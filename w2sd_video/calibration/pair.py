@@ -19,11 +19,11 @@ from w2sd_video.calibration.noised_clips import moments_of_clips
 from w2sd_video.calibration.real_clips import Clip
 from w2sd_video.calibration.report import Findings
 from w2sd_video.calibration.tilt import balance, tilt
-from w2sd_video.rendering.arguments import call_arguments
+from w2sd_video.messages import first_line
+from w2sd_video.rendering.call_arguments import call_arguments
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import load, quiet
 from w2sd_video.rendering.sample import branch_of, sample_clips, threads_for
-from w2sd_video.settings.messages import first_line
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 

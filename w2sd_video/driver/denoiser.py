@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from einops import repeat
 from torch import nn
 
 from w2sd_video.branch import Branch
@@ -24,6 +25,7 @@ from w2sd_video.driver.halves import Arguments, is_doubled, split_halves, take_h
 from w2sd_video.driver.rehearsal import COND, UNCOND, CallState, output_like, zeros_for
 from w2sd_video.driver.signatures import named_signature, uncompiled, with_signature
 from w2sd_video.gaps import Swap, swapped, swaps_of
+from w2sd_video.guidance import guided
 from w2sd_video.reflection_settings import Role
 
 _CONDITIONAL_FIRST = ("DiTPipeline", "LuminaPipeline")
@@ -204,8 +206,10 @@ class DenoiserSwitch:
         self._kept = (key, halves)
         prediction = halves[needed[0]]
         if len(needed) == 2:
-            prediction = halves[UNCOND] + scale * (halves[COND] - halves[UNCOND])
-        return output_like(torch.cat([prediction, prediction]) if layout == "batch" else prediction, arguments)
+            prediction = guided(halves[COND], halves[UNCOND], scale)
+        if layout == "batch":
+            prediction = repeat(prediction, "samples ... -> (halves samples) ...", halves=2)
+        return output_like(prediction, arguments)
 
     def _evaluate_doubled(self, arguments: Arguments, names: list[str]) -> dict[str, torch.Tensor]:
         """Evaluate the named halves of a doubled batch: both at once, or one alone."""

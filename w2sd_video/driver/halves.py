@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
 
 Arguments = dict[str, Any]
 
@@ -15,7 +16,8 @@ _LAYERS_FIRST = ("encoder_hidden_states_llama3",)
 
 def split_halves(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first and the second half of a batch."""
-    return batch[: len(batch) // 2], batch[len(batch) // 2 :]
+    first, second = rearrange(batch, "(halves samples) ... -> halves samples ...", halves=2)
+    return first, second
 
 
 def is_doubled(samples: torch.Tensor, config: Mapping[str, Any]) -> bool:
@@ -24,12 +26,14 @@ def is_doubled(samples: torch.Tensor, config: Mapping[str, Any]) -> bool:
     Only as many channels are compared as the network gives back: images that it is conditioned on stand behind them,
     and may differ (zeros in the unconditional half).
     """
+    if len(samples) % 2:
+        return False
     taken, given = config.get("in_channels"), config.get("out_channels")
     axes = [axis for axis in range(1, samples.ndim) if samples.shape[axis] == taken]
     if axes and given is not None:
         samples = samples.narrow(axes[0], 0, min(taken, given))
     first, second = split_halves(samples)
-    return first.shape == second.shape and torch.equal(first, second)
+    return torch.equal(first, second)
 
 
 def take_half(value: Any, name: str, samples: torch.Tensor, second: bool) -> Any:

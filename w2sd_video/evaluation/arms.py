@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
+from w2sd_video.messages import suggest
 from w2sd_video.presets import PRESETS
 from w2sd_video.reflection_settings import WeakInversion
 from w2sd_video.settings.evaluations import evaluations
-from w2sd_video.settings.messages import suggest
 from w2sd_video.settings.panels import panels, weak_panel
 from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig, reflected_steps, stage_scales
 from w2sd_video.settings.sources import denoiser_of

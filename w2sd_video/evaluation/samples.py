@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
+from w2sd_video.messages import first_line
 from w2sd_video.metrics import Metric, Score
 from w2sd_video.rendering.outputs import write_clips
 from w2sd_video.rendering.sample import sample_clips
-from w2sd_video.settings.messages import first_line
 from w2sd_video.settings.schema import RenderConfig
 
 SEEDS = 10**4

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from w2sd_video.settings.messages import suggest
+from w2sd_video.messages import suggest
 
 
 class MetricUnavailableError(Exception):

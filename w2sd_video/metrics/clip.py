@@ -9,7 +9,7 @@ import torch
 
 from w2sd_video.metrics import Score
 from w2sd_video.metrics.frames import pixels, score_of_frames
-from w2sd_video.metrics.loading import beside, file_of, linear_layers, loading, read_checkpoint
+from w2sd_video.metrics.weights import beside, file_of, linear_layers, loading, read_checkpoint
 
 CLIP = "openai/clip-vit-large-patch14"
 PICK_SCORE = "yuvalkirstain/PickScore_v1"

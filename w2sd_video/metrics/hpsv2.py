@@ -10,7 +10,7 @@ from einops import rearrange
 from w2sd_video.metrics import Score
 from w2sd_video.metrics.clip import clip_tokenizer, judge_by_prompt
 from w2sd_video.metrics.frames import score_of_frames
-from w2sd_video.metrics.loading import Weights, count_of, file_of, fill, heads_of, loading, read_checkpoint
+from w2sd_video.metrics.weights import Weights, count_of, file_of, fill, heads_of, loading, read_checkpoint
 
 HPSV2 = "xswu/HPSv2"
 FILE = "HPS_v2.1_compressed.pt"

@@ -10,7 +10,7 @@ import torch
 
 from w2sd_video.metrics import Score
 from w2sd_video.metrics.frames import pixels, score_of_frames
-from w2sd_video.metrics.loading import (
+from w2sd_video.metrics.weights import (
     Weights,
     beside,
     count_of,

@@ -14,7 +14,7 @@ from einops import rearrange
 from w2sd_video.metrics import Distance
 from w2sd_video.metrics.frames import chosen
 from w2sd_video.metrics.frechet import frechet_distance as distance_of
-from w2sd_video.metrics.loading import loading
+from w2sd_video.metrics.weights import loading
 
 FILE = "inception-2015-12-05.pt"
 INCEPTION = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from w2sd_video.metrics import Score
-from w2sd_video.metrics.loading import loading
+from w2sd_video.metrics.weights import loading
 
 FASTEST = 0.05
 """The share of pixels, those of the largest flow, that tell how much a frame moves."""

@@ -34,9 +34,12 @@ from pathlib import Path
 
 import torch
 
+from w2sd_video._moved import names_of
 from w2sd_video.miniatures import WEIGHTS
 from w2sd_video.miniatures.training.fit import Budget
 from w2sd_video.miniatures.training.stages import STAGES, run, select
+
+__getattr__ = names_of("w2sd_video.miniatures.train")  # a command is named __main__ when it runs
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from w2sd_video.rendering.arguments import check_call, known_class
+from w2sd_video.rendering.call_arguments import check_call, known_class
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import check_device, load, quiet
 from w2sd_video.rendering.outputs import outputs, write_clips, write_sidecar

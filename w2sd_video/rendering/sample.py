@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from w2sd_video.rendering.arguments import call_arguments
+from w2sd_video.messages import first_line
+from w2sd_video.rendering.call_arguments import call_arguments
 from w2sd_video.rendering.video import to_uint8
-from w2sd_video.settings.messages import first_line
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ROLES, BranchConfig, ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from w2sd_video.settings.messages import suggest
+from w2sd_video.messages import suggest
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 
 
