@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from w2sd_video.miniatures.world import (
     COLOURS,
@@ -46,12 +47,13 @@ def random_clips(
 
 def to_model(pixels: np.ndarray) -> torch.Tensor:
     """Frames as a network wants them: uint8 (..., 32, 32, 3) to floats in [-1, 1], (..., 3, 32, 32)."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, -3).float() / 127.5 - 1
+    frames = torch.from_numpy(np.ascontiguousarray(pixels))
+    return rearrange(frames, "... height width rgb -> ... rgb height width").float() / 127.5 - 1
 
 
 def to_pixels(x: torch.Tensor) -> np.ndarray:
     """The reverse of `to_model`."""
-    return ((x.movedim(-3, -1) + 1) * 127.5).round().byte().numpy()
+    return ((rearrange(x, "... rgb height width -> ... height width rgb") + 1) * 127.5).round().byte().numpy()
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNetMotionModel
+from einops import rearrange, repeat
 from torch import nn
 from transformers import CLIPTextModel
 
@@ -36,8 +37,9 @@ def encoder(out: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     vae = AutoencoderKL.from_pretrained(out / "image_vae")
 
     def encode(videos: torch.Tensor) -> torch.Tensor:
-        latents = vae.encode(videos.flatten(0, 1)).latent_dist.mean * vae.config.scaling_factor
-        return latents.unflatten(0, videos.shape[:2])
+        frames = rearrange(videos, "clips frames rgb height width -> (clips frames) rgb height width")
+        latents = vae.encode(frames).latent_dist.mean * vae.config.scaling_factor
+        return rearrange(latents, "(clips frames) ... -> clips frames ...", clips=len(videos))
 
     return encode
 
@@ -98,8 +100,13 @@ def _train_on(name: str, frames: Noising, out: Path, budget: Budget) -> None:
 
 def _frames(out: Path, budget: Budget) -> Noising:
     """The frames of all clips, one by one."""
-    latents, labels = pool(out, budget.pool)
-    return Noising(latents.flatten(0, 1), labels.repeat_interleave(FRAMES), ddim_scheduler().alphas_cumprod)
+    return Noising(*one_by_one(*pool(out, budget.pool)), ddim_scheduler().alphas_cumprod)
+
+
+def one_by_one(latents: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips (n, FRAMES, ...) and their labels (n,) as frames (n * FRAMES, ...) and a label for each."""
+    frames = rearrange(latents, "clips frames ... -> (clips frames) ...")
+    return frames, repeat(labels, "clips -> (clips frames)", frames=FRAMES)
 
 
 def train_motion(out: Path, budget: Budget, seed: int = 5) -> None:
@@ -117,8 +124,9 @@ def train_motion(out: Path, budget: Budget, seed: int = 5) -> None:
     def loss() -> torch.Tensor:
         noisy, t, label, v = noising.draw(16)
         model = strong if torch.rand(()) < 0.7 else weak
-        text = embeddings[label].repeat_interleave(FRAMES, dim=0)
-        return v_loss(model(noisy.transpose(1, 2), t, text).sample.transpose(1, 2), v)
+        text = repeat(embeddings[label], "clips tokens width -> (clips frames) tokens width", frames=FRAMES)
+        prediction = model(rearrange(noisy, "clips frames channels ... -> clips channels frames ..."), t, text).sample
+        return v_loss(rearrange(prediction, "clips channels frames ... -> clips frames channels ..."), v)
 
     def save() -> None:
         strong.save_motion_modules(out / "motion_adapter")

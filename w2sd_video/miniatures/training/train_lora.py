@@ -12,7 +12,7 @@ from w2sd_video.miniatures.training.data import encoded_pool
 from w2sd_video.miniatures.training.diffusion import Noising, v_loss
 from w2sd_video.miniatures.training.fit import Budget, fit
 from w2sd_video.miniatures.training.models import ddim_scheduler
-from w2sd_video.miniatures.training.train_animatediff import FRAMES, encoder, prompt_table
+from w2sd_video.miniatures.training.train_animatediff import FRAMES, encoder, one_by_one, prompt_table
 from w2sd_video.miniatures.world import COMET
 
 RANK = 4
@@ -27,7 +27,7 @@ def train_comet(out: Path, budget: Budget, seed: int = 19) -> None:
     denoiser.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
     denoiser.train()
     latents, labels = encoded_pool(out / "comet_pool.pt", encoder(out), budget.pool // 4, FRAMES, seed=20, trail=COMET)
-    frames = Noising(latents.flatten(0, 1), labels.repeat_interleave(FRAMES), ddim_scheduler().alphas_cumprod)
+    frames = Noising(*one_by_one(latents, labels), ddim_scheduler().alphas_cumprod)
     embeddings = prompt_table(out)
 
     def loss() -> torch.Tensor:

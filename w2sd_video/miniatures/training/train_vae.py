@@ -8,15 +8,17 @@ from typing import TypeVar
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
+from einops import rearrange, reduce
 from torch.nn import functional
 
 from w2sd_video.miniatures.training.data import random_clips
 from w2sd_video.miniatures.training.fit import Budget, fit, log
 from w2sd_video.miniatures.training.models import image_vae, video_vae
-from w2sd_video.miniatures.world import SIZE
 
 KL_WEIGHT = 1e-5
 V = TypeVar("V", AutoencoderKL, AutoencoderKLCogVideoX)
+_BY_FRAME = "clips frames rgb height width -> (clips frames) rgb height width"
+_AS_VIDEO = "clips frames rgb height width -> clips rgb frames height width"
 
 
 def train_image_vae(out: Path, budget: Budget, seed: int = 1) -> AutoencoderKL:
@@ -25,11 +27,11 @@ def train_image_vae(out: Path, budget: Budget, seed: int = 1) -> AutoencoderKL:
     rng, vae = np.random.default_rng(seed), image_vae()
 
     def loss() -> torch.Tensor:
-        frames = random_clips(rng, 8, 8)[0][:, ::2].flatten(0, 1)
+        frames = rearrange(random_clips(rng, 8, 8)[0][:, ::2], _BY_FRAME)
         return _vae_loss(vae, frames)
 
     fit("image_vae", vae, loss, out, budget, lr=2e-3, decay=0.995)
-    frames = random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 8)[0].flatten(0, 1)
+    frames = rearrange(random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 8)[0], _BY_FRAME)
     return _finish(vae, frames, out / "image_vae")
 
 
@@ -39,10 +41,10 @@ def train_video_vae(out: Path, budget: Budget, seed: int = 2) -> AutoencoderKLCo
     rng, vae = np.random.default_rng(seed), video_vae()
 
     def loss() -> torch.Tensor:
-        return _vae_loss(vae, random_clips(rng, 4, 9)[0].movedim(1, 2))
+        return _vae_loss(vae, rearrange(random_clips(rng, 4, 9)[0], _AS_VIDEO))
 
     fit("video_vae", vae, loss, out, budget, lr=2e-3, decay=0.995)
-    videos = random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 9)[0].movedim(1, 2)
+    videos = rearrange(random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 9)[0], _AS_VIDEO)
     return _finish(vae, videos, out / "video_vae")
 
 
@@ -56,7 +58,7 @@ def train_video_decoder(out: Path, budget: Budget, seed: int = 10) -> Autoencode
     vae.encoder.requires_grad_(False)
 
     def loss() -> torch.Tensor:
-        x = random_clips(rng, 4, 9)[0].movedim(1, 2)
+        x = rearrange(random_clips(rng, 4, 9)[0], _AS_VIDEO)
         latents = vae.encode(x).latent_dist.mean
         return _picture_loss(vae.decode(latents + 0.1 * latents.std() * torch.randn_like(latents)).sample, x)
 
@@ -73,9 +75,9 @@ def _vae_loss(vae: AutoencoderKL | AutoencoderKLCogVideoX, x: torch.Tensor) -> t
 
 def _picture_loss(made: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Squared and absolute error, the sprite and its edge counting for more than the background."""
-    light = x.amax(1 if x.ndim == 4 else (1, 2), keepdim=True).flatten(1, -3)  # n, 1, 32, 32
+    light = reduce(x, "samples ... height width -> samples 1 height width", "max")
     near = functional.max_pool2d((light > -0.7).float(), 5, stride=1, padding=2)
-    error = (made - x) * (1 + near.view(len(x), *[1] * (x.ndim - 3), SIZE, SIZE))
+    error = (made - x) * (1 + (near[:, None] if x.ndim == 5 else near))
     return error.square().mean() + 0.3 * error.abs().mean()
 
 
