@@ -121,6 +121,8 @@ def _check_reflection(config: RenderConfig) -> None:
     if isinstance(chosen, (tuple, list)) and not 0 <= chosen[0] <= chosen[1] <= 1:
         raise ConfigError(f"reflection_steps {list(chosen)}: a window must be [start, stop], 0 <= start <= stop <= 1")
     most, reflected = max(config.steps - config.span, 0), reflected_steps(config)
+    if len(reflected) and config.span > config.steps:
+        raise ConfigError(f"span {config.span}: must be from 1 to {config.steps}, the number of steps")
     if config.inversion == "explicit" and len(reflected) and reflected[-1] >= most:
         last = "the last step" if config.span == 1 else f"the last {config.span} steps"
         raise ConfigError(f"reflection_steps: the explicit inversion cannot reflect {last}; at most {most}")
