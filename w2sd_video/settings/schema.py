@@ -97,7 +97,7 @@ class RenderConfig:
     steps: int = 50
     """Sampling steps, 1 to 1000."""
     reflection_steps: int | tuple[float, float] | None = None
-    """Reflected steps counted from the noisiest, or a window of fractions, half up, like [0, 0.5]; null: all but one."""
+    """Reflected steps from the noisiest, or a window of fractions like [0, 0.5], half up; null: all but the last."""
     strength: float | str = 1.0
     """Scale of the reflection's displacement, -10 to 10; or a file with one for each noise level."""
     rounds: int = 1
