@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from w2sd_video.branch import STAGES
 from w2sd_video.messages import first_line
 from w2sd_video.rendering.call_arguments import base_is_pipelines, call_arguments
 from w2sd_video.rendering.video import to_uint8
@@ -47,8 +48,9 @@ def sample_clips(
     arguments = call_arguments(pipe, config, prompts, seeds)
     branches = {role: branch_of(filled(config, getattr(config, role))) for role in ROLES}
     if base_is_pipelines(pipe, config):
-        is_gap = (config.strong.guidance_scale, config.weak.guidance_scale) != (None, None)
-        for role in ("base",) if is_gap else ROLES:
+        # With a scale strong and weak can share evaluations, where they differ in no more than scales and stages.
+        share = any(one.guidance_scale is not None or one.experts in STAGES for one in (config.strong, config.weak))
+        for role in ("base",) if share else ROLES:
             branches[role] = replace(branches[role], guidance_scale=None)
     window = config.reflection_steps
     with ExitStack() as stack:
