@@ -112,7 +112,8 @@ class ClipWalk(Walk):
         nothing = torch.zeros(0, 1)
         self._comparison = compare(trajectory, self._clips, self._draws, self._draw, first, self._ideal)
         first_latents = StepRequest(nothing, begin, "base")
-        self.turns = [Turn(begin, self.wrapped.timesteps[begin], first_latents, takes_step=True, ends_step=True)]
+        self.turns = self._probe_turns(begin)
+        self.turns += [Turn(begin, self.wrapped.timesteps[begin], first_latents, takes_step=True, ends_step=True)]
         for request in asked_by(compare(trajectory, nothing, self._draws, torch.zeros_like, first)):
             call = trajectory.calls[request.step]
             self.turns.append(Turn(call, trajectory.timesteps[request.step], request, ends_step=True))

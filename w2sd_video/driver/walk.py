@@ -16,11 +16,27 @@ from typing import Any
 import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
+from w2sd_video.driver.layout import PROBE_TURNS, Probed, at_other_weights, measured
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import with_signature
 from w2sd_video.inversions import Draw, Request
-from w2sd_video.reflection_settings import Reflection
+from w2sd_video.reflection_settings import Reflection, Role
 from w2sd_video.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """A turn in which no network is run, so that it can be measured what the pipeline makes of its evaluations.
+
+    Attributes:
+        number: among the probe turns, from 0.
+        is_last: whether the layout of guidance is found after it.
+        role: whose evaluation it stands before.
+    """
+
+    number: int
+    is_last: bool
+    role: Role = "base"
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Turn:
 
     call: int
     timestep: torch.Tensor
-    asked: Request | StepRequest
+    asked: Request | StepRequest | ProbeRequest
     begins_call: bool = True
     takes_step: bool = False
     ends_step: bool = False
@@ -98,6 +114,8 @@ class Walk:
         self._slices_count_turns = False
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self._old_sample: torch.Tensor | None = None
+        self._probed: list[Probed] = []
+        self._own_scale: float | None = None
         self._step_signature = inspect.signature(self.wrapped.step)
         self._timesteps_signature = inspect.signature(self.wrapped.set_timesteps)
         self.set_timesteps = with_signature(self._set_timesteps, self._timesteps_signature)
@@ -172,6 +190,7 @@ class Walk:
     def _plan(self, begin: int) -> None:
         """Lay out the turns from a call of the wrapped scheduler on; steps are counted from there."""
         self._begin, self.at, self._algorithm, self._old_sample = begin, 0, None, None
+        self._probed, self._own_scale = [], None
         self._trajectory = trajectory = Trajectory(self.wrapped)
         steps = trajectory.steps_from(begin)
         if not steps:
@@ -179,15 +198,23 @@ class Walk:
             raise ValueError(f"the pipeline begins at timestep {begin} of {total}: no step is left")
         self.total_steps = len(steps)
         self.reflected_steps = len(reflected_steps(trajectory, self._settings, begin))
-        self.turns = []
+        self.turns = self._probe_turns(begin)
         asked_for_call: list[Request | StepRequest] = []
         for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=begin)):
             if isinstance(asked, Step):
+                if self._state.measures and self._state.stages > 1 and asked.call != begin:
+                    self.turns.append(Turn(asked.call, self.wrapped.timesteps[asked.call], ProbeRequest(0, True)))
                 self.turns += self._turns_of(asked.call, asked_for_call)
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
         self._announce()
+
+    def _probe_turns(self, begin: int) -> list[Turn]:
+        """Return the turns at the beginning of a call in which its layout of guidance is measured, if need be."""
+        numbers = range(PROBE_TURNS if self._state.measures else 0)
+        timestep = self.wrapped.timesteps[begin]
+        return [Turn(begin, timestep, ProbeRequest(number, number == PROBE_TURNS - 1)) for number in numbers]
 
     def _turns_of(self, call: int, asked_for_call: Sequence[Request | StepRequest]) -> list[Turn]:
         """Return the turns for one call of the wrapped scheduler, of which the last takes its step."""
@@ -226,6 +253,8 @@ class Walk:
         self._state.request += 1
         self._state.role = asked.role if asked else "base"
         self._state.shares_latents = isinstance(asked, Request) and asked.shares_latents
+        self._state.probing = asked.number if isinstance(asked, ProbeRequest) else None
+        self._state.probed = []
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
@@ -234,12 +263,31 @@ class Walk:
         turn = self._checked_turn(arguments)
         self._state.step_taken = turn.takes_step
         self._state.call = turn.call - self._begin
-        result = self._answer(turn, arguments)
+        if isinstance(turn.asked, ProbeRequest):
+            result = self._probe(turn.asked, arguments)
+        else:
+            result = self._answer(turn, arguments)
         self.at += 1
         self._announce()
         if turn.ends_step:
             self.on_step()
         return result
+
+    def _probe(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
+        """Keep what a probe turn shows, find the layout after the last, and hand the latents back as they are."""
+        state, latents = self._state, arguments["sample"]
+        self._probed.append(Probed(state.probed, arguments["model_output"].clone(), latents.clone()))
+        state.many_rows = sum(map(len, state.probed)) > 2 * len(latents)
+        if state.changed_scale is not None:
+            self._own_scale, state.changed_scale = state.changed_scale(), None
+        if asked.is_last:
+            if not state.layouts:
+                state.layouts[state.answering] = measured(self._probed, self._own_scale)
+            elif state.answering not in state.layouts:
+                of_first_stage = next(iter(state.layouts.values()))
+                state.layouts[state.answering] = at_other_weights(of_first_stage, self._probed[-1])
+            self._probed = []
+        return self._result(latents, arguments)
 
     def _checked_turn(self, arguments: dict[str, Any]) -> Turn:
         """Return the turn that this step answers, or say that the pipeline does not walk as it should."""
