@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -21,6 +22,7 @@ from w2sd_video.miniatures.world import COLOURS, DIRECTIONS, SHAPES, Attributes,
 Samples = np.ndarray | torch.Tensor | Sequence
 
 HEADS = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "direction": tuple(DIRECTIONS)}
+"""What the classifiers tell, and the labels of each; a size or a speed they do not tell."""
 FRAMES = 8
 """Frames of a clip that are looked at; of longer clips the first ones."""
 _TIME = {1: [(1, 1, 0)] * 4, FRAMES: [(2, 1, 0), (3, 2, 1), (3, 2, 1), (2, 1, 0)]}
@@ -53,7 +55,8 @@ class Classifier(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Clips (n, >= frames, 3, 32, 32) in [-1, 1] to features (n, 16 * width)."""
-        grid = self.body(x[:, : self.frames].transpose(1, 2)).flatten(2)
+        videos = rearrange(x[:, : self.frames], "n frames rgb height width -> n rgb frames height width")
+        grid = rearrange(self.body(videos), "n features frames height width -> n features (frames height width)")
         return torch.cat([grid.mean(-1), grid.amax(-1)], dim=1)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -104,7 +107,8 @@ def as_tensor(samples: Samples) -> torch.Tensor:
         wanted = f"clips of shape (n, frames >= {FRAMES}, height, width, 3) or pictures (n, height, width, 3)"
         raise ValueError(f"want {wanted}, got {array.shape}")
     scale = 127.5 if array.dtype == np.uint8 else 0.5
-    return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, -3).float() / scale - 1
+    pixels = torch.from_numpy(np.ascontiguousarray(array))
+    return rearrange(pixels, "n frames height width rgb -> n frames rgb height width").float() / scale - 1
 
 
 def _array(sample: np.ndarray | torch.Tensor | Sequence) -> np.ndarray:
@@ -117,7 +121,7 @@ def _judge(samples: torch.Tensor) -> Classifier:
 
 def classify(samples: Samples) -> list[Attributes]:
     """What is seen in each of the `samples`, clips or pictures, given as to `as_tensor`."""
-    seen = {name: found.argmax(1).tolist() for name, found in logits(samples).items()}
+    seen = {name: head_logits.argmax(1).tolist() for name, head_logits in logits(samples).items()}
     return [Attributes(*(HEADS[name][seen[name][i]] for name in HEADS)) for i in range(len(seen["shape"]))]
 
 

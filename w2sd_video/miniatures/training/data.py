@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from w2sd_video.miniatures.world import (
     COLOURS,
@@ -38,20 +39,21 @@ def random_clips(
         ("", "", *SIZES),
         ("", "", *SPEEDS),
     )  # a size, a speed: half of the time
-    drawn = [[str(rng.choice(kind)) or None for kind in kinds] for _ in range(count)]  # half name a size, half a speed
-    rows = [Attributes(*row) for row in drawn]  # type: ignore[arg-type]
+    words = [[str(rng.choice(kind)) or None for kind in kinds] for _ in range(count)]  # half name a size, half a speed
+    rows = [Attributes(*row) for row in words]  # type: ignore[arg-type]
     pixels = clips(rows, rng.integers(2**40, size=count).tolist(), frames, trail)
     return to_model(pixels), torch.tensor([_INDEX[row] for row in rows])
 
 
 def to_model(pixels: np.ndarray) -> torch.Tensor:
     """Frames as a network wants them: uint8 (..., 32, 32, 3) to floats in [-1, 1], (..., 3, 32, 32)."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).movedim(-1, -3).float() / 127.5 - 1
+    frames = torch.from_numpy(np.ascontiguousarray(pixels))
+    return rearrange(frames, "... height width rgb -> ... rgb height width").float() / 127.5 - 1
 
 
 def to_pixels(x: torch.Tensor) -> np.ndarray:
     """The reverse of `to_model`."""
-    return ((x.movedim(-3, -1) + 1) * 127.5).round().byte().numpy()
+    return ((rearrange(x, "... rgb height width -> ... height width rgb") + 1) * 127.5).round().byte().numpy()
 
 
 @torch.no_grad()

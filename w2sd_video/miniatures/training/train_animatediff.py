@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNetMotionModel
+from einops import rearrange, repeat
 from torch import nn
 from transformers import CLIPTextModel
 
@@ -36,8 +37,9 @@ def encoder(out: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     vae = AutoencoderKL.from_pretrained(out / "image_vae")
 
     def encode(videos: torch.Tensor) -> torch.Tensor:
-        latents = vae.encode(videos.flatten(0, 1)).latent_dist.mean * vae.config.scaling_factor
-        return latents.unflatten(0, videos.shape[:2])
+        frames = rearrange(videos, "clips frames rgb height width -> (clips frames) rgb height width")
+        latents = vae.encode(frames).latent_dist.mean * vae.config.scaling_factor
+        return rearrange(latents, "(clips frames) ... -> clips frames ...", clips=len(videos))
 
     return encode
 
@@ -76,8 +78,8 @@ def train_weak(out: Path, budget: Budget, seed: int = 9) -> None:
     """Train the base UNet on with wrong captions among the right ones; saved to `out/unet_weak`."""
     torch.manual_seed(seed)
     frames = _frames(out, budget)
-    others = frames.labels[torch.randperm(len(frames.labels))]
-    frames.labels = torch.where(torch.rand(len(others)) < WRONG_CAPTIONS, others, frames.labels)
+    wrong_labels = frames.labels[torch.randperm(len(frames.labels))]
+    frames.labels = torch.where(torch.rand(len(wrong_labels)) < WRONG_CAPTIONS, wrong_labels, frames.labels)
     _train_on("unet_weak", frames, out, budget)
 
 
@@ -99,7 +101,8 @@ def _train_on(name: str, frames: Noising, out: Path, budget: Budget) -> None:
 def _frames(out: Path, budget: Budget) -> Noising:
     """The frames of all clips, one by one."""
     latents, labels = pool(out, budget.pool)
-    return Noising(latents.flatten(0, 1), labels.repeat_interleave(FRAMES), ddim_scheduler().alphas_cumprod)
+    frames = rearrange(latents, "clips frames ... -> (clips frames) ...")
+    return Noising(frames, repeat(labels, "clips -> (clips frames)", frames=FRAMES), ddim_scheduler().alphas_cumprod)
 
 
 def train_motion(out: Path, budget: Budget, seed: int = 5) -> None:
@@ -116,9 +119,13 @@ def train_motion(out: Path, budget: Budget, seed: int = 5) -> None:
 
     def loss() -> torch.Tensor:
         noisy, t, label, v = noising.draw(16)
-        model = strong if torch.rand(()) < 0.7 else weak
-        text = embeddings[label].repeat_interleave(FRAMES, dim=0)
-        return v_loss(model(noisy.transpose(1, 2), t, text).sample.transpose(1, 2), v)
+        model = strong if torch.rand(()) < 0.7 else weak  # base and strong are both sampled with the strong one
+        text = repeat(embeddings[label], "clips tokens width -> (clips frames) tokens width", frames=FRAMES)
+        videos = rearrange(noisy, "clips frames channels height width -> clips channels frames height width")
+        prediction = model(videos, t, text).sample
+        return v_loss(
+            rearrange(prediction, "clips channels frames height width -> clips frames channels height width"), v
+        )
 
     def save() -> None:
         strong.save_motion_modules(out / "motion_adapter")
@@ -132,9 +139,9 @@ def prompt_table(out: Path) -> torch.Tensor:
     return prompt_embeddings(CLIPTextModel.from_pretrained(out / "clip").eval(), prompt_tokens(clip_tokenizer()))
 
 
-def _share_motion(one: UNetMotionModel, other: UNetMotionModel) -> None:
+def _share_motion(giver: UNetMotionModel, receiver: UNetMotionModel) -> None:
     """Give two models over different UNets one set of motion layers."""
-    theirs = dict(one.named_modules())
-    for name, module in other.named_modules():
+    givers_modules = dict(giver.named_modules())
+    for name, module in receiver.named_modules():
         if hasattr(module, "motion_modules"):
-            module.motion_modules = theirs[name].motion_modules
+            module.motion_modules = givers_modules[name].motion_modules

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from einops import rearrange
 from torch import nn
 from transformers import T5EncoderModel
 
@@ -25,8 +26,9 @@ def pool(out: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     vae = AutoencoderKLCogVideoX.from_pretrained(out / "video_vae")
 
     def encode(videos: torch.Tensor) -> torch.Tensor:
-        latents = vae.encode(videos.transpose(1, 2)).latent_dist.mean
-        return latents.transpose(1, 2) * vae.config.scaling_factor
+        channels_first = rearrange(videos, "clips frames rgb height width -> clips rgb frames height width")
+        latents = vae.encode(channels_first).latent_dist.mean * vae.config.scaling_factor
+        return rearrange(latents, "clips channels frames height width -> clips frames channels height width")
 
     return encoded_pool(out / "cogvideox_pool.pt", encode, count, FRAMES, seed=12)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from einops import rearrange, repeat
 
 from w2sd_video.miniatures.training.data import random_clips, to_pixels
 from w2sd_video.miniatures.training.diffusion import noised, v_loss
@@ -27,9 +28,11 @@ def train_edges(out: Path, budget: Budget, seed: int = 21) -> None:
     def loss() -> torch.Tensor:
         clips, labels = random_clips(rng, 6, FRAMES)
         with torch.no_grad():
-            latents = encode(clips).flatten(0, 1)
-        outlines = torch.from_numpy(edges(to_pixels(clips.flatten(0, 1)))).movedim(-1, 1) / 255
-        noisy, t, label, v = noised(latents, labels.repeat_interleave(FRAMES), alphas_cumprod)
+            latents = rearrange(encode(clips), "clips frames ... -> (clips frames) ...")
+        outlines = torch.from_numpy(edges(to_pixels(clips)))
+        outlines = rearrange(outlines, "clips frames height width rgb -> (clips frames) rgb height width") / 255
+        frame_labels = repeat(labels, "clips -> (clips frames)", frames=FRAMES)
+        noisy, t, label, v = noised(latents, frame_labels, alphas_cumprod)
         text = embeddings[label]
         down, mid = controlnet(noisy, t, text, controlnet_cond=outlines, return_dict=False)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}

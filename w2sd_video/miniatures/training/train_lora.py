@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AnimateDiffPipeline, UNet2DConditionModel
+from einops import rearrange, repeat
 from peft import LoraConfig, get_peft_model_state_dict
 
 from w2sd_video.miniatures.training.data import encoded_pool
@@ -27,7 +28,11 @@ def train_comet(out: Path, budget: Budget, seed: int = 19) -> None:
     denoiser.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
     denoiser.train()
     latents, labels = encoded_pool(out / "comet_pool.pt", encoder(out), budget.pool // 4, FRAMES, seed=20, trail=COMET)
-    frames = Noising(latents.flatten(0, 1), labels.repeat_interleave(FRAMES), ddim_scheduler().alphas_cumprod)
+    frames = Noising(
+        rearrange(latents, "clips frames ... -> (clips frames) ..."),
+        repeat(labels, "clips -> (clips frames)", frames=FRAMES),
+        ddim_scheduler().alphas_cumprod,
+    )
     embeddings = prompt_table(out)
 
     def loss() -> torch.Tensor:

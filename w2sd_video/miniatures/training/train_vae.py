@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
+from einops import rearrange
 from torch.nn import functional
 
 from w2sd_video.miniatures.training.data import random_clips
@@ -16,6 +17,7 @@ from w2sd_video.miniatures.training.models import image_vae, video_vae
 from w2sd_video.miniatures.world import SIZE
 
 KL_WEIGHT = 1e-5
+"""Of the divergence, summed over a latent: just enough to keep latents near to a Gaussian."""
 V = TypeVar("V", AutoencoderKL, AutoencoderKLCogVideoX)
 
 
@@ -25,12 +27,11 @@ def train_image_vae(out: Path, budget: Budget, seed: int = 1) -> AutoencoderKL:
     rng, vae = np.random.default_rng(seed), image_vae()
 
     def loss() -> torch.Tensor:
-        frames = random_clips(rng, 8, 8)[0][:, ::2].flatten(0, 1)
-        return _vae_loss(vae, frames)
+        return _vae_loss(vae, _as_frames(random_clips(rng, 8, 8)[0][:, ::2]))
 
     fit("image_vae", vae, loss, out, budget, lr=2e-3, decay=0.995)
-    frames = random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 8)[0].flatten(0, 1)
-    return _finish(vae, frames, out / "image_vae")
+    clips, _ = random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 8)
+    return _finish(vae, _as_frames(clips), out / "image_vae")
 
 
 def train_video_vae(out: Path, budget: Budget, seed: int = 2) -> AutoencoderKLCogVideoX:
@@ -39,11 +40,11 @@ def train_video_vae(out: Path, budget: Budget, seed: int = 2) -> AutoencoderKLCo
     rng, vae = np.random.default_rng(seed), video_vae()
 
     def loss() -> torch.Tensor:
-        return _vae_loss(vae, random_clips(rng, 4, 9)[0].movedim(1, 2))
+        return _vae_loss(vae, _as_videos(random_clips(rng, 4, 9)[0]))
 
     fit("video_vae", vae, loss, out, budget, lr=2e-3, decay=0.995)
-    videos = random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 9)[0].movedim(1, 2)
-    return _finish(vae, videos, out / "video_vae")
+    clips, _ = random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 9)
+    return _finish(vae, _as_videos(clips), out / "video_vae")
 
 
 def train_video_decoder(out: Path, budget: Budget, seed: int = 10) -> AutoencoderKLCogVideoX:
@@ -56,7 +57,7 @@ def train_video_decoder(out: Path, budget: Budget, seed: int = 10) -> Autoencode
     vae.encoder.requires_grad_(False)
 
     def loss() -> torch.Tensor:
-        x = random_clips(rng, 4, 9)[0].movedim(1, 2)
+        x = _as_videos(random_clips(rng, 4, 9)[0])
         latents = vae.encode(x).latent_dist.mean
         return _picture_loss(vae.decode(latents + 0.1 * latents.std() * torch.randn_like(latents)).sample, x)
 
@@ -65,17 +66,29 @@ def train_video_decoder(out: Path, budget: Budget, seed: int = 10) -> Autoencode
     return vae
 
 
+def _as_frames(clips: torch.Tensor) -> torch.Tensor:
+    """Return clips as the VAE of images takes them."""
+    return rearrange(clips, "clips frames rgb height width -> (clips frames) rgb height width")
+
+
+def _as_videos(clips: torch.Tensor) -> torch.Tensor:
+    """Return clips as the VAE of videos takes them."""
+    return rearrange(clips, "clips frames rgb height width -> clips rgb frames height width")
+
+
 def _vae_loss(vae: AutoencoderKL | AutoencoderKLCogVideoX, x: torch.Tensor) -> torch.Tensor:
     posterior = vae.encode(x).latent_dist
     kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
     return _picture_loss(vae.decode(posterior.sample()).sample, x) + KL_WEIGHT * kl.flatten(1).sum(1).mean()
 
 
-def _picture_loss(made: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _picture_loss(reconstruction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Squared and absolute error, the sprite and its edge counting for more than the background."""
-    light = x.amax(1 if x.ndim == 4 else (1, 2), keepdim=True).flatten(1, -3)  # n, 1, 32, 32
+    light = x.amax(1 if x.ndim == 4 else (1, 2))  # n, 32, 32
+    light = rearrange(light, "n height width -> n 1 height width")
+    # The background is at -0.89; what is lit above -0.7, and two pixels around it, counts twice.
     near = functional.max_pool2d((light > -0.7).float(), 5, stride=1, padding=2)
-    error = (made - x) * (1 + near.view(len(x), *[1] * (x.ndim - 3), SIZE, SIZE))
+    error = (reconstruction - x) * (1 + near.view(len(x), *[1] * (x.ndim - 3), SIZE, SIZE))
     return error.square().mean() + 0.3 * error.abs().mean()
 
 
