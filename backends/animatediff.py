@@ -16,6 +16,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNetMotionModel,
 )
+from einops import repeat
 from torch import nn
 
 from w2sd_video.backends import register
@@ -174,7 +175,10 @@ def predictor(
         return unconditional, conditional
 
     def evaluate(module: nn.Module, latents: torch.Tensor, timestep: torch.Tensor, text: Text) -> torch.Tensor:
-        tokens = text["encoder_hidden_states"].repeat_interleave(latents.shape[2], dim=0)
+        frames = latents.shape[2]
+        tokens = repeat(
+            text["encoder_hidden_states"], "samples tokens width -> (samples frames) tokens width", frames=frames
+        )
         added = _sdxl_conditions(pipe, latents, text["text_embeds"]) if sdxl else None
         return module(latents, timestep, tokens, added_cond_kwargs=added, return_dict=False)[0]
 

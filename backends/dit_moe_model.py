@@ -104,8 +104,13 @@ class DiTMoETransformer2DModel(ModelMixin, ConfigMixin):
             tokens = block(tokens, condition)
         patches = self.final_layer(tokens, condition)
         side, size = self.config.sample_size // self.config.patch_size, self.config.patch_size
-        grid = patches.unflatten(2, (size, size, -1)).unflatten(1, (side, side))
-        sample = torch.einsum("nhwpqc->nchpwq", grid).flatten(4, 5).flatten(2, 3)
+        sample = rearrange(
+            patches,
+            "samples (rows columns) (height width channels) -> samples channels (rows height) (columns width)",
+            rows=side,
+            height=size,
+            width=size,
+        )
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
 
@@ -236,15 +241,18 @@ class SparseMoE(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the weighted sum of each token's experts, (samples, tokens, width)."""
-        tokens = hidden_states.flatten(0, 1)
+        tokens = rearrange(hidden_states, "samples tokens width -> (samples tokens) width")
         indices, weights = self.gate(tokens)
-        order = indices.flatten().argsort(stable=True)
-        counts = indices.flatten().bincount(minlength=len(self.experts)).tolist()
+        chosen = rearrange(indices, "tokens top_k -> (tokens top_k)")
+        order = chosen.argsort(stable=True)
+        counts = chosen.bincount(minlength=len(self.experts)).tolist()
         by_expert = tokens[order // indices.shape[1]].split(counts)
         outputs = torch.cat([run(part) for run, part in zip(self.experts, by_expert, strict=True) if len(part)])
-        routed = outputs[order.argsort()].unflatten(0, indices.shape)
+        routed = rearrange(
+            outputs[order.argsort()], "(tokens top_k) width -> tokens top_k width", top_k=indices.shape[1]
+        )
         mixed = (routed * weights[..., None]).sum(dim=1) + self.shared_experts(tokens)
-        return mixed.view_as(hidden_states)
+        return rearrange(mixed, "(samples tokens) width -> samples tokens width", samples=len(hidden_states))
 
 
 class DiTMoEBlock(nn.Module):
@@ -269,7 +277,10 @@ class DiTMoEBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Transform tokens (samples, tokens, width) under a condition (samples, width)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)[:, None].chunk(6, dim=2)
+        modulation = rearrange(
+            self.adaLN_modulation(condition), "samples (parts width) -> parts samples 1 width", parts=6
+        )
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         hidden_states = hidden_states + gate1 * self.attn(self.norm1(hidden_states) * (1 + scale1) + shift1)
         return hidden_states + gate2 * self.moe(self.norm2(hidden_states) * (1 + scale2) + shift2)
 
@@ -285,5 +296,7 @@ class FinalLayer(nn.Module):
 
     def forward(self, tokens: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return (samples, tokens, values)."""
-        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=2)
+        shift, scale = rearrange(
+            self.adaLN_modulation(condition), "samples (parts width) -> parts samples 1 width", parts=2
+        )
         return self.linear(self.norm_final(tokens) * (1 + scale) + shift)

@@ -12,11 +12,13 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, FlowMatch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+from einops import rearrange
 
 from w2sd_video.backends.dit_moe_model import DiTMoETransformer2DModel
 from w2sd_video.guidance import guided
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_HALVES = "(halves samples) channels height width -> halves samples channels height width"
 
 
 class DiTMoEPipeline(DiffusionPipeline):
@@ -143,9 +145,9 @@ class DiTMoEPipeline(DiffusionPipeline):
                     [config.in_channels, config.out_channels - config.in_channels], 1
                 )
                 if self.do_classifier_free_guidance:
-                    uncond, cond = prediction.chunk(2)
+                    uncond, cond = rearrange(prediction, _HALVES, halves=2)
                     prediction = guided(cond, uncond, guidance_scale)
-                    variance = variance.chunk(2)[1]
+                    variance = rearrange(variance, _HALVES, halves=2)[1]
                 if _learned_variance(self.scheduler):
                     prediction = torch.cat([prediction, variance], dim=1)
                 latents = self.scheduler.step(prediction, t, latents, return_dict=False, **step_arguments)[0]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from w2sd_video.backends import second_denoiser
@@ -83,7 +84,7 @@ def guided_predictor(
             halves = [_for_batch(text, len(samples)) for text in (unconditional, conditional)]
             both = {name: torch.cat([half[name] for half in halves]) for name in conditional}
             prediction = evaluate(module, torch.cat([samples, samples]), timestep, both)
-        uncond, cond = prediction.float().chunk(2)
+        uncond, cond = rearrange(prediction.float(), "(halves samples) ... -> halves samples ...", halves=2)
         return guided(cond, uncond, scale).to(latents.dtype)
 
     return predict

@@ -224,6 +224,7 @@ def test_perturbed_layers_say_which_attention_they_need():
             pipe(**call)
 
 
+@torch.no_grad()
 def test_compiled_attention_of_dit_moe_is_one_graph():
     network = tiny_dit_moe()[0].transformer
     tokens = torch.randn(2, 16, network.config.num_attention_heads * network.config.attention_head_dim)

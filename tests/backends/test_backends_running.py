@@ -108,11 +108,13 @@ def test_prompts_weights_and_defaults(family):
     pipe, call, latents, backend = family
     time, alone = torch.tensor(500), Branch(guidance_scale=1.0)
     several = torch.cat([latents, latents.flip(-1)])
-    predict = backend.predictor(pipe, ["a red circle", "a blue sea"], strong=alone, weak=Branch(1.0, prompt="a sea"))
-    both = predict(several, time, "strong")
-    for i, prompt in enumerate(("a red circle", "a blue sea")):
-        one = backend.predictor(pipe, prompt, strong=alone, weak=alone)
-        close(one(several[i : i + 1], time, "strong"), both[i : i + 1])
+    branches = {"base": Branch(3.0), "strong": alone, "weak": Branch(1.0, prompt="a sea")}
+    predict = backend.predictor(pipe, ["a red circle", "a blue sea"], **branches)
+    for role in ("base", "strong"):
+        both = predict(several, time, role)
+        for i, prompt in enumerate(("a red circle", "a blue sea")):
+            one = backend.predictor(pipe, prompt, **branches)
+            close(one(several[i : i + 1], time, role), both[i : i + 1])
     with pytest.raises(ValueError, match="2 prompts but 1 samples"):
         predict(latents, time, "strong")
     assert predict(several, time, "weak").shape == several.shape

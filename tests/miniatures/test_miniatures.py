@@ -18,6 +18,7 @@ from w2sd_video.miniatures import CALL, WEIGHTS, judges, load_pipeline, load_wea
 from w2sd_video.miniatures.training import data, models, stages, train_pixart
 from w2sd_video.miniatures.training.diffusion import prompt_embeddings, prompt_tokens
 from w2sd_video.miniatures.training.fit import Budget, fit
+from w2sd_video.miniatures.training.train_animatediff import FRAMES, one_by_one
 
 PIPELINES = {"animatediff": AnimateDiffPipeline, "cogvideox": CogVideoXPipeline, "pixart": PixArtAlphaPipeline}
 DENOISER = {"animatediff": "unet", "cogvideox": "transformer", "pixart": "transformer"}
@@ -220,6 +221,12 @@ def test_stages_are_chosen_by_name_by_track_or_all():
     assert stages.select(["motion", "classifier"]) == ["classifier", "motion"]
     with pytest.raises(ValueError, match="unknown stage 'vae'"):
         stages.select(["vae"])
+
+
+def test_frames_keep_the_label_of_their_clip():
+    clips = torch.arange(3 * FRAMES).view(3, FRAMES, 1)
+    frames, labels = one_by_one(clips, torch.tensor([5, 6, 7]))
+    assert torch.equal(labels, 5 + frames[:, 0] // FRAMES) and len(frames) == 3 * FRAMES
 
 
 def test_every_stage_trains_and_what_comes_out_loads(tmp_path, monkeypatch):

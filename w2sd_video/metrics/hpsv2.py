@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from einops import rearrange
+
 from w2sd_video.metrics import Score
 from w2sd_video.metrics.clip import clip_tokenizer, judge_by_prompt
 from w2sd_video.metrics.frames import score_of_frames
@@ -110,7 +112,7 @@ def to_transformers(weights: Weights) -> Weights:
         for inner, renamed_inner in _NAMES_IN_BLOCK.items():
             name = name.replace(inner, renamed_inner)
         if ".attn.in_proj_" in name:
-            for part, rows in zip("qkv", value.chunk(3), strict=True):
+            for part, rows in zip("qkv", rearrange(value, "(qkv width) ... -> qkv width ...", qkv=3), strict=True):
                 renamed[name.replace(".attn.in_proj_", f".self_attn.{part}_proj.")] = rows
         else:
             renamed[name] = value.T if published in ("visual.proj", "text_projection") else value

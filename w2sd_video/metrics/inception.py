@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from w2sd_video.metrics import Distance
 from w2sd_video.metrics.frames import chosen
@@ -70,7 +71,7 @@ def inception_score(source: str = INCEPTION, device: str = "cpu") -> Distance:
 
 def _rows(features: np.ndarray, width: int) -> np.ndarray:
     """One row a frame, of features that have one row a clip."""
-    return features.reshape(-1, width).astype(np.float64)
+    return rearrange(features, "clips (frames width) -> (clips frames) width", width=width).astype(np.float64)
 
 
 def _features_of_clips(
@@ -86,8 +87,9 @@ def _features_of_clips(
     def features(clips: np.ndarray) -> np.ndarray:
         rows = []
         for clip in clips:
-            frames = torch.from_numpy(np.ascontiguousarray(chosen(clip).transpose(0, 3, 1, 2))).to(device)
-            rows.append(network(frames, **flags).float().cpu().numpy().ravel())
+            frames = rearrange(chosen(clip), "frames height width rgb -> frames rgb height width")
+            output = network(torch.from_numpy(np.ascontiguousarray(frames)).to(device), **flags)
+            rows.append(rearrange(output.float().cpu().numpy(), "frames width -> (frames width)"))
         return np.stack(rows)
 
     return features

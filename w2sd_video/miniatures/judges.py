@@ -55,8 +55,8 @@ class Classifier(nn.Module):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Clips (n, >= frames, 3, 32, 32) in [-1, 1] to features (n, 16 * width)."""
-        videos = rearrange(x[:, : self.frames], "n frames rgb height width -> n rgb frames height width")
-        grid = rearrange(self.body(videos), "n features frames height width -> n features (frames height width)")
+        videos = rearrange(x[:, : self.frames], "clips frames rgb ... -> clips rgb frames ...")
+        grid = rearrange(self.body(videos), "clips features ... -> clips features (...)")
         return torch.cat([grid.mean(-1), grid.amax(-1)], dim=1)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -107,8 +107,8 @@ def as_tensor(samples: Samples) -> torch.Tensor:
         wanted = f"clips of shape (n, frames >= {FRAMES}, height, width, 3) or pictures (n, height, width, 3)"
         raise ValueError(f"want {wanted}, got {array.shape}")
     scale = 127.5 if array.dtype == np.uint8 else 0.5
-    pixels = torch.from_numpy(np.ascontiguousarray(array))
-    return rearrange(pixels, "n frames height width rgb -> n frames rgb height width").float() / scale - 1
+    frames = torch.from_numpy(np.ascontiguousarray(array))
+    return rearrange(frames, "clips frames height width rgb -> clips frames rgb height width").float() / scale - 1
 
 
 def _array(sample: np.ndarray | torch.Tensor | Sequence) -> np.ndarray:

@@ -100,9 +100,13 @@ def _train_on(name: str, frames: Noising, out: Path, budget: Budget) -> None:
 
 def _frames(out: Path, budget: Budget) -> Noising:
     """The frames of all clips, one by one."""
-    latents, labels = pool(out, budget.pool)
+    return Noising(*one_by_one(*pool(out, budget.pool)), ddim_scheduler().alphas_cumprod)
+
+
+def one_by_one(latents: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips (n, FRAMES, ...) and their labels (n,) as frames (n * FRAMES, ...) and a label for each."""
     frames = rearrange(latents, "clips frames ... -> (clips frames) ...")
-    return Noising(frames, repeat(labels, "clips -> (clips frames)", frames=FRAMES), ddim_scheduler().alphas_cumprod)
+    return frames, repeat(labels, "clips -> (clips frames)", frames=FRAMES)
 
 
 def train_motion(out: Path, budget: Budget, seed: int = 5) -> None:
@@ -121,11 +125,8 @@ def train_motion(out: Path, budget: Budget, seed: int = 5) -> None:
         noisy, t, label, v = noising.draw(16)
         model = strong if torch.rand(()) < 0.7 else weak  # base and strong are both sampled with the strong one
         text = repeat(embeddings[label], "clips tokens width -> (clips frames) tokens width", frames=FRAMES)
-        videos = rearrange(noisy, "clips frames channels height width -> clips channels frames height width")
-        prediction = model(videos, t, text).sample
-        return v_loss(
-            rearrange(prediction, "clips channels frames height width -> clips frames channels height width"), v
-        )
+        prediction = model(rearrange(noisy, "clips frames channels ... -> clips channels frames ..."), t, text).sample
+        return v_loss(rearrange(prediction, "clips channels frames ... -> clips frames channels ..."), v)
 
     def save() -> None:
         strong.save_motion_modules(out / "motion_adapter")

@@ -26,9 +26,8 @@ def pool(out: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     vae = AutoencoderKLCogVideoX.from_pretrained(out / "video_vae")
 
     def encode(videos: torch.Tensor) -> torch.Tensor:
-        channels_first = rearrange(videos, "clips frames rgb height width -> clips rgb frames height width")
-        latents = vae.encode(channels_first).latent_dist.mean * vae.config.scaling_factor
-        return rearrange(latents, "clips channels frames height width -> clips frames channels height width")
+        latents = vae.encode(rearrange(videos, "clips frames rgb ... -> clips rgb frames ...")).latent_dist.mean
+        return rearrange(latents, "clips channels frames ... -> clips frames channels ...") * vae.config.scaling_factor
 
     return encoded_pool(out / "cogvideox_pool.pt", encode, count, FRAMES, seed=12)
 

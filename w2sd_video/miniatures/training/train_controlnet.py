@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from einops import rearrange, repeat
+from einops import rearrange
 
 from w2sd_video.miniatures.training.data import random_clips, to_pixels
 from w2sd_video.miniatures.training.diffusion import noised, v_loss
 from w2sd_video.miniatures.training.fit import Budget, fit
 from w2sd_video.miniatures.training.models import control_net, ddim_scheduler
-from w2sd_video.miniatures.training.train_animatediff import FRAMES, encoder, prompt_table
+from w2sd_video.miniatures.training.train_animatediff import FRAMES, encoder, one_by_one, prompt_table
 from w2sd_video.miniatures.world import edges
 
 
@@ -28,11 +28,10 @@ def train_edges(out: Path, budget: Budget, seed: int = 21) -> None:
     def loss() -> torch.Tensor:
         clips, labels = random_clips(rng, 6, FRAMES)
         with torch.no_grad():
-            latents = rearrange(encode(clips), "clips frames ... -> (clips frames) ...")
-        outlines = torch.from_numpy(edges(to_pixels(clips)))
-        outlines = rearrange(outlines, "clips frames height width rgb -> (clips frames) rgb height width") / 255
-        frame_labels = repeat(labels, "clips -> (clips frames)", frames=FRAMES)
-        noisy, t, label, v = noised(latents, frame_labels, alphas_cumprod)
+            latents, labels = one_by_one(encode(clips), labels)
+        pictures = edges(to_pixels(rearrange(clips, "clips frames ... -> (clips frames) ...")))
+        outlines = rearrange(torch.from_numpy(pictures), "frames height width rgb -> frames rgb height width") / 255
+        noisy, t, label, v = noised(latents, labels, alphas_cumprod)
         text = embeddings[label]
         down, mid = controlnet(noisy, t, text, controlnet_cond=outlines, return_dict=False)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}

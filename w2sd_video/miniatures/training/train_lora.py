@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 from diffusers import AnimateDiffPipeline, UNet2DConditionModel
-from einops import rearrange, repeat
 from peft import LoraConfig, get_peft_model_state_dict
 
 from w2sd_video.miniatures.training.data import encoded_pool
 from w2sd_video.miniatures.training.diffusion import Noising, v_loss
 from w2sd_video.miniatures.training.fit import Budget, fit
 from w2sd_video.miniatures.training.models import ddim_scheduler
-from w2sd_video.miniatures.training.train_animatediff import FRAMES, encoder, prompt_table
+from w2sd_video.miniatures.training.train_animatediff import FRAMES, encoder, one_by_one, prompt_table
 from w2sd_video.miniatures.world import COMET
 
 RANK = 4
@@ -28,11 +27,7 @@ def train_comet(out: Path, budget: Budget, seed: int = 19) -> None:
     denoiser.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
     denoiser.train()
     latents, labels = encoded_pool(out / "comet_pool.pt", encoder(out), budget.pool // 4, FRAMES, seed=20, trail=COMET)
-    frames = Noising(
-        rearrange(latents, "clips frames ... -> (clips frames) ..."),
-        repeat(labels, "clips -> (clips frames)", frames=FRAMES),
-        ddim_scheduler().alphas_cumprod,
-    )
+    frames = Noising(*one_by_one(latents, labels), ddim_scheduler().alphas_cumprod)
     embeddings = prompt_table(out)
 
     def loss() -> torch.Tensor:

@@ -8,17 +8,19 @@ from typing import TypeVar
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
-from einops import rearrange
+from einops import rearrange, reduce
 from torch.nn import functional
 
 from w2sd_video.miniatures.training.data import random_clips
 from w2sd_video.miniatures.training.fit import Budget, fit, log
 from w2sd_video.miniatures.training.models import image_vae, video_vae
-from w2sd_video.miniatures.world import SIZE
 
 KL_WEIGHT = 1e-5
 """Of the divergence, summed over a latent: just enough to keep latents near to a Gaussian."""
 V = TypeVar("V", AutoencoderKL, AutoencoderKLCogVideoX)
+_BY_FRAME = "clips frames rgb height width -> (clips frames) rgb height width"
+_AS_VIDEO = "clips frames rgb height width -> clips rgb frames height width"
+"""The layouts that the VAE of images and that of videos take."""
 
 
 def train_image_vae(out: Path, budget: Budget, seed: int = 1) -> AutoencoderKL:
@@ -27,11 +29,12 @@ def train_image_vae(out: Path, budget: Budget, seed: int = 1) -> AutoencoderKL:
     rng, vae = np.random.default_rng(seed), image_vae()
 
     def loss() -> torch.Tensor:
-        return _vae_loss(vae, _as_frames(random_clips(rng, 8, 8)[0][:, ::2]))
+        frames = rearrange(random_clips(rng, 8, 8)[0][:, ::2], _BY_FRAME)
+        return _vae_loss(vae, frames)
 
     fit("image_vae", vae, loss, out, budget, lr=2e-3, decay=0.995)
-    clips, _ = random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 8)
-    return _finish(vae, _as_frames(clips), out / "image_vae")
+    frames = rearrange(random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 8)[0], _BY_FRAME)
+    return _finish(vae, frames, out / "image_vae")
 
 
 def train_video_vae(out: Path, budget: Budget, seed: int = 2) -> AutoencoderKLCogVideoX:
@@ -40,11 +43,11 @@ def train_video_vae(out: Path, budget: Budget, seed: int = 2) -> AutoencoderKLCo
     rng, vae = np.random.default_rng(seed), video_vae()
 
     def loss() -> torch.Tensor:
-        return _vae_loss(vae, _as_videos(random_clips(rng, 4, 9)[0]))
+        return _vae_loss(vae, rearrange(random_clips(rng, 4, 9)[0], _AS_VIDEO))
 
     fit("video_vae", vae, loss, out, budget, lr=2e-3, decay=0.995)
-    clips, _ = random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 9)
-    return _finish(vae, _as_videos(clips), out / "video_vae")
+    videos = rearrange(random_clips(np.random.default_rng(seed + 1000), min(32, budget.pool), 9)[0], _AS_VIDEO)
+    return _finish(vae, videos, out / "video_vae")
 
 
 def train_video_decoder(out: Path, budget: Budget, seed: int = 10) -> AutoencoderKLCogVideoX:
@@ -57,23 +60,13 @@ def train_video_decoder(out: Path, budget: Budget, seed: int = 10) -> Autoencode
     vae.encoder.requires_grad_(False)
 
     def loss() -> torch.Tensor:
-        x = _as_videos(random_clips(rng, 4, 9)[0])
+        x = rearrange(random_clips(rng, 4, 9)[0], _AS_VIDEO)
         latents = vae.encode(x).latent_dist.mean
         return _picture_loss(vae.decode(latents + 0.1 * latents.std() * torch.randn_like(latents)).sample, x)
 
     fit("video_decoder", vae, loss, out, budget, decay=0.99)
     vae.save_pretrained(out / "video_vae")
     return vae
-
-
-def _as_frames(clips: torch.Tensor) -> torch.Tensor:
-    """Return clips as the VAE of images takes them."""
-    return rearrange(clips, "clips frames rgb height width -> (clips frames) rgb height width")
-
-
-def _as_videos(clips: torch.Tensor) -> torch.Tensor:
-    """Return clips as the VAE of videos takes them."""
-    return rearrange(clips, "clips frames rgb height width -> clips rgb frames height width")
 
 
 def _vae_loss(vae: AutoencoderKL | AutoencoderKLCogVideoX, x: torch.Tensor) -> torch.Tensor:
@@ -84,11 +77,10 @@ def _vae_loss(vae: AutoencoderKL | AutoencoderKLCogVideoX, x: torch.Tensor) -> t
 
 def _picture_loss(reconstruction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Squared and absolute error, the sprite and its edge counting for more than the background."""
-    light = x.amax(1 if x.ndim == 4 else (1, 2))  # n, 32, 32
-    light = rearrange(light, "n height width -> n 1 height width")
+    light = reduce(x, "samples ... height width -> samples 1 height width", "max")
     # The background is at -0.89; what is lit above -0.7, and two pixels around it, counts twice.
     near = functional.max_pool2d((light > -0.7).float(), 5, stride=1, padding=2)
-    error = (reconstruction - x) * (1 + near.view(len(x), *[1] * (x.ndim - 3), SIZE, SIZE))
+    error = (reconstruction - x) * (1 + (near[:, None] if x.ndim == 5 else near))
     return error.square().mean() + 0.3 * error.abs().mean()
 
 
