@@ -96,15 +96,15 @@ def denoiser_config(source: Source, model: Any, subfolder: str, allowed: Collect
     return filled(model, config), found_at
 
 
-def load_part(model: Any, source: Source, dtype: torch.dtype, subfolder: str | None = None, **others: Any) -> Any:
+def load_part(model: Any, source: Source, dtype: torch.dtype, subfolder: str | None = None, **arguments: Any) -> Any:
     """Call `from_pretrained` of a model or pipeline class."""
     subfolder_argument = {} if subfolder is None else {"subfolder": subfolder}
-    return model.from_pretrained(str(Path(source).expanduser()), **{_DTYPE: dtype}, **subfolder_argument, **others)
+    return model.from_pretrained(str(Path(source).expanduser()), **{_DTYPE: dtype}, **subfolder_argument, **arguments)
 
 
-def load_file(model: Any, source: Source, dtype: torch.dtype, **others: Any) -> Any:
+def load_file(model: Any, source: Source, dtype: torch.dtype, **arguments: Any) -> Any:
     """Call `from_single_file` of a model or pipeline class."""
-    return model.from_single_file(str(Path(source).expanduser()), **{_DTYPE: dtype}, **others)
+    return model.from_single_file(str(Path(source).expanduser()), **{_DTYPE: dtype}, **arguments)
 
 
 def is_single_file(source: Any) -> bool:

@@ -353,7 +353,7 @@ _READERS: dict[str, Callable[[Any], _Steps]] = {
     "PNDMScheduler": _pndm_steps,
     "UniPCMultistepScheduler": _dpm_solver_steps,
 }
-"""How levels are read, by the class: schedulers have no common way to tell them, so others are refused."""
+"""How levels are read, by the name of the class: there is no common way, and not every diffusers has every class."""
 
 _CONSISTENCY = "a consistency step renoises a one-step sample, which has no inverse"
 _DISCRETE = "its tokens are discrete, so there is no latent to displace"
@@ -393,7 +393,7 @@ def _reader(scheduler: Any) -> Callable[[Any], _Steps]:
 
 
 def _prediction_type(scheduler: Any) -> str:
-    """Return what the network predicts, by the scheduler's configuration; the flow-matching Euler has none for it."""
+    """Return what the network predicts, by the scheduler's configuration; that of flow matching does not say."""
     if any(base.__name__ == "FlowMatchEulerDiscreteScheduler" for base in type(scheduler).__mro__):
         if _explodes(scheduler):
             return "epsilon"
