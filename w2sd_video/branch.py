@@ -128,8 +128,8 @@ def _check_layers(name: str, value: object) -> None:
         return
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a list of block numbers or names, got {value!r}")
-    if wrong := [one for one in value if isinstance(one, bool) or not isinstance(one, (int, str))]:
-        raise TypeError(f"{name} must hold block numbers or names, got {wrong[0]!r}")
+    if not_layers := [layer for layer in value if isinstance(layer, bool) or not isinstance(layer, (int, str))]:
+        raise TypeError(f"{name} must hold block numbers or names, got {not_layers[0]!r}")
     if not value:
         raise ValueError(f"{name} is empty; name at least one block, or leave it out")
 

@@ -89,18 +89,21 @@ def sample(
     take_step = _step_function(scheduler, generator)
     nfe: Counter[str] = Counter(base=0, strong=0, weak=0)
 
-    def answer(asked: Request | StepRequest | Step) -> torch.Tensor:
-        if isinstance(asked, Step):
-            shift_history(scheduler, trajectory, asked)
-            after, step = take_step(asked.prediction, asked.call, asked.latents), trajectory.step_of_call(asked.call)
+    def answer(request: Request | StepRequest | Step) -> torch.Tensor:
+        if isinstance(request, Step):
+            shift_history(scheduler, trajectory, request)
+            next_latents, step = (
+                take_step(request.prediction, request.call, request.latents),
+                trajectory.step_of_call(request.call),
+            )
             if callback is not None and step is not None:
-                callback(step, after)
-            return after
-        nfe[asked.role] += 1
-        if isinstance(asked, Request):
-            return predict(asked.latents / asked.input_scale, trajectory.timesteps[asked.step], asked.role)
-        timestep = scheduler.timesteps[asked.call]
-        return predict(_scaled(scheduler, asked.latents, timestep), timestep, asked.role)
+                callback(step, next_latents)
+            return next_latents
+        nfe[request.role] += 1
+        if isinstance(request, Request):
+            return predict(request.latents / request.input_scale, trajectory.timesteps[request.step], request.role)
+        timestep = scheduler.timesteps[request.call]
+        return predict(_scaled(scheduler, request.latents, timestep), timestep, request.role)
 
     return Sampled(drive(w2sd(trajectory, latents, settings, drawing_from(generator)), answer), dict(nfe))
 
@@ -122,10 +125,10 @@ def _step_function(
 ) -> Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]:
     """Return ``(prediction, call, latents) -> latents`` by the scheduler's own step, whatever its signature."""
     parameters = inspect.signature(scheduler.step).parameters
-    extra = {"generator": generator} if "generator" in parameters else {}
+    generator_argument = {"generator": generator} if "generator" in parameters else {}
     if "timestep_back" not in parameters:
         return lambda prediction, call, latents: scheduler.step(
-            prediction, scheduler.timesteps[call], latents, return_dict=False, **extra
+            prediction, scheduler.timesteps[call], latents, return_dict=False, **generator_argument
         )[0]
 
     old_sample: torch.Tensor | None = None
@@ -133,9 +136,9 @@ def _step_function(
     def step(prediction: torch.Tensor, call: int, latents: torch.Tensor) -> torch.Tensor:
         nonlocal old_sample
         timesteps = scheduler.timesteps
-        back = timesteps[call - 1] if call > 0 else None
+        previous_timestep = timesteps[call - 1] if call > 0 else None
         latents, old_sample = scheduler.step(
-            prediction, old_sample, timesteps[call], back, latents, return_dict=False, **extra
+            prediction, old_sample, timesteps[call], previous_timestep, latents, return_dict=False, **generator_argument
         )
         return latents
 
