@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from w2sd_video.argument_checks import whole_number
+
 
 class Level(NamedTuple):
     """Signal and noise scales: latents are ``alpha * x0 + sigma * noise``."""
@@ -99,7 +101,13 @@ class Trajectory:
         return self._next_levels[i]
 
     def level_below(self, i: int, span: int = 1) -> Level:
-        """Return (alpha, sigma) of the latents ``span`` steps after those before step ``i``, the final one at most."""
+        """Return (alpha, sigma) of the latents ``span`` steps after those before step ``i``, the final one at most.
+
+        Raises:
+            ValueError: a span that is no whole number from 1 to the number of steps.
+        """
+        if whole_number("span", span, 1) > len(self):
+            raise ValueError(f"span must be from 1 to {len(self)}, the number of steps; got {span}")
         return self.next_level(i) if span == 1 else self.level(min(i + span, len(self)))
 
     def input_scale(self, level: Level) -> float:
@@ -109,7 +117,7 @@ class Trajectory:
     def denoise(self, latents: torch.Tensor, prediction: torch.Tensor, i: int, span: int = 1) -> torch.Tensor:
         """Take step ``i`` down with a prediction made at it: the deterministic first-order step (DDIM, Euler).
 
-        A ``span`` above 1 goes as far as that many steps, in one.
+        A ``span`` above 1 goes as far as that many steps, in one; there must be as many (ValueError).
         """
         move = self._move(i, self.prediction_type, span)
         return _combine(move.of_latents, latents, move.of_prediction, prediction)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from w2sd_video.backends import DENOISERS
 from w2sd_video.settings.model_checks import class_label
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ConfigError, RenderConfig, stage_scales, used_roles
 from w2sd_video.settings.sources import index_of
+
+_COUNT_FROM_0 = ("Cosmos2", "CosmosTextToWorld", "CosmosVideoToWorld", "Krea2", "ZImage")
+"""Starts of the names of pipelines that add guidance to the conditional prediction: their number is w - 1."""
 
 
 def call_arguments(pipe: Any, config: RenderConfig, prompts: list[str], seeds: list[int]) -> dict[str, Any]:
@@ -28,7 +32,7 @@ def call_arguments(pipe: Any, config: RenderConfig, prompts: list[str], seeds: l
     return {
         **conditioning,
         "num_inference_steps": config.steps,
-        "guidance_scale": _call_guidance(config),
+        **_guidance_arguments(pipe, config),
         "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],  # the CPU's, on any device
         "output_type": "np",
         **{name: value for name, value in sizes.items() if value is not None},
@@ -36,13 +40,48 @@ def call_arguments(pipe: Any, config: RenderConfig, prompts: list[str], seeds: l
     }
 
 
-def _call_guidance(config: RenderConfig) -> float:
-    """Return the scale for the pipeline's own argument: above 1 as soon as a branch needs the unconditional half."""
+def base_is_pipelines(pipe: Any, config: RenderConfig) -> bool:
+    """Return whether base is what the pipeline does by itself when it is called with `call_arguments`.
+
+    Then its own rule of guidance is base's, also where it rescales, changes over the steps or keeps a norm.
+    """
+    scale = _call_guidance(pipe, config)
+    given = _guidance_arguments(pipe, config)
+    set_otherwise = any(config.call.get(name, number) != number for name, number in given.items())
+    is_guided = scale == 1 or (
+        bool(given)
+        and not getattr(pipe.config, "is_distilled", False)
+        and ("true_cfg_scale" not in given or config.call.get("negative_prompt") is not None)
+    )
+    at_scale = stage_scales(config.base.guidance_scale) == (scale,)
+    return at_scale and is_guided and not set_otherwise and "guidance_scale_2" not in config.call
+
+
+def _guidance_arguments(pipe: Any, config: RenderConfig) -> dict[str, float]:
+    """Return the scale that a pipeline is called with, by the arguments that its call has for it."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    number = _call_guidance(pipe, config) - _counts_from(pipe)
+    names = ["guidance_scale"]
+    denoiser = next(part.config for name in DENOISERS if (part := getattr(pipe, name, None)) is not None)
+    # Its other argument is for a network that is told the scale, and ignored by one that is not.
+    if not denoiser.get("guidance_embeds", "guidance_scale" in known):
+        names.append("true_cfg_scale")
+    return {name: number for name in names if name in known}
+
+
+def _call_guidance(pipe: Any, config: RenderConfig) -> float:
+    """Return w of the pipeline's own guidance: base's, or one that is on as soon as a branch needs the other half."""
     used = [filled(config, getattr(config, role)) for role in used_roles(config)]
-    scales = [scale for branch in used for scale in stage_scales(branch.guidance_scale)]
+    scales = [float(scale) for branch in used for scale in stage_scales(branch.guidance_scale)]
     if all(scale == 1 for scale in scales):
         return 1.0
-    return scales[0] if scales[0] > 1 else max(2.0, *scales)  # any number above 1: each branch has its own scale
+    above = 1 + _counts_from(pipe)
+    return scales[0] if scales[0] > above else max(above + 1.0, *scales)  # each branch has its own
+
+
+def _counts_from(pipe: Any) -> int:
+    """Return 1 for a pipeline whose number for w is w - 1, and 0 for any other."""
+    return int(any(kind.__name__.startswith(_COUNT_FROM_0) for kind in type(pipe).__mro__))
 
 
 def known_class(config: RenderConfig) -> Any:

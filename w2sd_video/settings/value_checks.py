@@ -126,6 +126,8 @@ def _check_reflection(config: RenderConfig) -> None:
             f"reflection_steps {list(reflection_steps)}: a window must be [start, stop], 0 <= start <= stop <= 1"
         )
     first_unreflectable, steps = max(config.steps - config.span, 0), reflected_steps(config)
+    if len(steps) and config.span > config.steps:
+        raise ConfigError(f"span {config.span}: must be from 1 to {config.steps}, the number of steps")
     if config.inversion == "explicit" and len(steps) and steps[-1] >= first_unreflectable:
         last = "the last step" if config.span == 1 else f"the last {config.span} steps"
         raise ConfigError(
