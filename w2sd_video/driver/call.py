@@ -13,12 +13,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from w2sd_video.branch import Branch
-from w2sd_video.driver.arguments import adapt_every_turn, check_arguments, count_steps_in_callback, with_text
+from w2sd_video.driver.arguments import call_back_after_steps, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
 from w2sd_video.driver.parts import branch_at_stage, check_loop, controlnet_of, denoisers_of, source_of
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.signatures import with_signature
+from w2sd_video.driver.timesteps import counting_calls
 from w2sd_video.driver.walk import Walk, presented
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.reflection_settings import Reflection, Role
@@ -108,7 +109,6 @@ class PipelineCall:
         self._original = type(pipe)
         self._scheduler = scheduler
         self._signature = inspect.signature(type(pipe).__call__)
-        self._off = not settings.is_on
         self._used = [branch for role, branch in branches.items() if role in settings.roles]
         self._doubles_batch = bool(re.search(r"torch\.cat\(\[latents\] \* 2", source_of(pipe)))
         self._walk = walk
@@ -127,8 +127,6 @@ class PipelineCall:
             def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
                 return call.progress_bar(self, super().progress_bar, iterable)
 
-        if isinstance(getattr(self._original, "num_timesteps", None), property):
-            Reflecting.num_timesteps = property(lambda _: call.stock_calls)
         Reflecting.__call__ = with_signature(Reflecting.__call__, self._signature)  # type: ignore[method-assign]
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(Reflecting, name, getattr(self._original, name))
@@ -140,18 +138,15 @@ class PipelineCall:
         bound.apply_defaults()
         if pipe.scheduler is not self._scheduler:
             raise ValueError("the pipeline's scheduler was replaced inside the block; replace it before reflecting")
-        if not self._off:
-            check_arguments(pipe, bound.arguments)
         self._state.begin_call(bound.arguments.get("guidance_scale"))
-        self._walk.image_strength = bound.arguments.get("strength")
-        self._walk.draw = drawing_from(bound.arguments.get("generator"))
+        self._walk.begin_call(drawing_from(bound.arguments.get("generator")))
         try:
             with ExitStack() as stack:
+                stack.enter_context(counting_calls(self._original))
                 for switch in self._switches:
                     stack.enter_context(switch.installed())
                 self._rehearse(pipe, bound)
-                count_steps_in_callback(bound, self._state)
-                adapt_every_turn(bound)
+                call_back_after_steps(bound.arguments, self._state)
                 result = self._original.__call__(*bound.args, **bound.kwargs)
         finally:
             self._run.nfe = {role: self._state.nfe[role] for role in ("base", "strong", "weak")}
@@ -160,11 +155,6 @@ class PipelineCall:
         if self._walk.at == 0 and not getattr(pipe, "interrupt", False):
             raise RuntimeError(f"{self._original.__name__} never called scheduler.step, so nothing was reflected")
         return result
-
-    @property
-    def stock_calls(self) -> int:
-        """How often a stock loop would go round."""
-        return self._walk.stock_calls
 
     def progress_bar(self, pipe: Any, make_bar: Callable[..., Any], iterable: Any) -> Any:
         """Return a bar of real steps: the walk moves it, not the pipeline's loop."""
