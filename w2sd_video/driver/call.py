@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 from torch import nn
@@ -125,7 +126,7 @@ class PipelineCall:
                 return call.run(self, args, kwargs)
 
             def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-                return call.progress_bar(self, super().progress_bar, iterable)
+                return call.progress_bar(super().progress_bar, iterable, total)
 
         Reflecting.__call__ = with_signature(Reflecting.__call__, self._signature)  # type: ignore[method-assign]
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
@@ -156,16 +157,20 @@ class PipelineCall:
             raise RuntimeError(f"{self._original.__name__} never called scheduler.step, so nothing was reflected")
         return result
 
-    def progress_bar(self, pipe: Any, make_bar: Callable[..., Any], iterable: Any) -> Any:
+    def progress_bar(self, make_bar: Callable[..., Any], iterable: Any, total: int | None) -> Any:
         """Return a bar of real steps: the walk moves it, not the pipeline's loop."""
         if self._state.rehearsing is not None:
             return tqdm(iterable, disable=True)
-        bar = make_bar(total=self._walk.total_steps)
-        if self._walk.reflected_steps and not bar.disable:
-            note = f"W2SD, {self._walk.reflected_steps} of {self._walk.total_steps} steps reflected"
-            bar.set_description(f"{bar.desc}{note}" if bar.desc else note)
+        bar, walk = make_bar(total=total if iterable is None else length_hint(iterable)), self._walk
+
+        def show_steps() -> None:
+            bar.total = walk.total_steps
+            if walk.reflected_steps and not bar.disable:
+                note = f"W2SD, {walk.reflected_steps} of {walk.total_steps} steps reflected"
+                bar.set_description(f"{bar.desc}{note}" if bar.desc else note)
+
         move, bar.update = bar.update, lambda n=1: None
-        self._walk.on_step = lambda: move(1)
+        walk.on_loop, walk.on_step = show_steps, lambda: move(1)
         return bar if iterable is None else _walked(iterable, bar)
 
     def _rehearse(self, pipe: Any, bound: inspect.BoundArguments) -> None:

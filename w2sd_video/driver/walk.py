@@ -65,6 +65,7 @@ class Walk:
         self.total_steps = 0
         self.reflected_steps = 0
         self.draw: Draw = torch.randn_like
+        self.on_loop: Callable[[], None] = lambda: None
         self.on_step: Callable[[], None] = lambda: None
         self._settings = settings
         self._state = state
@@ -123,6 +124,7 @@ class Walk:
             yield from timesteps[calls.start : calls.stop]
             return
         self._plan(calls)
+        self.on_loop()
         at, call = 0, calls.start
         while call in calls:
             turn = self.turns[at]
@@ -180,6 +182,7 @@ class Walk:
             raise RehearsalOver
         turn, self._shown = self._shown, None
         if not self._settings.is_on and turn is None:
+            self.at += 1
             return self.wrapped.step(*args, **kwargs)
         arguments = self._step_signature.bind(*args, **kwargs).arguments
         turn = self._checked(turn, arguments)
