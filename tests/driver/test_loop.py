@@ -1,5 +1,7 @@
 """The pipeline's loop: what it counts is meant in real steps, and what it does to the turns of one step is watched."""
 
+import copy
+
 import diffusers
 import pytest
 import tiny
@@ -160,3 +162,52 @@ def test_enumerate_is_the_builtin_one_outside_a_call():
         again = run(pipe, call)
     with reflection(pipe, strong=STRONG, weak=WEAK):
         assert torch.equal(run(pipe, call), again)
+
+
+GUIDERS = {
+    "start": lambda: diffusers.ClassifierFreeGuidance(3.0, start=0.5),
+    "zero star": lambda: diffusers.ClassifierFreeZeroStarGuidance(3.0),
+    "momentum": lambda: diffusers.AdaptiveProjectedGuidance(3.0, adaptive_projected_guidance_momentum=-0.7),
+}
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+def test_a_guider_is_told_real_steps_and_keeps_momentum_of_them_only(guider):
+    pipe, call = build("HunyuanVideo15Pipeline")
+    plain = result_of(pipe, call)
+    pipe.guider = GUIDERS[guider]()
+    stock = result_of(pipe, call)
+    assert not torch.equal(stock, plain)
+    with reflection(pipe, **NULL):
+        close(result_of(pipe, call), stock)
+
+
+def test_a_cache_of_one_branch_is_not_given_to_another():
+    pipe, call = build("Flux2KleinKVPipeline")
+    stock = result_of(pipe, call)
+    with reflection(pipe, **NULL):
+        close(result_of(pipe, call), stock)
+    second = copy.deepcopy(pipe.transformer)
+    with (
+        pytest.raises(ValueError, match="kept from an evaluation of another branch"),
+        reflection(pipe, strong=Branch(), weak=Branch(weights=second)),
+    ):
+        result_of(pipe, call)
+
+
+@pytest.mark.parametrize("make", [tiny.dit, lambda: build("TextToVideoSDPipeline")])
+def test_resampling_draws_from_the_generators_of_the_samples(make):
+    pipe, call = make()
+    call |= {"num_inference_steps": 3}
+
+    def sample(seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        changed = {"class_labels": [1] * len(seeds)} if "class_labels" in call else {}
+        if "prompt" in call:
+            changed = {"prompt": [call["prompt"]] * len(seeds)}
+        is_latent = "prompt" in call
+        out = pipe(**call | changed, generator=generators, output_type="latent" if is_latent else "np")
+        return torch.as_tensor(out.frames if is_latent else out.images)
+
+    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="resample"):
+        close(sample([1, 2]), torch.cat([sample([1]), sample([2])]))

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from w2sd_video.driver.rehearsal import CallState
+from w2sd_video.inversions import Draw
+from w2sd_video.sampler import drawing_from
 
 
 def with_text(arguments: dict[str, Any], prompt: Any, negative_prompt: Any, pipeline: str) -> dict[str, Any]:
@@ -29,6 +31,24 @@ def with_text(arguments: dict[str, Any], prompt: Any, negative_prompt: Any, pipe
                 changed |= {other: None} if isinstance(value, torch.Tensor) else {}
         changed[name] = texts[0] if samples == 1 and not isinstance(own, list) else texts
     return arguments | changed
+
+
+def drawing_as(generator: torch.Generator | list[torch.Generator] | None) -> Draw:
+    """Return a function that draws noise like latents, from the generators of a call: one for each of its samples.
+
+    Some pipelines step more rows than samples: both halves of guidance (DiT) or every frame (TextToVideoSD).
+    """
+    draw = drawing_from(generator)
+
+    def draw_rows(like: torch.Tensor) -> torch.Tensor:
+        samples = len(generator) if isinstance(generator, (list, tuple)) else len(like)
+        if samples == len(like):
+            return draw(like)
+        if len(like) == 2 * samples and torch.equal(like[:samples], like[samples:]):
+            return torch.cat([draw(like[:samples])] * 2)
+        return draw(like.unflatten(0, (samples, -1))).flatten(0, 1)
+
+    return draw_rows
 
 
 def call_back_after_steps(arguments: dict[str, Any], state: CallState) -> None:

@@ -14,9 +14,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from w2sd_video.branch import Branch
-from w2sd_video.driver.arguments import call_back_after_steps, with_text
+from w2sd_video.driver.arguments import call_back_after_steps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
+from w2sd_video.driver.guards import Momentum
 from w2sd_video.driver.parts import branch_at_stage, check_loop, controlnet_of, denoisers_of, source_of
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.signatures import with_signature
@@ -24,7 +25,6 @@ from w2sd_video.driver.timesteps import counting_calls
 from w2sd_video.driver.walk import Walk, presented
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.reflection_settings import Reflection, Role
-from w2sd_video.sampler import drawing_from
 
 
 @dataclass
@@ -140,7 +140,8 @@ class PipelineCall:
         if pipe.scheduler is not self._scheduler:
             raise ValueError("the pipeline's scheduler was replaced inside the block; replace it before reflecting")
         self._state.begin_call(bound.arguments.get("guidance_scale"))
-        self._walk.begin_call(drawing_from(bound.arguments.get("generator")))
+        self._walk.begin_call(drawing_as(bound.arguments.get("generator")))
+        self._walk.on_turn = Momentum(pipe).after_turn
         try:
             with ExitStack() as stack:
                 stack.enter_context(counting_calls(self._original))

@@ -21,6 +21,7 @@ from einops import repeat
 from torch import nn
 
 from w2sd_video.branch import Branch
+from w2sd_video.driver.guards import Caches
 from w2sd_video.driver.halves import Arguments, is_doubled, split_halves, take_half
 from w2sd_video.driver.rehearsal import COND, UNCOND, CallState, output_like, zeros_for
 from w2sd_video.driver.signatures import named_signature, uncompiled, with_signature
@@ -85,6 +86,7 @@ class DenoiserSwitch:
         self._doubled: dict[int, bool] = {}
         self._answered: tuple[int, int] = (-1, 0)
         self._texts: dict[Any, Arguments] = {}
+        self._caches = Caches()
         self._kept: tuple[int, dict[str, torch.Tensor]] = (-1, {})
 
     def _forward_as_named(self, *args: Any, **kwargs: Any) -> Any:
@@ -237,8 +239,11 @@ class DenoiserSwitch:
         module = self._modules[role]
         # The other denoiser of a two-stage model has a switch of its own, which this evaluation passes by.
         run = self._forward if module is self._denoiser else getattr(module.forward, "unswitched", module)
+        self._caches.check(arguments, self._branches[role])
         with swapped(self._swaps[role]):
-            return run(**arguments)
+            output = run(**arguments)
+        self._caches.note(output, self._branches[role])
+        return output
 
     def _with_text(self, arguments: Arguments, name: str | None, half: str | None) -> Arguments:
         """Return the arguments of a call with the text of one half, in the words of the branch's prompt."""

@@ -66,6 +66,7 @@ class Walk:
         self.reflected_steps = 0
         self.draw: Draw = torch.randn_like
         self.on_loop: Callable[[], None] = lambda: None
+        self.on_turn: Callable[[bool], None] = lambda takes_step: None
         self.on_step: Callable[[], None] = lambda: None
         self._settings = settings
         self._state = state
@@ -189,6 +190,7 @@ class Walk:
         self._state.step_taken = turn.takes_step
         result = self._answer(turn, arguments)
         self.at += 1
+        self.on_turn(turn.takes_step)
         if self.at == len(self.turns):
             self._handed_back.compare()
         self._announce()
