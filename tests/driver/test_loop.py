@@ -62,6 +62,18 @@ def test_windows_are_in_real_steps(name):
     assert done.reflected_steps == done.steps - ("denoising_end" not in window)
 
 
+def test_temporal_reasoning_ends_after_the_real_steps_it_was_given():
+    """ChronoEdit drops its frames between at one step, from its latents and from what its scheduler remembers."""
+    pipe, call = build("ChronoEditPipeline")
+    pipe.scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    call |= {"num_frames": 9, "enable_temporal_reasoning": True, "num_temporal_reasoning_steps": 2}
+    stock = result_of(pipe, call)
+    with reflection(pipe, **NULL):
+        close(result_of(pipe, call), stock)
+    with reflection(pipe, strong=Branch(), weak=Branch(), strength=0.0):
+        assert torch.equal(result_of(pipe, call), stock)
+
+
 def test_two_stages_of_one_schedule_walk_their_own_steps():
     """A base model up to ``denoising_end``, then a refiner from there: together the stock steps, each reflected."""
     pipe, call = tiny.stable_diffusion_xl()
