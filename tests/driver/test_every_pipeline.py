@@ -10,6 +10,7 @@ from replay import denoisers_of
 from tiny.variants import build
 
 from w2sd_video import Branch, reflection
+from w2sd_video.driver.walk import Walk
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "pipelines.md"
 REFLECTED = re.findall(r"^\| (\w+) \| reflected", PAGE.read_text(), re.MULTILINE)
@@ -18,8 +19,8 @@ REFLECTED = re.findall(r"^\| (\w+) \| reflected", PAGE.read_text(), re.MULTILINE
 class FakeNetwork:
     """A smooth function of all that a denoiser is given, of the shape of its output; it notes the latents it sees."""
 
-    def __init__(self, denoiser):
-        self.real, self.outputs, self.seen = denoiser.forward, {}, []
+    def __init__(self, denoiser, seen):
+        self.real, self.outputs, self.seen = denoiser.forward, {}, seen
 
     def __call__(self, *args, **kwargs):
         samples = args[0] if args else next(iter(kwargs.values()))
@@ -52,19 +53,41 @@ class FakeNetwork:
         return type(output)(**{**output, next(iter(output)): faked})
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What the walk handed back, scaled for the network, and how many evaluations were before it."""
+    asked, step = [], Walk._step
+
+    def recorded(walk, *args, **kwargs):
+        result = step(walk, *args, **kwargs)
+        if walk.at < len(walk.turns):
+            asked.append(walk.scale_model_input(result[0], walk.turns[walk.at].timestep).flatten())
+        return result
+
+    monkeypatch.setattr(Walk, "_step", recorded)
+    return asked
+
+
 @pytest.mark.parametrize("name", REFLECTED)
-def test_a_loop_without_a_gap_is_the_stock_loop(name, monkeypatch):
+def test_a_loop_without_a_gap_is_the_stock_loop_and_what_is_asked_is_seen(name, asked):
     pipe, call = build(name)
-    fakes = []
+    seen = []
     for denoiser in denoisers_of(pipe).values():
-        fakes.append(FakeNetwork(denoiser))
-        denoiser.forward = fakes[-1]
+        denoiser.forward = FakeNetwork(denoiser, seen)
     stock = run(pipe, call)
-    stock_scale = stock.double().norm()
-    for off in ({"reflection_steps": 0}, {"strength": 0.0}):
-        with reflection(pipe, strong=Branch(), weak=Branch(), **off):
-            assert torch.equal(run(pipe, call), stock)
-    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="current") as done:
-        null = run(pipe, call)
-    assert done.reflected_steps
-    assert (null - stock).double().norm() <= 1e-4 * stock_scale
+
+    def share_seen(**settings):
+        """Return the result, and the least share of what was asked for that was among what the next turn saw."""
+        seen.clear(), asked.clear()
+        with reflection(pipe, strong=Branch(), weak=Branch(), **settings) as done:
+            result = run(pipe, call)
+        calls = len(seen) // (len(asked) + 1)
+        after = (torch.cat(seen[(turn + 1) * calls : (turn + 2) * calls]) for turn in range(len(asked)))
+        return result, min(float(torch.isin(x, y).float().mean()) for x, y in zip(asked, after, strict=True)), done
+
+    off, stock_share, _ = share_seen(reflection_steps=0)
+    assert torch.equal(off, stock)
+    result, share, done = share_seen(strength=0.0)
+    assert torch.equal(result, stock) and share >= stock_share and done.reflected_steps
+    null, share, _ = share_seen(inversion="current")
+    assert (null - stock).double().norm() <= 1e-4 * stock.double().norm() and share >= stock_share
