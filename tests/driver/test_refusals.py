@@ -103,7 +103,7 @@ def test_more_reflection_steps_than_steps():
 @pytest.mark.parametrize(
     ("fields", "error", "said"),
     [
-        ({"guidance_scale": float("inf")}, ValueError, "guidance_scale must be finite"),
+        ({"guidance_scale": float("inf")}, ValueError, "guidance_scale must be a finite number"),
         ({"guidance_scale": "6"}, TypeError, "guidance_scale must be a number, got '6'"),
         ({"lora": {"style": "loud"}}, TypeError, r"lora\['style'\] must be a number"),
         ({"weights": 3}, TypeError, "weights must be a module or the name of one, got int"),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import length_hint
@@ -18,7 +17,7 @@ from w2sd_video.driver.arguments import call_back_after_steps, drawing_as, with_
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
 from w2sd_video.driver.guards import Momentum
-from w2sd_video.driver.parts import branch_at_stage, check_loop, controlnet_of, denoisers_of, source_of
+from w2sd_video.driver.parts import branch_at_stage, check_loop, controlnet_of, denoisers_of
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.signatures import with_signature
 from w2sd_video.driver.timesteps import counting_calls
@@ -72,7 +71,7 @@ def walking(
         seconds = [stage[role].weights for stage in stages]
         used = [one if isinstance(one, nn.Module) else own for one, own in zip(seconds, denoisers, strict=True)]
         check_loaded(branch.lora or {}, used)
-    state = CallState()
+    state = CallState(stages=len(denoisers))
     check_loop(pipe)
     if settings.is_on and any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers):
         raise ValueError(
@@ -111,7 +110,6 @@ class PipelineCall:
         self._scheduler = scheduler
         self._signature = inspect.signature(type(pipe).__call__)
         self._used = [branch for role, branch in branches.items() if role in settings.roles]
-        self._doubles_batch = bool(re.search(r"torch\.cat\(\[latents\] \* 2", source_of(pipe)))
         self._walk = walk
         self._switches = switches
         self._state = state
@@ -142,6 +140,10 @@ class PipelineCall:
         self._state.begin_call(bound.arguments.get("guidance_scale"))
         self._walk.begin_call(drawing_as(bound.arguments.get("generator")))
         self._walk.on_turn = Momentum(pipe).after_turn
+        self._state.measures = any(
+            branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
+        )
+        samples = 1
         try:
             with ExitStack() as stack:
                 stack.enter_context(counting_calls(self._original))
@@ -150,8 +152,9 @@ class PipelineCall:
                 self._rehearse(pipe, bound)
                 call_back_after_steps(bound.arguments, self._state)
                 result = self._original.__call__(*bound.args, **bound.kwargs)
+                samples = _samples_in(result)
         finally:
-            self._run.nfe = {role: self._state.nfe[role] for role in ("base", "strong", "weak")}
+            self._run.nfe = {role: self._state.nfe[role] // samples for role in ("base", "strong", "weak")}
             self._run.steps, self._run.reflected_steps = self._walk.total_steps, self._walk.reflected_steps
             self._state.rehearsals.clear()
         if self._walk.at == 0 and not getattr(pipe, "interrupt", False):
@@ -175,11 +178,9 @@ class PipelineCall:
         return bar if iterable is None else _walked(iterable, bar)
 
     def _rehearse(self, pipe: Any, bound: inspect.BoundArguments) -> None:
-        """Learn what the pipeline gives its denoiser for each prompt and for both named calls, if a branch needs it."""
+        """Learn what the pipeline gives its denoiser for each prompt, if a branch has one."""
         texts = list(dict.fromkeys(branch.text for branch in self._used if branch.text is not None))
-        guided = any(branch.guidance_scale is not None for branch in self._used)
-        # Where one look at the source shows a doubled batch, its halves are found without a rehearsal.
-        if not texts and (not guided or self._doubles_batch):
+        if not texts:
             return
         for text in [None, *texts]:
             arguments = dict(bound.arguments)
@@ -194,6 +195,12 @@ class PipelineCall:
                 self._state.rehearsals[text] = self._state.rehearsing
             finally:
                 self._state.rehearsing = None
+
+
+def _samples_in(result: Any) -> int:
+    """Return how many samples a pipeline's call has made: the length of the first thing that it returns."""
+    first = result[0] if isinstance(result, (tuple, list, Mapping)) else result
+    return max(1, len(first)) if isinstance(first, Sized) else 1
 
 
 def _walked(iterable: Any, bar: Any) -> Iterator[Any]:

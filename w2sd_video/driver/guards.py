@@ -27,9 +27,9 @@ class HandedBack:
         """Forget an earlier loop."""
         self._latents = self._equal = None
 
-    def remember(self, latents: torch.Tensor) -> None:
-        """Keep what is handed back."""
-        self._latents, self._version = latents, _version(latents)
+    def remember(self, latents: torch.Tensor | None) -> None:
+        """Keep what is handed back; nothing after a step, which a pipeline may edit."""
+        self._latents, self._version = latents, 0 if latents is None else _version(latents)
 
     def check(self, latents: torch.Tensor) -> None:
         """Compare what the pipeline steps from.
@@ -38,8 +38,7 @@ class HandedBack:
             ValueError: it is something else; the first time that it has to be looked at.
         """
         given = self._latents
-        assert given is not None
-        if latents is given and _version(given) == self._version:
+        if given is None or (latents is given and _version(given) == self._version):
             return
         if latents is given or latents.shape != given.shape:
             raise ValueError(EDITED)

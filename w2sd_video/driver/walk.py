@@ -17,12 +17,28 @@ import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
 from w2sd_video.driver.guards import HandedBack
+from w2sd_video.driver.layout import PROBE_TURNS, Probed, at_other_weights, measured
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import with_signature
 from w2sd_video.driver.timesteps import Timesteps, at_index
 from w2sd_video.inversions import Draw, Request
-from w2sd_video.reflection_settings import Reflection
+from w2sd_video.reflection_settings import Reflection, Role
 from w2sd_video.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """A turn in which no network is run, so that it can be measured what the pipeline makes of its evaluations.
+
+    Attributes:
+        number: among the probe turns, from 0.
+        is_last: whether the layout of guidance is found after it.
+        role: whose evaluation it stands before.
+    """
+
+    number: int
+    is_last: bool
+    role: Role = "base"
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class Turn:
 
     call: int
     timestep: torch.Tensor
-    asked: Request | StepRequest
+    asked: Request | StepRequest | ProbeRequest
     begins_call: bool = True
     takes_step: bool = False
     ends_step: bool = False
@@ -74,6 +90,8 @@ class Walk:
         self._shown: Turn | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self._handed_back = HandedBack()
+        self._probed: list[Probed] = []
+        self._own_scale: float | None = None
         self._step_signature = inspect.signature(self.wrapped.step)
         self.set_timesteps = with_signature(self._set_timesteps, inspect.signature(self.wrapped.set_timesteps))
         self.step = with_signature(self._step, self._step_signature)
@@ -124,6 +142,7 @@ class Walk:
         if 0 < self.at < len(self.turns) or not calls:  # read inside a loop that is under way
             yield from timesteps[calls.start : calls.stop]
             return
+        self._handed_back.forget()
         self._plan(calls)
         self.on_loop()
         at, call = 0, calls.start
@@ -139,23 +158,31 @@ class Walk:
     def _plan(self, calls: range) -> None:
         """Lay out the turns for some calls of the wrapped scheduler; steps are counted from the first of them."""
         self._begin, self.at, self._algorithm = calls.start, 0, None
-        self._handed_back.forget()
+        self._probed, self._own_scale = [], None
         self._trajectory = trajectory = Trajectory(self.wrapped)
         steps = [step for step in trajectory.steps_from(calls.start) if trajectory.calls[step] in calls]
         if not steps:
             raise ValueError(f"the pipeline begins at timestep {calls.start} of {calls.stop}: no step is left")
         self.total_steps = len(steps)
         self.reflected_steps = len(reflected_steps(trajectory, self._settings, calls.start).intersection(steps))
-        self.turns = []
+        self.turns = self._probe_turns(calls.start)
         asked_for_call: list[Request | StepRequest] = []
         for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=calls.start)):
             if isinstance(asked, Step):
                 if asked.call in calls:
+                    if self._state.measures and self._state.stages > 1 and asked.call != calls.start:
+                        self.turns.append(Turn(asked.call, self.wrapped.timesteps[asked.call], ProbeRequest(0, True)))
                     self.turns += self._turns_of(asked.call, asked_for_call)
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
         self._announce()
+
+    def _probe_turns(self, begin: int) -> list[Turn]:
+        """Return the turns at the beginning of a call in which its layout of guidance is measured, if need be."""
+        numbers = range(PROBE_TURNS if self._state.measures else 0)
+        timestep = self.wrapped.timesteps[begin]
+        return [Turn(begin, timestep, ProbeRequest(number, number == PROBE_TURNS - 1)) for number in numbers]
 
     def _turns_of(self, call: int, asked_for_call: Sequence[Request | StepRequest]) -> list[Turn]:
         """Return the turns for one call of the wrapped scheduler, of which the last takes its step."""
@@ -177,6 +204,8 @@ class Walk:
         self._state.request += 1
         self._state.role = asked.role if asked else "base"
         self._state.shares_latents = isinstance(asked, Request) and asked.shares_latents
+        self._state.probing = asked.number if isinstance(asked, ProbeRequest) else None
+        self._state.probed = []
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
@@ -188,7 +217,11 @@ class Walk:
         arguments = self._step_signature.bind(*args, **kwargs).arguments
         turn = self._checked(turn, arguments)
         self._state.step_taken = turn.takes_step
-        result = self._answer(turn, arguments)
+        self._handed_back.check(arguments["sample"])
+        if isinstance(turn.asked, ProbeRequest):
+            result = self._probe(turn.asked, arguments)
+        else:
+            result = self._answer(turn, arguments)
         self.at += 1
         self.on_turn(turn.takes_step)
         if self.at == len(self.turns):
@@ -197,6 +230,22 @@ class Walk:
         if turn.ends_step:
             self.on_step()
         return result
+
+    def _probe(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
+        """Keep what a probe turn shows, find the layout after the last, and hand the latents back as they are."""
+        state, latents = self._state, arguments["sample"]
+        self._probed.append(Probed(state.probed, arguments["model_output"].clone(), latents.clone()))
+        state.many_rows = sum(map(len, state.probed)) > 2 * len(latents)
+        if state.changed_scale is not None:
+            self._own_scale, state.changed_scale = state.changed_scale(), None
+        if asked.is_last:
+            if not state.layouts:
+                state.layouts[state.answering] = measured(self._probed, self._own_scale)
+            elif state.answering not in state.layouts:
+                of_first_stage = next(iter(state.layouts.values()))
+                state.layouts[state.answering] = at_other_weights(of_first_stage, self._probed[-1])
+            self._probed = []
+        return self._result(latents, arguments)
 
     def _checked(self, turn: Turn | None, arguments: dict[str, Any]) -> Turn:
         """Return the turn that a step answers, or say that the pipeline does not walk as it should."""
@@ -215,14 +264,9 @@ class Walk:
         if turn.begins_call:
             # Pipelines may write into what they handed over, and the algorithm needs it until the step is taken.
             self._begin_step(latents if turn.takes_step else latents.clone())
-        else:
-            self._handed_back.check(latents)
         assert self._algorithm is not None
         asked = self._algorithm.send(without_variance(arguments["model_output"], latents))
-        if isinstance(asked, Step):
-            return self._take_step(asked, arguments)
-        self._handed_back.remember(asked.latents)
-        return self._result(asked.latents, arguments)
+        return self._take_step(asked, arguments) if isinstance(asked, Step) else self._result(asked.latents, arguments)
 
     def _begin_step(self, latents: torch.Tensor) -> None:
         """Tell the algorithm the latents that a step begins with, as the pipeline has them."""
@@ -235,11 +279,13 @@ class Walk:
     def _take_step(self, step: Step, arguments: dict[str, Any]) -> Any:
         """Take the wrapped scheduler's own step, with what it would have been given in a loop of its own."""
         shift_history(self.wrapped, self._trajectory, step)
+        self._handed_back.remember(None)
         prediction = with_variance(step.prediction, arguments["model_output"])
         return self.wrapped.step(**arguments | {"model_output": prediction})
 
     def _result(self, latents: torch.Tensor, arguments: dict[str, Any]) -> Any:
-        """Return latents in the form in which the wrapped scheduler returns them."""
+        """Hand latents back in the form in which the wrapped scheduler returns them."""
+        self._handed_back.remember(latents)
         if "timestep_back" in self._step_signature.parameters:
             return latents, arguments["old_pred_original_sample"]
         if arguments.get("return_dict", True):
