@@ -104,9 +104,9 @@ class ClipWalk(Walk):
         self._ideal = ideal
         self._on_moments = on_moments
 
-    def _plan(self, begin: int) -> None:
+    def _plan(self, calls: range) -> None:
         """Lay out one turn for the pipeline's own latents, of which nothing is asked, and those of the comparison."""
-        self._begin, self.at = begin, 0
+        begin, self.at = calls.start, 0
         self._trajectory = trajectory = Trajectory(self.wrapped)
         first = next(i for i, call in enumerate(trajectory.calls) if call >= begin)
         no_clips = torch.zeros(0, 1)

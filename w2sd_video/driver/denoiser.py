@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from w2sd_video.branch import Branch
+from w2sd_video.driver.guards import Caches
 from w2sd_video.driver.layout import CHANGED_SCALE, Layout, answered, output_shapes, probe_rows, rows_needed
 from w2sd_video.driver.rehearsal import CallState, output_like
 from w2sd_video.driver.rows import Arguments, rows_of, take_rows
@@ -72,6 +73,7 @@ class DenoiserSwitch:
         """Drop what is known of one call of the pipeline."""
         self._counted: tuple[int, int] = (-1, 0)
         self._texts: dict[Any, Arguments] = {}
+        self._caches = Caches()
         self._kept: tuple[int, dict[int, torch.Tensor]] = (-1, {})
 
     def _forward_as_named(self, *args: Any, **kwargs: Any) -> Any:
@@ -217,8 +219,11 @@ class DenoiserSwitch:
         module = self._modules[role]
         # The other denoiser of a two-stage model has a switch of its own, which this evaluation passes by.
         run = self._forward if module is self._denoiser else getattr(module.forward, "unswitched", module)
+        self._caches.check(arguments, self._branches[role])
         with swapped(self._swaps[role]):
-            return run(**arguments)
+            output = run(**arguments)
+        self._caches.note(output, self._branches[role])
+        return output
 
     def _with_text(self, arguments: Arguments, call: int) -> Arguments:
         """Return the arguments of an evaluation in the words of the branch's prompts."""

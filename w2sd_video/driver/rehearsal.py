@@ -90,7 +90,6 @@ class CallState:
         rehearsals: what it showed, by the text of the branch (None: its own).
         guidance_scale: the argument of the pipeline's call, if it is a number.
         step_taken: whether the scheduler's own step was the last to be taken.
-        call: the index of that step in a stock loop.
     """
 
     role: Role = "base"
@@ -109,7 +108,6 @@ class CallState:
     rehearsals: dict[Any, Rehearsal] = field(default_factory=dict)
     guidance_scale: float | None = None
     step_taken: bool = False
-    call: int = 0
 
     def begin_call(self, guidance_scale: Any) -> None:
         """Forget the earlier call."""
