@@ -129,8 +129,8 @@ def _layers(name: str, value: object) -> tuple[int | str, ...] | None:
         return None
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a list of block numbers or names, got {value!r}")
-    if wrong := [block for block in value if not is_whole(block) and not isinstance(block, str)]:
-        raise TypeError(f"{name} must hold block numbers or names, got {wrong[0]!r}")
+    if not_layers := [layer for layer in value if not is_whole(layer) and not isinstance(layer, str)]:
+        raise TypeError(f"{name} must hold block numbers or names, got {not_layers[0]!r}")
     if not value:
         raise ValueError(f"{name} is empty; name at least one block, or leave it out")
     return tuple(block if isinstance(block, str) else int(block) for block in value)

@@ -107,18 +107,21 @@ def sample(
         are_finite.append((name, torch.isfinite(prediction.detach()).all()))
         return prediction
 
-    def answer(asked: Request | StepRequest | Step) -> torch.Tensor:
-        if isinstance(asked, Step):
-            shift_history(scheduler, trajectory, asked)
-            after, step = take_step(asked.prediction, asked.call, asked.latents), trajectory.step_of_call(asked.call)
+    def answer(request: Request | StepRequest | Step) -> torch.Tensor:
+        if isinstance(request, Step):
+            shift_history(scheduler, trajectory, request)
+            next_latents, step = (
+                take_step(request.prediction, request.call, request.latents),
+                trajectory.step_of_call(request.call),
+            )
             if callback is not None and step is not None:
-                callback(step, after)
-            return after
-        if isinstance(asked, Request):
-            timestep = trajectory.timesteps[asked.step]
-            return predicted(asked.latents / asked.input_scale, timestep, asked.role, asked.step)
-        timestep, step = scheduler.timesteps[asked.call], bisect_right(trajectory.calls, asked.call) - 1
-        return predicted(_scaled(scheduler, asked.latents, timestep), timestep, asked.role, step)
+                callback(step, next_latents)
+            return next_latents
+        if isinstance(request, Request):
+            timestep = trajectory.timesteps[request.step]
+            return predicted(request.latents / request.input_scale, timestep, request.role, request.step)
+        timestep, step = scheduler.timesteps[request.call], bisect_right(trajectory.calls, request.call) - 1
+        return predicted(_scaled(scheduler, request.latents, timestep), timestep, request.role, step)
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
         final = drive(w2sd(trajectory, latents, settings, drawing_from(generator)), answer)
@@ -150,10 +153,10 @@ def _step_function(
 ) -> Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]:
     """Return ``(prediction, call, latents) -> latents`` by the scheduler's own step, whatever its signature."""
     parameters = inspect.signature(scheduler.step).parameters
-    extra = {"generator": generator} if "generator" in parameters else {}
+    generator_argument = {"generator": generator} if "generator" in parameters else {}
     if "timestep_back" not in parameters:
         return lambda prediction, call, latents: scheduler.step(
-            prediction, scheduler.timesteps[call], latents, return_dict=False, **extra
+            prediction, scheduler.timesteps[call], latents, return_dict=False, **generator_argument
         )[0]
 
     old_sample: torch.Tensor | None = None
@@ -161,9 +164,9 @@ def _step_function(
     def step(prediction: torch.Tensor, call: int, latents: torch.Tensor) -> torch.Tensor:
         nonlocal old_sample
         timesteps = scheduler.timesteps
-        back = timesteps[call - 1] if call > 0 else None
+        previous_timestep = timesteps[call - 1] if call > 0 else None
         latents, old_sample = scheduler.step(
-            prediction, old_sample, timesteps[call], back, latents, return_dict=False, **extra
+            prediction, old_sample, timesteps[call], previous_timestep, latents, return_dict=False, **generator_argument
         )
         return latents
 

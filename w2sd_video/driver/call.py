@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
 
 from w2sd_video.branch import Branch
-from w2sd_video.driver.arguments import adapt_every_turn, check_arguments, count_steps_in_callback, with_text
+from w2sd_video.driver.arguments import call_back_after_steps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
-from w2sd_video.driver.parts import branch_at_stage, check_loop, controlnet_of, denoisers_of, source_of
+from w2sd_video.driver.guards import Momentum
+from w2sd_video.driver.parts import branch_at_stage, check_loop, controlnet_of, denoisers_of
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.signatures import with_signature
+from w2sd_video.driver.timesteps import counting_calls
 from w2sd_video.driver.walk import Walk, presented
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.reflection_settings import Reflection, Role
-from w2sd_video.sampler import drawing_from
 
 
 @dataclass
@@ -70,7 +71,7 @@ def walking(
         seconds = [stage[role].weights for stage in stages]
         used = [one if isinstance(one, nn.Module) else own for one, own in zip(seconds, denoisers, strict=True)]
         check_loaded(branch.lora or {}, used)
-    state = CallState()
+    state = CallState(stages=len(denoisers))
     check_loop(pipe)
     if settings.is_on and any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers):
         raise ValueError(
@@ -108,9 +109,7 @@ class PipelineCall:
         self._original = type(pipe)
         self._scheduler = scheduler
         self._signature = inspect.signature(type(pipe).__call__)
-        self._off = not settings.is_on
         self._used = [branch for role, branch in branches.items() if role in settings.roles]
-        self._doubles_batch = bool(re.search(r"torch\.cat\(\[latents\] \* 2", source_of(pipe)))
         self._walk = walk
         self._switches = switches
         self._state = state
@@ -125,10 +124,8 @@ class PipelineCall:
                 return call.run(self, args, kwargs)
 
             def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-                return call.progress_bar(self, super().progress_bar, iterable)
+                return call.progress_bar(super().progress_bar, iterable, total)
 
-        if isinstance(getattr(self._original, "num_timesteps", None), property):
-            Reflecting.num_timesteps = property(lambda _: call.stock_calls)
         Reflecting.__call__ = with_signature(Reflecting.__call__, self._signature)  # type: ignore[method-assign]
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(Reflecting, name, getattr(self._original, name))
@@ -140,50 +137,50 @@ class PipelineCall:
         bound.apply_defaults()
         if pipe.scheduler is not self._scheduler:
             raise ValueError("the pipeline's scheduler was replaced inside the block; replace it before reflecting")
-        if not self._off:
-            check_arguments(pipe, bound.arguments)
         self._state.begin_call(bound.arguments.get("guidance_scale"))
-        self._walk.image_strength = bound.arguments.get("strength")
-        self._walk.draw = drawing_from(bound.arguments.get("generator"))
+        self._walk.begin_call(drawing_as(bound.arguments.get("generator")))
+        self._walk.on_turn = Momentum(pipe).after_turn
+        self._state.measures = any(
+            branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
+        )
+        samples = 1
         try:
             with ExitStack() as stack:
+                stack.enter_context(counting_calls(self._original))
                 for switch in self._switches:
                     stack.enter_context(switch.installed())
                 self._rehearse(pipe, bound)
-                count_steps_in_callback(bound, self._state)
-                adapt_every_turn(bound)
+                call_back_after_steps(bound.arguments, self._state)
                 result = self._original.__call__(*bound.args, **bound.kwargs)
+                samples = _samples_in(result)
         finally:
-            self._run.nfe = {role: self._state.nfe[role] for role in ("base", "strong", "weak")}
+            self._run.nfe = {role: self._state.nfe[role] // samples for role in ("base", "strong", "weak")}
             self._run.steps, self._run.reflected_steps = self._walk.total_steps, self._walk.reflected_steps
             self._state.rehearsals.clear()
         if self._walk.at == 0 and not getattr(pipe, "interrupt", False):
             raise RuntimeError(f"{self._original.__name__} never called scheduler.step, so nothing was reflected")
         return result
 
-    @property
-    def stock_calls(self) -> int:
-        """How often a stock loop would go round."""
-        return self._walk.stock_calls
-
-    def progress_bar(self, pipe: Any, make_bar: Callable[..., Any], iterable: Any) -> Any:
+    def progress_bar(self, make_bar: Callable[..., Any], iterable: Any, total: int | None) -> Any:
         """Return a bar of real steps: the walk moves it, not the pipeline's loop."""
         if self._state.rehearsing is not None:
             return tqdm(iterable, disable=True)
-        bar = make_bar(total=self._walk.total_steps)
-        if self._walk.reflected_steps and not bar.disable:
-            note = f"W2SD, {self._walk.reflected_steps} of {self._walk.total_steps} steps reflected"
-            bar.set_description(f"{bar.desc}{note}" if bar.desc else note)
+        bar, walk = make_bar(total=total if iterable is None else length_hint(iterable)), self._walk
+
+        def show_steps() -> None:
+            bar.total = walk.total_steps
+            if walk.reflected_steps and not bar.disable:
+                note = f"W2SD, {walk.reflected_steps} of {walk.total_steps} steps reflected"
+                bar.set_description(f"{bar.desc}{note}" if bar.desc else note)
+
         move, bar.update = bar.update, lambda n=1: None
-        self._walk.on_step = lambda: move(1)
+        walk.on_loop, walk.on_step = show_steps, lambda: move(1)
         return bar if iterable is None else _walked(iterable, bar)
 
     def _rehearse(self, pipe: Any, bound: inspect.BoundArguments) -> None:
-        """Learn what the pipeline gives its denoiser for each prompt and for both named calls, if a branch needs it."""
+        """Learn what the pipeline gives its denoiser for each prompt, if a branch has one."""
         texts = list(dict.fromkeys(branch.text for branch in self._used if branch.text is not None))
-        guided = any(branch.guidance_scale is not None for branch in self._used)
-        # Where one look at the source shows a doubled batch, its halves are found without a rehearsal.
-        if not texts and (not guided or self._doubles_batch):
+        if not texts:
             return
         for text in [None, *texts]:
             arguments = dict(bound.arguments)
@@ -198,6 +195,12 @@ class PipelineCall:
                 self._state.rehearsals[text] = self._state.rehearsing
             finally:
                 self._state.rehearsing = None
+
+
+def _samples_in(result: Any) -> int:
+    """Return how many samples a pipeline's call has made: the length of the first thing that it returns."""
+    first = result[0] if isinstance(result, (tuple, list, Mapping)) else result
+    return max(1, len(first)) if isinstance(first, Sized) else 1
 
 
 def _walked(iterable: Any, bar: Any) -> Iterator[Any]:

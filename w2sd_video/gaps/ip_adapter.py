@@ -16,6 +16,7 @@ def ip_adapter_scales(denoiser: nn.Module, scale: float) -> list[Swap]:
         ValueError: a denoiser without an IP-Adapter.
     """
     processors = [getattr(module, "processor", None) for module in denoiser.modules()]
+    # diffusers has no base class of these processors, but all of them have it in their name.
     adapters: list[Any] = [processor for processor in processors if "IPAdapter" in type(processor).__name__]
     if not adapters:
         raise ValueError(

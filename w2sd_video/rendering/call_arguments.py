@@ -19,17 +19,18 @@ def call_arguments(pipe: Any, config: RenderConfig, prompts: list[str], seeds: l
     """Return what a pipeline is called with, by the names that its call has for it."""
     import torch
 
-    known = inspect.signature(type(pipe).__call__).parameters
-    if "class_labels" in known:
-        names, settings = getattr(pipe, "labels", {}), pipe.transformer.config
-        count = settings.get("num_classes") or settings.get("num_embeds_ada_norm")
-        asked: dict[str, Any] = {"class_labels": [class_label(prompt, names, count) for prompt in prompts]}
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if "class_labels" in parameters:  # what tells a pipeline of classes: its call takes no prompt
+        names, denoiser_config = getattr(pipe, "labels", {}), pipe.transformer.config
+        # What DiT-MoE's config and DiT's call the number of classes.
+        count = denoiser_config.get("num_classes") or denoiser_config.get("num_embeds_ada_norm")
+        conditioning: dict[str, Any] = {"class_labels": [class_label(prompt, names, count) for prompt in prompts]}
     else:
-        asked = {"prompt": prompts}
+        conditioning = {"prompt": prompts}
     sizes = {name: getattr(config, name) for name in ("height", "width")}
-    sizes |= {"num_frames": config.frames if "num_frames" in known else None}
+    sizes |= {"num_frames": config.frames if "num_frames" in parameters else None}
     return {
-        **asked,
+        **conditioning,
         "num_inference_steps": config.steps,
         **_guidance_arguments(pipe, config),
         "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],  # the CPU's, on any device
@@ -75,7 +76,7 @@ def _call_guidance(pipe: Any, config: RenderConfig) -> float:
     if all(scale == 1 for scale in scales):
         return 1.0
     above = 1 + _counts_from(pipe)
-    return scales[0] if scales[0] > above else max(above + 1.0, *scales)
+    return scales[0] if scales[0] > above else max(above + 1.0, *scales)  # each branch has its own
 
 
 def _counts_from(pipe: Any) -> int:
@@ -88,21 +89,21 @@ def known_class(config: RenderConfig) -> Any:
     import diffusers
 
     name = index_of(config.model).get("_class_name", "")
-    own = config.model.family == "pipeline" and not config.model.controlnet
-    return getattr(diffusers, name, None) if own else None
+    is_plain = config.model.family == "pipeline" and not config.model.controlnet
+    return getattr(diffusers, name, None) if is_plain else None
 
 
 def check_call(pipeline: Any, config: RenderConfig) -> None:
     """Refuse settings that the call of a pipeline's class has no argument for."""
-    known, name = list(inspect.signature(pipeline.__call__).parameters), pipeline.__name__
+    parameters, name = list(inspect.signature(pipeline.__call__).parameters), pipeline.__name__
     for section in ("call", "inputs"):
         for argument in getattr(config, section):
-            if argument not in known:
+            if argument not in parameters:
                 raise ConfigError(
-                    f"{section}.{argument}: {name} takes no such argument; it takes {', '.join(known[1:])}"
+                    f"{section}.{argument}: {name} takes no such argument; it takes {', '.join(parameters[1:])}"
                 )
     for size in ("height", "width"):
-        if getattr(config, size) is not None and size not in known:
+        if getattr(config, size) is not None and size not in parameters:
             raise ConfigError(f"{size} {getattr(config, size)}: {name} makes one size only; leave it out")
-    if (config.frames or 1) > 1 and "num_frames" not in known:
+    if (config.frames or 1) > 1 and "num_frames" not in parameters:
         raise ConfigError(f"frames {config.frames}: {name} takes no number of frames; leave it out")

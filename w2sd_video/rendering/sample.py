@@ -89,9 +89,9 @@ def threads_for(pretrained: str) -> Iterator[None]:
     """Sample miniatures in one thread: layers so small lose by being shared out, most of all on a busy machine."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if pretrained.startswith(MINIATURE) else before)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if pretrained.startswith(MINIATURE) else threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)

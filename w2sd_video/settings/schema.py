@@ -8,6 +8,7 @@ from typing import Literal
 from w2sd_video.reflection_settings import Reflection, Role
 
 ROLES: tuple[Role, ...] = ("base", "strong", "weak")
+"""All roles, in the order in which the evaluations are listed."""
 
 Value = int | float | bool | str | None
 
