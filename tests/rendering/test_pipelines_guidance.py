@@ -103,7 +103,7 @@ def test_base_is_a_stock_call_beside_a_reflection_that_does_nothing(name, tmp_pa
 
 @pytest.mark.parametrize("name", ["guidance_rescale", "use_dynamic_cfg", "nucleus_moe"])
 def test_strong_and_weak_without_a_scale_are_guided_as_base_is(name, tmp_path):
-    """Without a gap "current" displaces nothing, nor does AutoGuidance push, as far as all roles follow the same rule."""
+    """Without a gap "current" displaces nothing, nor does AutoGuidance push, if all follow one rule."""
     pipe, config = made(name, tmp_path, reflection_steps=2, inversion="current", autoguidance=2.0)
     clips, _ = sample_clips(pipe, config, PROMPTS, SEEDS)
     difference = clips.astype(int) - stock(pipe, config, **PIPELINES[name][1])
