@@ -213,16 +213,29 @@ def test_a_callback_can_still_change_the_latents():
 
 
 def test_the_scheduler_passes_for_the_one_it_wraps():
-    pipe, _ = tiny.animatediff()
-    own, signature = pipe.scheduler, inspect.signature(pipe.__call__)
+    """Seen from the network, in the midst of a call; a callback sees a stock one, and outside it is the pipeline's."""
+    pipe, call = tiny.animatediff()
+    own, signature, seen = pipe.scheduler, inspect.signature(pipe.__call__), {}
+    hook = pipe.unet.register_forward_pre_hook(lambda *_: seen.update(network=pipe.scheduler))
+
+    def look(pipe, index, timestep, kwargs):
+        seen["callback"] = pipe.scheduler
+        assert pipe.scheduler.timesteps[index] == timestep
+        return {}
+
     with reflection(pipe, strong=STRONG, weak=WEAK):
-        assert isinstance(pipe.scheduler, diffusers.DDIMScheduler) and pipe.scheduler is not own
-        for method in ("step", "set_timesteps"):
-            shown, true = (inspect.signature(getattr(scheduler, method)) for scheduler in (pipe.scheduler, own))
-            assert shown == true
-        assert pipe.scheduler.config == own.config and isinstance(pipe, diffusers.AnimateDiffPipeline)
-        assert type(pipe).__name__ == "AnimateDiffPipeline"
+        assert pipe.scheduler is own
+        run(pipe, call, callback_on_step_end=look)
+        assert pipe.scheduler is own
+        assert type(pipe).__name__ == "AnimateDiffPipeline" and isinstance(pipe, diffusers.AnimateDiffPipeline)
         assert inspect.signature(pipe.__call__) == signature
+    hook.remove()
+    assert type(seen["callback"]) is diffusers.DDIMScheduler
+    assert isinstance(seen["network"], diffusers.DDIMScheduler) and seen["network"] is not own
+    for method in ("step", "set_timesteps"):
+        shown, true = (inspect.signature(getattr(scheduler, method)) for scheduler in (seen["network"], own))
+        assert shown == true
+    assert seen["network"].config == own.config
 
 
 def test_several_samples_are_the_single_ones():

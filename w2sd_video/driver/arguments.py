@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -44,8 +43,8 @@ def check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
         )
 
 
-def with_text(arguments: dict[str, Any], prompt: Any, negative_prompt: Any, pipeline: str) -> dict[str, Any]:
-    """Return a pipeline's arguments with another prompt, negative prompt, or both, one a sample."""
+def with_text(arguments: Mapping[str, Any], prompt: Any, negative_prompt: Any, pipeline: str) -> dict[str, Any]:
+    """Return the changes that give a pipeline another prompt, negative prompt, or both, one a sample."""
     own, embedded_own = arguments.get("prompt"), arguments.get("prompt_embeds")
     samples = len(own) if isinstance(own, list) else 1 if embedded_own is None else len(embedded_own)
     if prompt is not None and negative_prompt is None and arguments.get("negative_prompt_embeds") is not None:
@@ -59,28 +58,36 @@ def with_text(arguments: dict[str, Any], prompt: Any, negative_prompt: Any, pipe
         texts = [text] * samples if isinstance(text, str) else list(text)
         if len(texts) != samples:
             raise ValueError(f"a branch has {len(texts)} prompts, but the pipeline was called with {samples}")
-        for other, value in arguments.items():
-            if other.startswith((f"{name}_", f"pooled_{name}_", f"{name.replace('_prompt', '_pooled_prompt')}_")):
-                changed |= {other: None} if isinstance(value, torch.Tensor) else {}
+        changed |= {other: None for other, value in arguments.items() if _belongs_to(name, other, value)}
         changed[name] = texts[0] if samples == 1 and not isinstance(own, list) else texts
-    return arguments | changed
+    return changed
 
 
-def count_steps_in_callback(bound: inspect.BoundArguments, state: CallState) -> None:
+def _belongs_to(name: str, other: str, value: Any) -> bool:
+    """Return whether an argument is a form of a prompt: embeddings, or the text for another encoder (``prompt_2``)."""
+    if other.removeprefix(f"{name}_").isdigit():
+        return value is not None
+    embedded = (f"{name}_", f"pooled_{name}_", f"{name.replace('_prompt', '_pooled_prompt')}_")
+    return other.startswith(embedded) and isinstance(value, torch.Tensor)
+
+
+def count_steps_in_callback(arguments: Mapping[str, Any], state: CallState) -> dict[str, Any]:
     """Have the user's callback called once a call of the scheduler's own step, with the index of a stock loop."""
-    callback = bound.arguments.get("callback_on_step_end")
+    callback = arguments.get("callback_on_step_end")
     if callback is None:
-        return
+        return {}
+    changes: dict[str, Any] = {}
     if hasattr(callback, "tensor_inputs"):
-        bound.arguments["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+        changes["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
 
     def on_step_end(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         return callback(pipe, state.call, timestep, kwargs) if state.step_taken else {}
 
-    bound.arguments["callback_on_step_end"] = on_step_end
+    return changes | {"callback_on_step_end": on_step_end}
 
 
-def adapt_every_turn(bound: inspect.BoundArguments) -> None:
+def adapt_every_turn(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Have a T2I-Adapter act in every turn, of which there are more than the steps that its pipeline counts them by."""
-    if bound.arguments.get("adapter_conditioning_factor") == 1:
-        bound.arguments["adapter_conditioning_factor"] = sys.maxsize
+    if arguments.get("adapter_conditioning_factor") == 1:
+        return {"adapter_conditioning_factor": sys.maxsize}
+    return {}

@@ -11,7 +11,7 @@ Pipelines lay classifier-free guidance out in one of four ways:
 
 from __future__ import annotations
 
-import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,8 +22,9 @@ from torch import nn
 
 from w2sd_video.branch import Branch
 from w2sd_video.driver.halves import Arguments, is_doubled, split_halves, take_half
+from w2sd_video.driver.networks import in_place_of, unswitched
 from w2sd_video.driver.rehearsal import COND, UNCOND, CallState, output_like, zeros_for
-from w2sd_video.driver.signatures import named_signature, uncompiled, with_signature
+from w2sd_video.driver.signatures import as_given, by_name, named_signature, uncompiled
 from w2sd_video.gaps import Swap, swapped, swaps_of
 from w2sd_video.guidance import guided
 from w2sd_video.reflection_settings import Role
@@ -49,6 +50,8 @@ class DenoiserSwitch:
         self._denoiser = denoiser
         self._config: Mapping[str, Any] = getattr(denoiser, "config", {})
         self._forward: Callable[..., Any] = denoiser.forward
+        self._positional = 0
+        self._evaluating = threading.RLock()
         self._enter_context: Callable[..., Any] | None = getattr(denoiser, "cache_context", None)
         self._signature = named_signature(denoiser)
         self._latents_name = next(iter(self._signature.parameters))
@@ -68,13 +71,12 @@ class DenoiserSwitch:
     def installed(self) -> Iterator[None]:
         """Put the switch in the denoiser's place for one call of the pipeline, and take it out at the end."""
         self._forget()
-        self._forward = self._denoiser.forward
-        replaced: dict[str, Any] = {"forward": with_signature(self._forward_as_named, self._signature)}
-        replaced["forward"].unswitched = self._forward
-        if self._enter_context is not None:
-            replaced["cache_context"] = self._cache_context
+        named: dict[str, Any] = {} if self._enter_context is None else {"cache_context": self._cache_context}
         try:
-            with swapped([(self._denoiser, replaced)]):
+            with (
+                in_place_of(self._denoiser, self._forward_as_named) as self._forward,
+                swapped([(self._denoiser, named)]),
+            ):
                 yield
         finally:
             self._forget()
@@ -88,12 +90,12 @@ class DenoiserSwitch:
         self._kept: tuple[int, dict[str, torch.Tensor]] = (-1, {})
 
     def _forward_as_named(self, *args: Any, **kwargs: Any) -> Any:
-        """Bring positional and keyword arguments to their names, and answer."""
-        arguments: Arguments = {}
-        for name, value in self._signature.bind(*args, **kwargs).arguments.items():
-            is_rest = self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            arguments.update(value if is_rest else {name: value})
-        return self._answer(arguments)
+        """Bring positional and keyword arguments to their names, and answer; evaluations of others pass by."""
+        if self._state.is_elsewhere:
+            with self._evaluating:
+                return self._forward(*args, **kwargs)
+        self._positional = len(args)
+        return self._answer(by_name(self._signature, args, kwargs))
 
     @contextmanager
     def _cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
@@ -236,9 +238,12 @@ class DenoiserSwitch:
         self._state.nfe[role] += evaluations
         module = self._modules[role]
         # The other denoiser of a two-stage model has a switch of its own, which this evaluation passes by.
-        run = self._forward if module is self._denoiser else getattr(module.forward, "unswitched", module)
-        with swapped(self._swaps[role]):
-            return run(**arguments)
+        run = self._forward if module is self._denoiser else unswitched(module)
+        # Networks take from lists that they are given (HunyuanDiT its residuals), and may be evaluated again.
+        arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
+        positional, named = as_given(arguments, self._positional)
+        with self._evaluating, swapped(self._swaps[role]):
+            return run(*positional, **named)
 
     def _with_text(self, arguments: Arguments, name: str | None, half: str | None) -> Arguments:
         """Return the arguments of a call with the text of one half, in the words of the branch's prompt."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,8 @@ class CallState:
         guidance_scale: the argument of the pipeline's call, if it is a number.
         step_taken: whether the scheduler's own step was the last to be taken.
         call: the index of that step in a stock loop.
+        thread: the thread that the call runs in.
+        aside: whether a callback of the user's is running, which sees and evaluates what it would in a stock loop.
     """
 
     role: Role = "base"
@@ -111,12 +114,13 @@ class CallState:
     guidance_scale: float | None = None
     step_taken: bool = False
     call: int = 0
+    thread: int = field(default_factory=threading.get_ident)
+    aside: bool = False
 
-    def begin_call(self, guidance_scale: Any) -> None:
-        """Forget the earlier call."""
-        self.guidance_scale = guidance_scale if isinstance(guidance_scale, (int, float)) else None
-        self.nfe.clear()
-        self.rehearsals.clear()
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether what runs is no part of the pipeline's own loop: a callback, or another thread."""
+        return self.aside or threading.get_ident() != self.thread
 
 
 def zeros_for(samples: torch.Tensor, arguments: Arguments) -> Any:

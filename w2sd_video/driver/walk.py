@@ -8,7 +8,6 @@ it wraps, which therefore sees what it would see in a loop of its own.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
-from w2sd_video.driver.signatures import with_signature
+from w2sd_video.driver.signatures import as_given, by_name, declared_signature, with_signature
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection
 from w2sd_video.trajectory import Trajectory
@@ -75,7 +74,7 @@ class Walk:
     """The walk of one pipeline call: the turns, where we are among them, and the reflection under way.
 
     Args:
-        scheduler: the pipeline's; a copy of it takes the steps that count.
+        scheduler: takes the steps that count; the pipeline's, or a copy of it.
         settings: where and how to reflect.
         state: told, before each turn, which role the denoiser answers for.
 
@@ -84,22 +83,26 @@ class Walk:
     """
 
     def __init__(self, scheduler: Any, settings: Reflection, state: CallState) -> None:
-        self.wrapped = copy.deepcopy(scheduler)
+        self.wrapped = scheduler
         self.turns: list[Turn] = []
         self.at = 0
         self.total_steps = 0
         self.reflected_steps = 0
+        self.steps_taken = 0
+        self.reflected_steps_taken = 0
         self.image_strength: float | None = None
         self.draw: Draw = torch.randn_like
         self.on_step: Callable[[], None] = lambda: None
         self._settings = settings
         self._state = state
+        self._reflected: frozenset[int] = frozenset()
+        self._positional = 0
         self._begin = 0
         self._slices_count_turns = False
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self._old_sample: torch.Tensor | None = None
-        self._step_signature = inspect.signature(self.wrapped.step)
-        self._timesteps_signature = inspect.signature(self.wrapped.set_timesteps)
+        self._step_signature = declared_signature(type(scheduler), "step")
+        self._timesteps_signature = declared_signature(type(scheduler), "set_timesteps")
         self.set_timesteps = with_signature(self._set_timesteps, self._timesteps_signature)
         self.step = with_signature(self._step, self._step_signature)
 
@@ -164,7 +167,7 @@ class Walk:
         )
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        arguments = self._timesteps_signature.bind(*args, **kwargs).arguments
+        arguments = by_name(self._timesteps_signature, args, kwargs)
         self._slices_count_turns = any(arguments.get(name) is not None for name in ("timesteps", "sigmas"))
         self.wrapped.set_timesteps(*args, **kwargs)
         self._plan(0)
@@ -178,7 +181,8 @@ class Walk:
             total = len(self.wrapped.timesteps)
             raise ValueError(f"the pipeline begins at timestep {begin} of {total}: no step is left")
         self.total_steps = len(steps)
-        self.reflected_steps = len(reflected_steps(trajectory, self._settings, begin))
+        self._reflected = reflected_steps(trajectory, self._settings, begin)
+        self.reflected_steps = len(self._reflected)
         self.turns = []
         asked_for_call: list[Request | StepRequest] = []
         for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=begin)):
@@ -230,7 +234,7 @@ class Walk:
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
             raise RehearsalOver
-        arguments = self._step_signature.bind(*args, **kwargs).arguments
+        arguments, self._positional = by_name(self._step_signature, args, kwargs), len(args)
         turn = self._checked_turn(arguments)
         self._state.step_taken = turn.takes_step
         self._state.call = turn.call - self._begin
@@ -238,8 +242,15 @@ class Walk:
         self.at += 1
         self._announce()
         if turn.ends_step:
+            self._count(turn)
             self.on_step()
         return result
+
+    def _count(self, turn: Turn) -> None:
+        """Count the steps of all passes of a call (FreeInit and Framepack make several)."""
+        step = max(s for s, call in enumerate(self._trajectory.calls) if call <= turn.call)
+        self.steps_taken += 1
+        self.reflected_steps_taken += step in self._reflected
 
     def _checked_turn(self, arguments: dict[str, Any]) -> Turn:
         """Return the turn that this step answers, or say that the pipeline does not walk as it should."""
@@ -279,7 +290,8 @@ class Walk:
         if "timestep_back" in arguments:
             back = None if step.call == self._begin else self.wrapped.timesteps[step.call - 1]
             arguments = arguments | {"timestep_back": back, "old_pred_original_sample": self._old_sample}
-        result = self.wrapped.step(**arguments)
+        positional, named = as_given(arguments, self._positional)
+        result = self.wrapped.step(*positional, **named)
         if "timestep_back" in arguments:
             self._old_sample = result[1]
         return result
@@ -309,10 +321,6 @@ def with_variance(prediction: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     return torch.cat([prediction, own[:, prediction.shape[1] :]], dim=1)
 
 
-class PresentedScheduler:
-    """What every scheduler is an instance of that a reflection put into a pipeline."""
-
-
 _WALKED = ("timesteps", "sigmas", "set_timesteps", "set_begin_index", "scale_model_input", "step", "__deepcopy__")
 
 
@@ -320,7 +328,7 @@ def presented(walk: Walk) -> Any:
     """Return a walk that passes for the scheduler it wraps: of a subclass, with all its attributes and signatures."""
     wrapped = walk.wrapped
 
-    class Presented(PresentedScheduler, type(wrapped)):  # type: ignore[misc]
+    class Presented(type(wrapped)):  # type: ignore[misc]
         def __init__(self) -> None:
             pass
 
