@@ -24,7 +24,10 @@ def test_what_cannot_be_reflected_is_refused_with_a_reason_before_sampling():
         pipe.scheduler = diffusers.EulerDiscreteScheduler()
         return kwargs
 
-    with pytest.raises(ValueError, match="replaced during"), reflection(pipe, strong=STRONG, weak=WEAK):
+    with (
+        pytest.raises(ValueError, match="a callback replaced the pipeline.s scheduler"),
+        reflection(pipe, strong=STRONG, weak=WEAK),
+    ):
         run(pipe, call, callback_on_step_end=replace)
     pipe.scheduler = good
     for scheduler, said in [

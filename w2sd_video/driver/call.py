@@ -164,10 +164,9 @@ class PipelineCall:
             self._state.guidance_scale = scale if isinstance(scale, (int, float)) else None
             self._walk.image_strength = arguments.get("strength")
             self._walk.draw = drawing_from(arguments.get("generator"))
-            scheduler = presented(self._walk)
             if self._walk.wrapped is self._pipe.scheduler:
                 stack.enter_context(_as_before(self._walk.wrapped))
-            stack.enter_context(swapped([(self._pipe, {"scheduler": scheduler})]))
+            stack.enter_context(swapped([(self._pipe, {"scheduler": presented(self._walk)})]))
             for switch in self._switches:
                 stack.enter_context(switch.installed())
             try:
@@ -179,7 +178,7 @@ class PipelineCall:
                 self._run.nfe = {role: self._state.nfe[role] for role in ("base", "strong", "weak")}
                 self._run.steps = self._walk.steps_taken
                 self._run.reflected_steps = self._walk.reflected_steps_taken
-            self._check_end(scheduler)
+            self._check_end()
             if "_num_timesteps" in vars(self._pipe):
                 self._pipe._num_timesteps = self.stock_calls
         return result
@@ -188,13 +187,9 @@ class PipelineCall:
         args, kwargs = as_given(arguments, positional)
         return self._loop(self._pipe, *args, **kwargs)
 
-    def _check_end(self, scheduler: Any) -> None:
+    def _check_end(self) -> None:
         """Refuse a result that was not led by the walk."""
         name = type(self._pipe).__name__
-        if self._settings.is_on and self._pipe.scheduler is not scheduler:
-            raise ValueError(
-                f"the scheduler of {name} was replaced during a reflected call; replace it before the call"
-            )
         if self._walk.steps_taken == 0 and not getattr(self._pipe, "interrupt", False):
             raise RuntimeError(f"{name} never called scheduler.step, so nothing was reflected")
 
@@ -239,6 +234,10 @@ class PipelineCall:
         tensors = dict(args[-1]) if args and isinstance(args[-1], dict) else {}
         versions = {name: tensor._version for name, tensor in tensors.items() if hasattr(tensor, "_version")}
         result = callback(*args, **kwargs)
+        if self._pipe.scheduler is not self._walk.wrapped and self._settings.is_on:
+            raise ValueError(
+                "a callback replaced the pipeline's scheduler in a reflected call; replace it before the call"
+            )
         returned = result.items() if isinstance(result, dict) and self._state.rehearsals else ()
         for name, after in returned:
             is_unchanged = after is tensors.get(name) and getattr(after, "_version", None) == versions.get(name)
@@ -283,7 +282,8 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
     def call_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         return make_call().run(args, kwargs, running)
 
-    caught = type(loop.__name__, (loop,), {"__call__": with_signature(call_loop, inspect.signature(loop.__call__))})
+    shown = {"__call__": with_signature(call_loop, inspect.signature(loop.__call__)), "__module__": loop.__module__}
+    caught = type(loop.__name__, (loop,), shown)
 
     class Reflecting(*([caught] if loop is original else [original, caught]), ReflectedPipeline):  # type: ignore[misc]
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
