@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import tiny
 import torch
-from helpers import state
+from helpers import add_lora, state
 from plain_loop import SCALES, STEPS, STRONG, SYSTEMS, WEAK, close, guided, noise_like, run
 
 from w2sd_video import Branch, reflection
@@ -74,19 +74,9 @@ def test_a_pure_guidance_gap_costs_no_weak_evaluation_with_current_inversion(sys
     assert separate.nfe["weak"] == 2 * (STEPS - 1)
 
 
-def add_lora(pipe, name, seed):
-    from peft import LoraConfig
-
-    torch.manual_seed(seed)
-    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"]), adapter_name=name)
-    for parameter_name, parameter in pipe.unet.named_parameters():
-        if f"lora_B.{name}" in parameter_name:
-            torch.nn.init.normal_(parameter, std=0.5)
-
-
 def test_lora_scales_are_those_of_set_adapters_and_come_back():
     pipe, call = tiny.stable_diffusion()
-    add_lora(pipe, "style", 1), add_lora(pipe, "other", 2)
+    add_lora(pipe.unet, "style", 1), add_lora(pipe.unet, "other", 2)
     pipe.unet.set_adapters(["other"], [0.3])
     stock = run(pipe, call)
     layers = [m for m in pipe.unet.modules() if hasattr(m, "scaling")]

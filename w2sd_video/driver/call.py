@@ -278,9 +278,21 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
     and calls ``super().__call__`` does so as ever. What is made of the class, or copied from the pipeline, is stock.
     """
     running: list[PipelineCall] = []
+    calls_of_loop = 0
 
     def call_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls_of_loop
+        calls_of_loop += 1
         return make_call().run(args, kwargs, running)
+
+    def call_to_the_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = calls_of_loop
+        result = original.__call__(self, *args, **kwargs)
+        if calls_of_loop == before:
+            raise RuntimeError(
+                f"{original.__name__} did not call {loop.__name__}.__call__ by super().__call__, so nothing was reflected"
+            )
+        return result
 
     shown = {"__call__": with_signature(call_loop, inspect.signature(loop.__call__)), "__module__": loop.__module__}
     caught = type(loop.__name__, (loop,), shown)
@@ -298,6 +310,8 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
                 return super().progress_bar(iterable, total)
             return running[-1].progress_bar(super().progress_bar, iterable)
 
+    if loop is not original:
+        Reflecting.__call__ = with_signature(call_to_the_loop, inspect.signature(original.__call__))  # type: ignore[method-assign]
     stock_number = getattr(original, "num_timesteps", None)
     if isinstance(stock_number, property):
         Reflecting.num_timesteps = property(

@@ -20,11 +20,16 @@ def declared_signature(cls: type, method: str) -> inspect.Signature:
     functions = [vars(base)[method] for base in cls.__mro__ if method in vars(base)]
     signatures = [inspect.signature(function) for function in functions]
     signature = next((one for one in signatures if not _hides(one)), signatures[0])
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
+    return signature.replace(parameters=_without_self(signature))
+
+
+def _without_self(signature: inspect.Signature) -> list[inspect.Parameter]:
+    first, *rest = signature.parameters.values()
+    return [first, *rest] if first.kind in _REST else rest
 
 
 def _hides(signature: inspect.Signature) -> bool:
-    kinds = [parameter.kind for parameter in signature.parameters.values()][1:]
+    kinds = [parameter.kind for parameter in _without_self(signature)]
     return inspect.Parameter.VAR_POSITIONAL in kinds or all(kind in _REST for kind in kinds)
 
 
@@ -42,7 +47,10 @@ def by_name(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[s
     names = [name for name, parameter in signature.parameters.items() if parameter.kind in _BY_POSITION][: len(args)]
     if len(names) < len(args) or set(names) & set(kwargs):
         signature.bind(*args, **kwargs)
-        raise TypeError(f"{len(args)} arguments were given by position, of which only {', '.join(names)} have a name")
+        raise TypeError(
+            f"{len(args)} arguments came by position, of which {len(names)} have a name: a wrapper of *args hides them; "
+            "make it by functools.wraps, which shows them"
+        )
     return dict(zip(names, args, strict=True)) | dict(kwargs)
 
 
