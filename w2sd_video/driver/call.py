@@ -290,7 +290,7 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
         result = original.__call__(self, *args, **kwargs)
         if calls_of_loop == before:
             raise RuntimeError(
-                f"{original.__name__} did not call {loop.__name__}.__call__ by super().__call__, so nothing was reflected"
+                f"{original.__name__} did not call {loop.__name__}.__call__ by super().__call__: nothing was reflected"
             )
         return result
 
@@ -311,7 +311,7 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
             return running[-1].progress_bar(super().progress_bar, iterable)
 
     if loop is not original:
-        Reflecting.__call__ = with_signature(call_to_the_loop, inspect.signature(original.__call__))  # type: ignore[method-assign]
+        Reflecting.__call__ = with_signature(call_to_the_loop, inspect.signature(original.__call__))
     stock_number = getattr(original, "num_timesteps", None)
     if isinstance(stock_number, property):
         Reflecting.num_timesteps = property(

@@ -110,8 +110,8 @@ def check_text_encoders(pipe: Any, scales: Mapping[str, float]) -> None:
             if loaded[name] != scales[name]:
                 raise ValueError(
                     f"a branch has lora={{{name!r}: {scales[name]:g}}}, but this adapter acts in {part} too, at "
-                    f"{loaded[name]:g}, and the text is encoded with that for all branches; call "
-                    f"pipe.{part}.delete_adapters({name!r}), or give the branch the same scale"
+                    f"{loaded[name]:g}, and the text is encoded with that for all branches; load it "
+                    "without its part for the text encoder, or give the branch the same scale"
                 )
 
 

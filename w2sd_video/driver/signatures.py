@@ -48,8 +48,8 @@ def by_name(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[s
     if len(names) < len(args) or set(names) & set(kwargs):
         signature.bind(*args, **kwargs)
         raise TypeError(
-            f"{len(args)} arguments came by position, of which {len(names)} have a name: a wrapper of *args hides them; "
-            "make it by functools.wraps, which shows them"
+            f"{len(args)} arguments came by position, of which {len(names)} have a name: a wrapper hides the others; "
+            "functools.wraps shows them"
         )
     return dict(zip(names, args, strict=True)) | dict(kwargs)
 
