@@ -243,6 +243,22 @@ def test_the_steps_of_all_passes_are_counted():
     assert (reflected.steps, reflected.reflected_steps) == (2 * STEPS, 4)
 
 
+def test_timesteps_that_are_set_again_after_the_last_step_do_not_count():
+    """WanAnimate sets them once more after its last segment."""
+
+    class SetsThemAgain(diffusers.StableDiffusionPipeline):
+        def maybe_free_model_hooks(self):
+            self.scheduler.set_timesteps(3)
+
+    pipe, call = tiny.stable_diffusion()
+    with reflection(pipe, **GAP):
+        expected = run(pipe, call)
+    pipe.__class__ = SetsThemAgain
+    with reflection(pipe, **GAP) as reflected:
+        assert torch.equal(run(pipe, call), expected)
+    assert (reflected.steps, reflected.reflected_steps) == (STEPS, STEPS - 1)
+
+
 @pytest.mark.parametrize("name", ["HunyuanDiTControlNetPipeline"])
 def test_residuals_that_a_denoiser_takes_from_a_list_are_given_anew(name):
     pipe, call = build(name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from w2sd_video.branch import Branch
 from w2sd_video.driver.networks import in_place_of
@@ -57,7 +57,7 @@ class ControlSwitch:
         branch = self._branches[self._state.role]
         scale = branch.control_scale
         if scale == 0 and self._zeros is not None:
-            return self._given_anew(self._zeros)
+            return self._zeros
         if scale is not None:
             arguments["conditioning_scale"] = scale_like(arguments.get("conditioning_scale"), scale)
         own_text, text = self._state.rehearsals.get(None), self._state.rehearsals.get(branch.text)
@@ -68,8 +68,3 @@ class ControlSwitch:
         if self._zeros is None:
             self._zeros = tree_map_only(torch.Tensor, lambda one: one.new_zeros(()).expand(one.shape), residuals)
         return residuals
-
-    @staticmethod
-    def _given_anew(residuals: Any) -> Any:
-        """Return the same residuals in lists of their own, from which a denoiser may take them (HunyuanDiT)."""
-        return tree_map(lambda residual: residual, residuals)
