@@ -37,7 +37,7 @@ def register(pipe: Any, name: str, module: Second) -> None:
         raise TypeError(f"the name of a second denoiser must be text, got {name!r}")
     if not name:
         raise ValueError("the name of a second denoiser must not be empty")
-    if not all(isinstance(one, nn.Module) for one in (module if isinstance(module, tuple) else (module,))):
+    if not all(isinstance(part, nn.Module) for part in (module if isinstance(module, tuple) else (module,))):
         raise TypeError(f"the second denoiser {name!r} must be a torch module, got {type(module).__name__}")
     _SECONDS.setdefault(pipe, {})[name] = module
 
@@ -50,13 +50,13 @@ def second_denoiser(pipe: Any, weights: Second | str) -> Second:
     """
     if not isinstance(weights, str):
         return weights
-    known = registered(pipe)
-    if weights not in known:
+    denoisers = registered(pipe)
+    if weights not in denoisers:
         raise ValueError(
             f"no second denoiser named {weights!r} is loaded for this pipeline; loaded are "
-            f"{', '.join(sorted(known)) or 'none'} (a backend's load takes weights={{{weights!r}: checkpoint}})"
+            f"{', '.join(sorted(denoisers)) or 'none'} (a backend's load takes weights={{{weights!r}: checkpoint}})"
         )
-    return known[weights]
+    return denoisers[weights]
 
 
 def registered(pipe: Any) -> dict[str, Second]:

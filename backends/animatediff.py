@@ -46,17 +46,22 @@ from w2sd_video.sampler import Predict
 Pipeline: TypeAlias = AnimateDiffPipeline | AnimateDiffSDXLPipeline
 
 _STOCK = {"StableDiffusionPipeline": AnimateDiffPipeline, "StableDiffusionXLPipeline": AnimateDiffSDXLPipeline}
+"""The pipelines of images that a motion adapter makes one of videos."""
 _SAVED = {"AnimateDiffPipeline": AnimateDiffPipeline, "AnimateDiffSDXLPipeline": AnimateDiffSDXLPipeline}
+"""The pipelines of videos that are loaded as they are."""
 _ADAPTERS = {
     AnimateDiffPipeline: "guoyww/animatediff-motion-adapter-v1-5-3",
     AnimateDiffSDXLPipeline: "guoyww/animatediff-motion-adapter-sdxl-beta",
 }
+"""The motion adapter that is loaded where none is named: the authors' latest for each."""
 _DENOISERS = ("UNet2DConditionModel", "UNetMotionModel")
+"""The UNets that fit these pipelines, without motion layers and with them."""
 _ARCHITECTURE = (
     "addition_embed_type in_channels out_channels block_out_channels layers_per_block num_attention_heads "
     "transformer_layers_per_block cross_attention_dim norm_num_groups use_linear_projection addition_time_embed_dim "
     "projection_class_embeddings_input_dim time_cond_proj_dim"
 ).split()
+"""What decides the shapes of a UNet's weights and its heads, so that a second one is compared before it is loaded."""
 # What the motion layers were trained with; stock SD and SDXL repositories say otherwise.
 _SCHEDULE = {"beta_schedule": "linear", "clip_sample": False, "timestep_spacing": "linspace", "steps_offset": 1}
 
@@ -202,18 +207,18 @@ def _load_folder(
     variant: str | None,
 ) -> Pipeline:
     """Load the pipeline of a hub id or folder, once every config is known to fit."""
-    kind = pipeline_class(pretrained, {*_STOCK, *_SAVED})
-    saved, family = kind in _SAVED, (_STOCK | _SAVED)[kind]
+    class_name = pipeline_class(pretrained, {*_STOCK, *_SAVED})
+    saved, family = class_name in _SAVED, (_STOCK | _SAVED)[class_name]
     if saved and motion_adapter is not None:
         raise ValueError(
             f"{str(pretrained)!r} is an AnimateDiff pipeline and has a motion adapter; leave motion_adapter out"
         )
-    own, _ = denoiser_config(pretrained, UNet2DConditionModel, "unet", _DENOISERS)
-    _check_seconds(own, weights)
+    unet_config, _ = denoiser_config(pretrained, UNet2DConditionModel, "unet", _DENOISERS)
+    _check_seconds(unet_config, weights)
 
     parts: dict[str, Any] = {}
-    if own["_class_name"] == "UNet2DConditionModel":
-        adapter = _load_adapter(pretrained if saved else motion_adapter or _ADAPTERS[family], own, dtype)
+    if unet_config["_class_name"] == "UNet2DConditionModel":
+        adapter = _load_adapter(pretrained if saved else motion_adapter or _ADAPTERS[family], unet_config, dtype)
         parts = _animated(load_part(UNet2DConditionModel, pretrained, dtype, "unet", variant=variant), adapter)
     pipe = load_part(family, pretrained, dtype, variant=variant, **parts)
     if not saved:
@@ -234,14 +239,14 @@ def _load_file(
     config: Source | None,
 ) -> Pipeline:
     """Load the pipeline of a single-file checkpoint; diffusers finds its configs on the hub, or in `config`."""
-    kind = kind_of_file(pretrained)
-    family = _STOCK[kind]
-    given = {} if config is None else {"config": str(config)}
-    stock = load_file(getattr(diffusers, kind), pretrained, dtype, **given)
-    own = filled(UNet2DConditionModel, stock.unet.config)
-    _check_seconds(own, weights)
+    class_name = kind_of_file(pretrained)
+    family = _STOCK[class_name]
+    config_argument = {} if config is None else {"config": str(config)}
+    stock = load_file(getattr(diffusers, class_name), pretrained, dtype, **config_argument)
+    unet_config = filled(UNet2DConditionModel, stock.unet.config)
+    _check_seconds(unet_config, weights)
     scheduler = DDIMScheduler.from_config(stock.scheduler.config, **_SCHEDULE)
-    parts = _animated(stock.unet, _load_adapter(motion_adapter or _ADAPTERS[family], own, dtype))
+    parts = _animated(stock.unet, _load_adapter(motion_adapter or _ADAPTERS[family], unet_config, dtype))
     parts = stock.components | parts | {"scheduler": scheduler}
     return family(**{name: part for name, part in parts.items() if name in signature(family).parameters})
 
@@ -253,7 +258,7 @@ def _animated(flat: UNet2DConditionModel, adapter: MotionAdapter) -> dict[str, A
     return {"unet": unet, "motion_adapter": adapter}
 
 
-def _load_adapter(source: Source | MotionAdapter, own: Config, dtype: torch.dtype) -> MotionAdapter:
+def _load_adapter(source: Source | MotionAdapter, unet_config: Config, dtype: torch.dtype) -> MotionAdapter:
     """Load a motion adapter, once its config is known to fit the UNet's."""
     if isinstance(source, MotionAdapter):
         config, subfolder = filled(MotionAdapter, source.config), None
@@ -261,21 +266,21 @@ def _load_adapter(source: Source | MotionAdapter, own: Config, dtype: torch.dtyp
         config, subfolder = denoiser_config(source, MotionAdapter, "motion_adapter", ("MotionAdapter",))
     if config["conv_in_channels"] is not None:
         raise ValueError("the motion adapter is one of PIA, which conditions on an image; pass one of AnimateDiff")
-    for name, of_adapter in (
+    for name, adapter_name in (
         ("block_out_channels", "block_out_channels"),
         ("layers_per_block", "motion_layers_per_block"),
     ):
-        if _per_block(config[of_adapter]) != _per_block(own[name]):
+        if _per_block(config[adapter_name]) != _per_block(unet_config[name]):
             raise ValueError(
-                f"the motion adapter has {of_adapter}={config[of_adapter]}, but the UNet has {name}={own[name]}; "
-                "pass a motion adapter that was made for this checkpoint"
+                f"the motion adapter has {adapter_name}={config[adapter_name]}, but the UNet has "
+                f"{name}={unet_config[name]}; pass a motion adapter that was made for this checkpoint"
             )
     if isinstance(source, MotionAdapter):
         return source.to(dtype).eval()  # its layers become the pipeline's
     return load_part(MotionAdapter, source, dtype, subfolder)
 
 
-def _check_seconds(own: Config, weights: Mapping[str, Source | nn.Module]) -> None:
+def _check_seconds(unet_config: Config, weights: Mapping[str, Source | nn.Module]) -> None:
     """Refuse second UNets of another architecture, before any weights are loaded."""
     for name, source in weights.items():
         where = f"weights[{name!r}]"
@@ -285,13 +290,13 @@ def _check_seconds(own: Config, weights: Mapping[str, Source | nn.Module]) -> No
             config = filled(type(source), dict(source.config))  # type: ignore[arg-type]
         elif is_single_file(source):
             sdxl = kind_of_file(source) == "StableDiffusionXLPipeline"
-            if sdxl != (own["addition_embed_type"] == "text_time"):
+            if sdxl != (unet_config["addition_embed_type"] == "text_time"):
                 kinds = ("SD1.5", "SDXL") if sdxl else ("SDXL", "SD1.5")
                 raise ValueError(f"{where} is an {kinds[1]} checkpoint, but the pipeline's is an {kinds[0]} one")
             continue
         else:
             config, _ = denoiser_config(source, UNet2DConditionModel, "unet", _DENOISERS)
-        check_same(_architecture(own), _architecture(config), where=where)
+        check_same(_architecture(unet_config), _architecture(config), where=where)
 
 
 def _load_second(
@@ -301,12 +306,12 @@ def _load_second(
     if isinstance(source, nn.Module):
         return source.eval() if isinstance(source, UNetMotionModel) else with_motion(source, unet.config)
     if is_single_file(source):
-        given = {} if config is None else {"config": str(config), "subfolder": "unet"}
-        flat = load_file(UNet2DConditionModel, source, dtype, **given)
+        config_arguments = {} if config is None else {"config": str(config), "subfolder": "unet"}
+        flat = load_file(UNet2DConditionModel, source, dtype, **config_arguments)
         check_same(_architecture(unet.config), _architecture(flat.config), where=repr(str(source)))
         return with_motion(flat, unet.config)
-    found, subfolder = denoiser_config(source, UNet2DConditionModel, "unet", _DENOISERS)
-    if found["_class_name"] == "UNet2DConditionModel":
+    second_config, subfolder = denoiser_config(source, UNet2DConditionModel, "unet", _DENOISERS)
+    if second_config["_class_name"] == "UNet2DConditionModel":
         return with_motion(load_part(UNet2DConditionModel, source, dtype, subfolder), unet.config)
     second = load_part(UNetMotionModel, source, dtype, subfolder)
     if same_motion(second, unet):
@@ -317,6 +322,7 @@ def _load_second(
 def _architecture(config: Mapping[str, Any]) -> Config:
     """Return what decides the shapes of a UNet's weights, written alike for UNets with motion layers and without."""
     config = {**config, "num_attention_heads": config.get("num_attention_heads") or config.get("attention_head_dim")}
+    # CrossAttnDownBlockMotion is CrossAttnDownBlock2D with motion layers, and so on.
     kinds = {
         name: [kind.replace("Motion", "2D") for kind in config[name]] for name in ("down_block_types", "up_block_types")
     }
@@ -326,4 +332,4 @@ def _architecture(config: Mapping[str, Any]) -> Config:
 def _per_block(value: Any) -> Any:
     """Return a config's number, or its number for every block if they are all the same, or the list of them."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return values[0] if all(v == values[0] for v in values) else values
+    return values[0] if all(number == values[0] for number in values) else values

@@ -107,7 +107,7 @@ def check_network(network: nn.Module, attention: str) -> None:
     processors = _processors(network)
     if attention == SDPA or any(_is_dispatched(processor) for processor in processors):
         return
-    kinds = ", ".join(sorted({type(processor).__name__ for processor in processors})) or "nothing that diffusers knows"
+    names = ", ".join(sorted({type(processor).__name__ for processor in processors})) or "nothing that diffusers knows"
     if not processors or not _HAVE_XFORMERS.issuperset(map(type, processors)):
         allowed = repr(SDPA)
     elif attention != XFORMERS:
@@ -115,7 +115,7 @@ def check_network(network: nn.Module, attention: str) -> None:
     else:
         return
     raise ValueError(
-        f"attention={attention!r} cannot be set in a {type(network).__name__}, which attends by {kinds}; use {allowed}"
+        f"attention={attention!r} cannot be set in a {type(network).__name__}, which attends by {names}; use {allowed}"
     )
 
 
@@ -176,7 +176,7 @@ class DispatchedCogVideoX(CogVideoXAttnProcessor2_0):
         """Attend: video and text (batch, tokens, channels) to the same shapes."""
         if attention_mask is not None:
             raise ValueError(f"attention={self._attention_backend} takes no mask in CogVideoX; use {SDPA!r}")
-        words = encoder_hidden_states.shape[1]
+        text_length = encoder_hidden_states.shape[1]
         tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         query, key, value = (
             rearrange(project(tokens), "batch tokens (heads channels) -> batch heads tokens channels", heads=attn.heads)
@@ -186,7 +186,9 @@ class DispatchedCogVideoX(CogVideoXAttnProcessor2_0):
         key = key if attn.norm_k is None else attn.norm_k(key)
         if image_rotary_emb is not None:
             query, key = (
-                torch.cat([part[:, :, :words], apply_rotary_emb(part[:, :, words:], image_rotary_emb)], dim=2)
+                torch.cat(
+                    [part[:, :, :text_length], apply_rotary_emb(part[:, :, text_length:], image_rotary_emb)], dim=2
+                )
                 for part in (query, key)
             )
         by_token = [
@@ -197,7 +199,7 @@ class DispatchedCogVideoX(CogVideoXAttnProcessor2_0):
         attended = rearrange(attended, "batch tokens heads channels -> batch tokens (heads channels)")
         for layer in attn.to_out:
             attended = layer(attended)
-        return attended[:, words:], attended[:, :words]
+        return attended[:, text_length:], attended[:, :text_length]
 
 
 def _dispatch_older(network: nn.Module) -> None:

@@ -30,11 +30,13 @@ from w2sd_video.branch import Branch
 from w2sd_video.sampler import Predict
 
 _DENOISERS = ("CogVideoXTransformer3DModel",)
+"""The class that a second transformer has to be of."""
 _ARCHITECTURE = (
     "num_layers num_attention_heads attention_head_dim in_channels out_channels patch_size patch_size_t patch_bias "
     "time_embed_dim ofs_embed_dim text_embed_dim max_text_seq_length temporal_compression_ratio "
     "use_rotary_positional_embeddings use_learned_positional_embeddings"
 ).split()
+"""What decides the shapes of the weights and the meaning of the tokens; sizes of the samples may differ."""
 
 
 def load(
@@ -73,8 +75,8 @@ def load(
     """
     target, dtype = check_settings(device, dtype, memory, attention, native=partial(_native_dtype, pretrained))
     pipeline_class(pretrained, {"CogVideoXPipeline"})
-    own, _ = denoiser_config(pretrained, CogVideoXTransformer3DModel, "transformer", _DENOISERS)
-    found = {name: _check_second(own, name, source) for name, source in (weights or {}).items()}
+    transformer_config, _ = denoiser_config(pretrained, CogVideoXTransformer3DModel, "transformer", _DENOISERS)
+    subfolders = {name: _check_second(transformer_config, name, source) for name, source in (weights or {}).items()}
 
     pipe = load_part(CogVideoXPipeline, pretrained, dtype, variant=variant)
     spare_memory(pipe.vae)
@@ -83,7 +85,7 @@ def load(
         if isinstance(source, nn.Module):
             seconds[name] = source.eval()
         else:
-            seconds[name] = load_part(CogVideoXTransformer3DModel, source, dtype, found[name])
+            seconds[name] = load_part(CogVideoXTransformer3DModel, source, dtype, subfolders[name])
     for transformer in (pipe.transformer, *seconds.values()):
         set_attention(transformer, attention)
     place(pipe, "transformer", seconds.values(), target, memory)
@@ -144,7 +146,7 @@ def predictor(
     return guided_predictor(pipe, pipe.transformer, prompt, negative_prompt, branches, encode, evaluate)
 
 
-def _check_second(own: Config, name: str, source: Source | nn.Module) -> str | None:
+def _check_second(transformer_config: Config, name: str, source: Source | nn.Module) -> str | None:
     """Refuse a second transformer of another architecture; return the subfolder of its checkpoint."""
     if isinstance(source, nn.Module):
         if not isinstance(source, CogVideoXTransformer3DModel):
@@ -152,7 +154,7 @@ def _check_second(own: Config, name: str, source: Source | nn.Module) -> str | N
         config, subfolder = filled(CogVideoXTransformer3DModel, source.config), None
     else:
         config, subfolder = denoiser_config(source, CogVideoXTransformer3DModel, "transformer", _DENOISERS)
-    check_same(_architecture(own), _architecture(config), where=f"weights[{name!r}]")
+    check_same(_architecture(transformer_config), _architecture(config), where=f"weights[{name!r}]")
     return subfolder
 
 

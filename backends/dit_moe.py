@@ -63,8 +63,11 @@ VAE = "stabilityai/sd-vae-ft-mse"
 """The VAE that all of them were trained with."""
 
 _DENOISERS = ("DiTMoETransformer2DModel",)
+"""The class that a second transformer has to be of."""
 _SUFFIXES = (".pt", ".pth", ".safetensors")
+"""Endings of a published checkpoint or of the same converted, which tell it from a folder or a hub id."""
 _SHOWN = 4
+"""So many keys of a state dict are listed in a message, which hundreds would drown."""
 
 
 def load(
@@ -157,6 +160,7 @@ def load_checkpoint(
     size = check_state_dict(state, size, str(path))
     is_flow = size in RECTIFIED_FLOW if rectified_flow is None else rectified_flow
     with torch.device("meta"):
+        # Rectified flow was trained on times from 0 to 1, where diffusers counts from 0 to 1000.
         model = DiTMoETransformer2DModel(**SIZES[size], timestep_scale=0.001 if is_flow else 1.0)
     model.load_state_dict({key: value.to(dtype) for key, value in state.items()}, assign=True)
     return model.eval()
@@ -181,22 +185,22 @@ def check_state_dict(state: Mapping[str, torch.Tensor], size: str | None, name: 
         ValueError: names what is missing, extra or misshapen, and the size that fits, if one does.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    fitting = next((other for other in SIZES if shapes_of(other) == shapes), None)
+    fitting = next((candidate for candidate in SIZES if shapes_of(candidate) == shapes), None)
     if fitting is not None and size in (None, fitting):
         return fitting
     if fitting is not None:
         advice = f"it is a {fitting}; pass size={fitting!r}, or none"
     else:
         advice = f"it is none of {', '.join(SIZES)}"
-    closest = size or min(SIZES, key=lambda other: len(shapes_of(other).items() ^ shapes.items()))
-    wanted = shapes_of(closest)
+    closest = size or min(SIZES, key=lambda candidate: len(shapes_of(candidate).items() ^ shapes.items()))
+    expected_shapes = shapes_of(closest)
     differences = {
-        "missing": sorted(wanted.keys() - shapes.keys()),
-        "extra": sorted(shapes.keys() - wanted.keys()),
+        "missing": sorted(expected_shapes.keys() - shapes.keys()),
+        "extra": sorted(shapes.keys() - expected_shapes.keys()),
         "misshapen": [
-            f"{key} {shapes[key]} instead of {wanted[key]}"
-            for key in sorted(wanted.keys() & shapes.keys())
-            if wanted[key] != shapes[key]
+            f"{key} {shapes[key]} instead of {expected_shapes[key]}"
+            for key in sorted(expected_shapes.keys() & shapes.keys())
+            if expected_shapes[key] != shapes[key]
         ],
     }
     parts = "; ".join(f"{kind}: {_some(items)}" for kind, items in differences.items() if items)
@@ -226,7 +230,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a checkpoint of tensors: {error}") from error
-    for key in ("ema", "model"):
+    for key in (
+        "ema",
+        "model",
+    ):  # training checkpoints hold both; the moving average goes before the weights themselves
         if isinstance(state, Mapping) and key in state:
             state = state[key]
             break
@@ -247,18 +254,18 @@ def _load_vae(source: Source, dtype: torch.dtype) -> AutoencoderKL:
 
 def _load_second(pipe: DiTMoEPipeline, name: str, source: Source | nn.Module, dtype: torch.dtype) -> nn.Module:
     """Load a second transformer, refusing another architecture before its weights are read."""
-    where, own = f"weights[{name!r}]", _architecture(pipe.transformer.config)
+    where, architecture = f"weights[{name!r}]", _architecture(pipe.transformer.config)
     if isinstance(source, nn.Module):
         if not isinstance(source, DiTMoETransformer2DModel):
             raise ValueError(f"{where} is a {type(source).__name__}; allowed are {', '.join(_DENOISERS)}")
-        check_same(own, _architecture(source.config), where=where)
+        check_same(architecture, _architecture(source.config), where=where)
         return source.eval()
     if _is_file(source):
         second = load_checkpoint(source, dtype, rectified_flow=pipe.transformer.config.timestep_scale != 1)
-        check_same(own, _architecture(second.config), where=where)
+        check_same(architecture, _architecture(second.config), where=where)
         return second
     config, subfolder = denoiser_config(source, DiTMoETransformer2DModel, "transformer", _DENOISERS)
-    check_same(own, _architecture(config), where=where)
+    check_same(architecture, _architecture(config), where=where)
     return load_part(DiTMoETransformer2DModel, source, dtype, subfolder)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 _FREQUENCIES = 256
+"""Numbers in a timestep's embedding, as the published networks have it."""
 
 
 class DiTMoETransformer2DModel(ModelMixin, ConfigMixin):

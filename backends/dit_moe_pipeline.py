@@ -18,6 +18,7 @@ from w2sd_video.backends.dit_moe_model import DiTMoETransformer2DModel
 from w2sd_video.guidance import guided
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+"""What diffusers' image processor makes, and latents."""
 _HALVES = "(halves samples) channels height width -> halves samples channels height width"
 
 
@@ -152,8 +153,8 @@ class DiTMoEPipeline(DiffusionPipeline):
                     prediction = torch.cat([prediction, variance], dim=1)
                 latents = self.scheduler.step(prediction, t, latents, return_dict=False, **step_arguments)[0]
                 if callback_on_step_end is not None:
-                    chosen = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    latents = callback_on_step_end(self, i, t, chosen).get("latents", latents)
+                    callback_tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
+                    latents = callback_on_step_end(self, i, t, callback_tensors).get("latents", latents)
                 bar.update()
 
         images = latents
@@ -176,9 +177,9 @@ class DiTMoEPipeline(DiffusionPipeline):
         classes = self.transformer.config.num_classes
         if not class_labels:
             raise ValueError("class_labels is empty; give one label a sample")
-        if wrong := [label for label in class_labels if not 0 <= label <= classes]:
+        if out_of_range := [label for label in class_labels if not 0 <= label <= classes]:
             raise ValueError(
-                f"class label {wrong[0]} is not among 0 to {classes - 1}, the classes; {classes} asks for none"
+                f"class label {out_of_range[0]} is not among 0 to {classes - 1}, the classes; {classes} asks for none"
             )
         if isinstance(generator, list) and len(generator) != len(class_labels):
             raise ValueError(

@@ -75,36 +75,36 @@ def denoiser_config(source: Source, model: Any, subfolder: str, allowed: Collect
         FileNotFoundError: neither a folder nor a hub id that can be reached.
         ValueError: no denoiser there, or one of another class.
     """
-    found: str | None = subfolder
+    found_at: str | None = subfolder
     folder = _folder(source)
     if folder:
         if (folder / "config.json").is_file():
-            found = None
+            found_at = None
         elif not (folder / subfolder / "config.json").is_file():
             raise ValueError(
                 f"{str(source)!r} holds no denoiser: it has neither a config.json nor a {subfolder}/config.json"
             )
-        config = _config(model, source, found)
+        config = _config(model, source, found_at)
     else:
         try:
             config = _config(model, source, subfolder)
         except FileNotFoundError:
-            found, config = None, _config(model, source, None)
+            found_at, config = None, _config(model, source, None)
     name = config.get("_class_name")
     if name not in allowed:
         raise ValueError(f"the denoiser in {str(source)!r} is a {name}; allowed are {', '.join(sorted(allowed))}")
-    return filled(model, config), found
+    return filled(model, config), found_at
 
 
-def load_part(model: Any, source: Source, dtype: torch.dtype, subfolder: str | None = None, **others: Any) -> Any:
+def load_part(model: Any, source: Source, dtype: torch.dtype, subfolder: str | None = None, **arguments: Any) -> Any:
     """Call `from_pretrained` of a model or pipeline class."""
-    where = {} if subfolder is None else {"subfolder": subfolder}
-    return model.from_pretrained(str(Path(source).expanduser()), **{_DTYPE: dtype}, **where, **others)
+    subfolder_argument = {} if subfolder is None else {"subfolder": subfolder}
+    return model.from_pretrained(str(Path(source).expanduser()), **{_DTYPE: dtype}, **subfolder_argument, **arguments)
 
 
-def load_file(model: Any, source: Source, dtype: torch.dtype, **others: Any) -> Any:
+def load_file(model: Any, source: Source, dtype: torch.dtype, **arguments: Any) -> Any:
     """Call `from_single_file` of a model or pipeline class."""
-    return model.from_single_file(str(Path(source).expanduser()), **{_DTYPE: dtype}, **others)
+    return model.from_single_file(str(Path(source).expanduser()), **{_DTYPE: dtype}, **arguments)
 
 
 def is_single_file(source: Any) -> bool:
@@ -124,6 +124,7 @@ def kind_of_file(source: Source) -> str:
         raise FileNotFoundError(f"there is no file {str(source)!r}")
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
+    # A file has no config: the first convolution of the original UNet tells it, and SDXL alone embeds sizes as labels.
     if "model.diffusion_model.input_blocks.0.0.weight" not in names:
         raise ValueError(f"{str(source)!r} is not an SD1.5 or SDXL checkpoint in the original layout")
     sdxl = "model.diffusion_model.label_emb.0.0.weight" in names
@@ -278,6 +279,7 @@ def _folder(source: Source) -> Path | None:
     path = Path(source).expanduser()
     if path.is_dir():
         return path
+    # A hub id is owner/name and nothing else, so that a mistyped path is not asked for on the hub.
     looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
     if looks_local or path.exists():
         raise FileNotFoundError(

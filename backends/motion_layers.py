@@ -44,19 +44,22 @@ def drop_motion(model: UNetMotionModel | MotionAdapter) -> None:
 
 def share_motion(model: UNetMotionModel | MotionAdapter, source: UNetMotionModel | MotionAdapter) -> None:
     """Fill empty places with the motion layers of the source: the same modules, in memory once."""
-    for block, other in zip(_blocks(model), _blocks(source), strict=True):
+    for block, source_block in zip(_blocks(model), _blocks(source), strict=True):
         if len(block.motion_modules) == 0:
-            block.motion_modules = other.motion_modules
+            block.motion_modules = source_block.motion_modules
 
 
 def same_motion(one: UNetMotionModel, other: UNetMotionModel) -> bool:
     """Return whether the motion layers of two UNets have the same weights."""
     pairs = zip(_blocks(one), _blocks(other), strict=True)
-    return all(_equal(a.motion_modules.state_dict(), b.motion_modules.state_dict()) for a, b in pairs)
+    return all(
+        _equal(first_block.motion_modules.state_dict(), second_block.motion_modules.state_dict())
+        for first_block, second_block in pairs
+    )
 
 
-def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+def _equal(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def _blocks(model: Any) -> Iterator[Any]:

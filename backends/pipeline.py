@@ -31,7 +31,8 @@ from w2sd_video.backends.loading import (
 )
 
 _HEADS = ("num_attention_heads", "attention_head_dim")
-_TOLD_ALIKE = ("cross_attention_dim", "addition_embed_type", "joint_attention_dim", *_HEADS)
+"""What no shape of a weight tells: the same tensors may be cut into other heads."""
+_SHARED_WITH_CONTROLNET = ("cross_attention_dim", "addition_embed_type", "joint_attention_dim", *_HEADS)
 """What a ControlNet shares with the denoiser it was made for."""
 
 
@@ -90,40 +91,48 @@ def load(
     family = _family(index["_class_name"], controlnet)
     if ip_adapter is not None and not hasattr(family, "load_ip_adapter"):
         raise ValueError(f"{family.__name__} takes no IP-Adapter; leave ip_adapter out")
-    kind = getattr(diffusers, scheduler or "", None)
-    if scheduler is not None and not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    scheduler_class = getattr(diffusers, scheduler or "", None)
+    if scheduler is not None and not (
+        isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)
+    ):
         raise ValueError(f"diffusers has no scheduler {scheduler!r}; name a class like DDIMScheduler")
     classes = {name: _class_of(family, name) for name in components}
-    own = {} if single else _denoiser_configs(pretrained, index)
-    for denoiser in own.values() or [{"_class_name": "UNet2DConditionModel"}]:
+    denoiser_configs = {} if single else _denoiser_configs(pretrained, index)
+    for denoiser in denoiser_configs.values() or [{"_class_name": "UNet2DConditionModel"}]:
         check_class(getattr(diffusers, denoiser["_class_name"]), denoiser, attention)
-    if own:
+    if denoiser_configs:
         for name, source in weights.items():
-            _check_second(own, name, source)
+            _check_second(denoiser_configs, name, source)
 
     parts = {name: _load_component(classes[name], source, dtype) for name, source in components.items()}
     if controlnet is not None:
-        parts["controlnet"] = _load_controlnet(family, controlnet, next(iter(own.values()), {}), dtype, attention)
+        parts["controlnet"] = _load_controlnet(
+            family, controlnet, next(iter(denoiser_configs.values()), {}), dtype, attention
+        )
     if single:
-        given = {} if config is None else {"config": str(config)}
-        pipe = load_file(family, pretrained, dtype, **given, **parts)
-        own = {name: dict(getattr(pipe, name).config) for name in DENOISERS if getattr(pipe, name, None) is not None}
+        config_argument = {} if config is None else {"config": str(config)}
+        pipe = load_file(family, pretrained, dtype, **config_argument, **parts)
+        denoiser_configs = {
+            name: dict(getattr(pipe, name).config) for name in DENOISERS if getattr(pipe, name, None) is not None
+        }
         for name, source in weights.items():
-            _check_second(own, name, source)
+            _check_second(denoiser_configs, name, source)
     else:
         pipe = load_part(family, pretrained, dtype, variant=variant, **parts)
-    if kind is not None:
-        clipping = {"clip_sample": False} if "clip_sample" in signature(kind).parameters else {}
-        pipe.scheduler = kind.from_config(pipe.scheduler.config, **clipping)
+    if scheduler_class is not None:
+        clipping = {"clip_sample": False} if "clip_sample" in signature(scheduler_class).parameters else {}
+        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **clipping)
     if ip_adapter is not None:
         _load_ip_adapter(pipe, ip_adapter)
     if getattr(pipe, "vae", None) is not None:
         spare_memory(pipe.vae)
 
-    seconds = {name: _load_second(pipe, list(own), source, dtype, config) for name, source in weights.items()}
-    for network in _networks(pipe, [*own, "controlnet"], seconds.values()):
+    seconds = {
+        name: _load_second(pipe, list(denoiser_configs), source, dtype, config) for name, source in weights.items()
+    }
+    for network in _networks(pipe, [*denoiser_configs, "controlnet"], seconds.values()):
         set_attention(network, attention)
-    place(pipe, next(iter(own), ""), seconds.values(), target, memory)
+    place(pipe, next(iter(denoiser_configs), ""), seconds.values(), target, memory)
     for name, second in seconds.items():
         register(pipe, name, second)
     return pipe
@@ -143,10 +152,10 @@ def _family(name: str, controlnet: Source | None) -> Any:
 def _class_of(family: Any, component: str) -> Any:
     """Return the class that a pipeline names for a component."""
     types = family._get_signature_types()
-    found = [one for one in types.get(component, ()) if hasattr(one, "from_pretrained")]
-    if not found:
+    classes = [candidate for candidate in types.get(component, ()) if hasattr(candidate, "from_pretrained")]
+    if not classes:
         raise ValueError(f"{family.__name__} has no component {component!r}; it has {', '.join(types)}")
-    return found[0]
+    return classes[0]
 
 
 def _denoiser_configs(pretrained: Source, index: Config) -> dict[str, Config]:
@@ -158,47 +167,52 @@ def _denoiser_configs(pretrained: Source, index: Config) -> dict[str, Config]:
     return {name: denoiser_config(pretrained, kind, name, (kind.__name__,))[0] for name, kind in kinds.items()}
 
 
-def _check_second(own: Mapping[str, Config], name: str, source: Source | Second) -> None:
+def _check_second(denoiser_configs: Mapping[str, Config], name: str, source: Source | Second) -> None:
     """Refuse a second denoiser of another class or shape, before any weights are loaded."""
     where = f"weights[{name!r}]"
-    if isinstance(source, tuple) and len(own) == 1:
+    if isinstance(source, tuple) and len(denoiser_configs) == 1:
         raise ValueError(f"{where} is a pair, but the pipeline has one denoiser")
-    if isinstance(source, nn.Module) and len(own) == 2:
-        raise ValueError(f"{where} must be a pair, for the pipeline has two denoisers: {', '.join(own)}")
+    if isinstance(source, nn.Module) and len(denoiser_configs) == 2:
+        raise ValueError(f"{where} must be a pair, for the pipeline has two denoisers: {', '.join(denoiser_configs)}")
     if is_single_file(source):
         kind = kind_of_file(source)
-        sdxl = next(iter(own.values())).get("addition_embed_type") == "text_time"
-        if "unet" not in own or (kind == "StableDiffusionXLPipeline") != sdxl:
+        sdxl = next(iter(denoiser_configs.values())).get("addition_embed_type") == "text_time"
+        if "unet" not in denoiser_configs or (kind == "StableDiffusionXLPipeline") != sdxl:
             raise ValueError(f"{where} is the file of a {kind}, of which the pipeline is none")
         return
-    modules = source if isinstance(source, tuple) else (source,) * len(own)
-    for (component, config), module in zip(own.items(), modules, strict=True):
+    modules = source if isinstance(source, tuple) else (source,) * len(denoiser_configs)
+    for (component, config), module in zip(denoiser_configs.items(), modules, strict=True):
         kind = getattr(diffusers, config["_class_name"])
         if isinstance(module, nn.Module):
             if not isinstance(module, kind):
                 raise ValueError(f"{where} is a {type(module).__name__}; allowed are {kind.__name__}")
-            other = dict(module.config)
+            second_config = dict(module.config)
         else:
-            other, subfolder = denoiser_config(module, kind, component, (kind.__name__,))
-            if len(own) == 2 and subfolder is None:
-                raise ValueError(f"{where} is one denoiser; pass a pipeline's folder with {' and '.join(own)}")
-        _check_fits(kind, config, other, where)
+            second_config, subfolder = denoiser_config(module, kind, component, (kind.__name__,))
+            if len(denoiser_configs) == 2 and subfolder is None:
+                names = " and ".join(denoiser_configs)
+                raise ValueError(f"{where} is one denoiser; pass a pipeline's folder with {names}")
+        _check_fits(kind, config, second_config, where)
 
 
-def _check_fits(kind: Any, own: Config, other: Config, where: str) -> None:
+def _check_fits(kind: Any, first_config: Config, second_config: Config, where: str) -> None:
     """Refuse a checkpoint whose tensors, or heads of attention, are not those of the pipeline's denoiser.
 
     Not all of their configs is compared, in which older checkpoints write the same thing in other words.
     """
-    check_same({name: _listed(own[name]) for name in _HEADS if name in own}, _listed(other), where=where)
-    ours, theirs = _shapes(kind, own), _shapes(kind, other)
-    check_same({name: ours.get(name) for name in ours | theirs}, theirs, where=where)
+    check_same(
+        {name: _listed(first_config[name]) for name in _HEADS if name in first_config},
+        _listed(second_config),
+        where=where,
+    )
+    first_shapes, second_shapes = _shapes(kind, first_config), _shapes(kind, second_config)
+    check_same({name: first_shapes.get(name) for name in first_shapes | second_shapes}, second_shapes, where=where)
 
 
 def _listed(value: Any) -> Any:
     """Return a config's value with lists for tuples, as JSON has them."""
     if isinstance(value, Mapping):
-        return {name: _listed(one) for name, one in value.items()}
+        return {name: _listed(entry) for name, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -216,16 +230,18 @@ def _load_second(pipe: Any, names: list[str], source: Source | Second, dtype: to
     kinds = [type(getattr(pipe, name)) for name in names]
     if is_single_file(source):
         return load_file(kinds[0], source, dtype, **({} if config is None else {"config": str(config)}))
-    found = [denoiser_config(source, kind, name, (kind.__name__,))[1] for kind, name in zip(kinds, names, strict=True)]
-    modules = [load_part(kind, source, dtype, subfolder) for kind, subfolder in zip(kinds, found, strict=True)]
+    subfolders = [
+        denoiser_config(source, kind, name, (kind.__name__,))[1] for kind, name in zip(kinds, names, strict=True)
+    ]
+    modules = [load_part(kind, source, dtype, subfolder) for kind, subfolder in zip(kinds, subfolders, strict=True)]
     return modules[0] if len(modules) == 1 else (modules[0], modules[1])
 
 
 def _networks(pipe: Any, names: list[str], seconds: Iterable[Second]) -> list[nn.Module]:
     """Return all that is evaluated at every step: denoisers, second ones, and a ControlNet."""
-    own = [getattr(pipe, name, None) for name in names]
-    others = [module for second in seconds for module in (second if isinstance(second, tuple) else (second,))]
-    return [*(network for network in own if network is not None), *others]
+    components = [getattr(pipe, name, None) for name in names]
+    second_denoisers = [module for second in seconds for module in (second if isinstance(second, tuple) else (second,))]
+    return [*(network for network in components if network is not None), *second_denoisers]
 
 
 def _load_component(kind: Any, source: Source, dtype: torch.dtype) -> Any:
@@ -237,22 +253,30 @@ def _load_component(kind: Any, source: Source, dtype: torch.dtype) -> Any:
 
 def _load_controlnet(family: Any, source: Source, denoiser: Config, dtype: torch.dtype, attention: str) -> Any:
     """Load a ControlNet, once its config is known to be for this denoiser."""
-    kinds = [one for one in family._get_signature_types()["controlnet"] if hasattr(one, "load_config")]
-    config, subfolder = denoiser_config(source, kinds[0], "controlnet", [kind.__name__ for kind in kinds])
-    kind = getattr(diffusers, config["_class_name"])
-    alike = {name: _listed(denoiser[name]) for name in _TOLD_ALIKE if name in denoiser and name in config}
+    classes = [
+        candidate for candidate in family._get_signature_types()["controlnet"] if hasattr(candidate, "load_config")
+    ]
+    config, subfolder = denoiser_config(source, classes[0], "controlnet", [candidate.__name__ for candidate in classes])
+    controlnet_class = getattr(diffusers, config["_class_name"])
+    shared_settings = {
+        name: _listed(denoiser[name]) for name in _SHARED_WITH_CONTROLNET if name in denoiser and name in config
+    }
     # Networks with motion layers and without say the number of heads by different names.
-    alike = {name: value for name, value in alike.items() if name not in _HEADS or None not in (value, config[name])}
-    check_same(alike, _listed(config), where=f"controlnet {str(source)!r}")
-    check_class(kind, config, attention)
-    return load_part(kind, source, dtype, subfolder)
+    shared_settings = {
+        name: value
+        for name, value in shared_settings.items()
+        if name not in _HEADS or None not in (value, config[name])
+    }
+    check_same(shared_settings, _listed(config), where=f"controlnet {str(source)!r}")
+    check_class(controlnet_class, config, attention)
+    return load_part(controlnet_class, source, dtype, subfolder)
 
 
 def _load_ip_adapter(pipe: Any, source: Source) -> None:
     """Load an IP-Adapter into the pipeline's own denoiser, with its image encoder if the pipeline has none."""
     path = Path(source).expanduser()
     if path.is_file():
-        where, folder, file = str(path.parent), "", path.name
+        repository, folder, file = str(path.parent), "", path.name
         encoder = path.parent / "image_encoder"
         if pipe.image_encoder is None and not encoder.is_dir():
             raise FileNotFoundError(
@@ -264,5 +288,5 @@ def _load_ip_adapter(pipe: Any, source: Source) -> None:
             raise FileNotFoundError(
                 f"there is no file {str(source)!r}; pass a path, or owner/name/folder/file on the hub"
             )
-        where, folder, file = f"{owner}/{name}", "/".join(folders[:-1]), folders[-1]
-    pipe.load_ip_adapter(where, subfolder=folder, weight_name=file)
+        repository, folder, file = f"{owner}/{name}", "/".join(folders[:-1]), folders[-1]
+    pipe.load_ip_adapter(repository, subfolder=folder, weight_name=file)

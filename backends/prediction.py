@@ -48,11 +48,11 @@ def guided_predictor(
         ValueError: a branch names weights or a LoRA that were not loaded, or is for a pipeline of another kind: with
             two stages or a ControlNet.
     """
-    default = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
+    default_scale = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
     scales: dict[str, float] = {}
     modules: dict[str, nn.Module] = {}
     for role, branch in branches.items():
-        scale = default if branch.guidance_scale is None else branch.guidance_scale
+        scale = default_scale if branch.guidance_scale is None else branch.guidance_scale
         module = denoiser if branch.weights is None else second_denoiser(pipe, branch.weights)
         if isinstance(scale, (tuple, list)) or isinstance(module, tuple) or branch.experts in STAGES:
             raise ValueError(
@@ -82,8 +82,8 @@ def guided_predictor(
                 text = _for_batch(conditional if scale == 1 else unconditional, len(samples))
                 return evaluate(module, samples, timestep, text).to(latents.dtype)
             halves = [_for_batch(text, len(samples)) for text in (unconditional, conditional)]
-            both = {name: torch.cat([half[name] for half in halves]) for name in conditional}
-            prediction = evaluate(module, torch.cat([samples, samples]), timestep, both)
+            both_halves = {name: torch.cat([half[name] for half in halves]) for name in conditional}
+            prediction = evaluate(module, torch.cat([samples, samples]), timestep, both_halves)
         uncond, cond = rearrange(prediction.float(), "(halves samples) ... -> halves samples ...", halves=2)
         return guided(cond, uncond, scale).to(latents.dtype)
 

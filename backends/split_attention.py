@@ -13,6 +13,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
 
 LARGEST_BATCH = 65_535
+"""The largest size of a CUDA grid in two of its dimensions, over one of which kernels lay out the batch."""
 
 
 def _in_parts(
@@ -43,8 +44,8 @@ class SplitSDPA(AttnProcessor2_0):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Attend: (batch, tokens, channels) to the same shape."""
-        whole = super().__call__
-        return _in_parts(whole, LARGEST_BATCH, attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        attend = super().__call__
+        return _in_parts(attend, LARGEST_BATCH, attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
 
 class SplitXFormers(XFormersAttnProcessor):
@@ -61,8 +62,8 @@ class SplitXFormers(XFormersAttnProcessor):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Attend: (batch, tokens, channels) to the same shape."""
-        whole, rows = super().__call__, max(1, LARGEST_BATCH // attn.heads)
-        return _in_parts(whole, rows, attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        attend, rows = super().__call__, max(1, LARGEST_BATCH // attn.heads)
+        return _in_parts(attend, rows, attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
 
 def split_motion_attention(unet: Any, attention: str) -> None:

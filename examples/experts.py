@@ -1,7 +1,9 @@
 """A mixture of experts over itself: strong sends each token to the best two of eight experts, weak to the worst two.
 
 Writes experts.png: classes of the DiT-MoE miniature without reflection (20 network evaluations) and with it (56), from
-the same noise. Takes about ten seconds on one CPU core. Run: python examples/experts.py
+the same noise. Of the three pictures two get better and one gets worse: the circle is rounder and the square yellow
+instead of orange, but the green triangle turns bluish. Takes about ten seconds on one CPU core.
+Run: python examples/experts.py
 """
 
 from pathlib import Path

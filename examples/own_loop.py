@@ -19,9 +19,9 @@ def mixture_noise(latents: torch.Tensor, timestep: torch.Tensor, share_right: fl
     alpha, sigma = product**0.5, (1 - product) ** 0.5
     spread = (0.25 * product + sigma**2) ** 0.5
     peaks, shares = torch.tensor([-4.0, 4.0]), torch.tensor([1 - share_right, share_right])
-    away = latents[..., None] - alpha * peaks
-    weights = torch.softmax(shares.log() - 0.5 * (away / spread) ** 2, dim=-1)
-    return sigma * (weights * away).sum(-1) / spread**2
+    offsets = latents[..., None] - alpha * peaks
+    weights = torch.softmax(shares.log() - 0.5 * (offsets / spread) ** 2, dim=-1)
+    return sigma * (weights * offsets).sum(-1) / spread**2
 
 
 def predict(latents: torch.Tensor, timestep: torch.Tensor, role: str) -> torch.Tensor:

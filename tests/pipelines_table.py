@@ -2,8 +2,8 @@
 
     python tests/pipelines_table.py
 
-Each is run four times: as it is, with reflection off, with a strength of 0 and reflected. Where no tiny model is known,
-the table says what the class alone tells.
+Each is run five times: as it is, with reflection off, with a strength of 0, without a gap and reflected. Where no tiny
+model is known, the table says what the class alone tells.
 """
 
 from __future__ import annotations
@@ -94,6 +94,9 @@ def reflected(pipe: Any, call: dict[str, Any], stock: torch.Tensor) -> Row:
             with reflection(pipe, strong=Branch(), weak=Branch(), **off):
                 if not torch.equal(run(pipe, call), stock):
                     return Row("wrong", f"with {off} the result is not the stock pipeline's")
+        with reflection(pipe, strong=Branch(), weak=Branch(), inversion="current"):
+            if (run(pipe, call) - stock).double().norm() > 1e-3 * stock.double().norm():
+                return Row("wrong", "with no gap between strong and weak the result is not the stock pipeline's")
         remark = ""
         try:
             with reflection(pipe, strong=STRONG, weak=WEAK) as done:
@@ -186,11 +189,13 @@ def main() -> None:
 INTRODUCTION = """# Which pipelines are reflected
 
 `python tests/pipelines_table.py` wrote this file. It goes through every pipeline class of diffusers {version}, puts
-together a tiny random model of those it can, and runs it as it is, with `reflection_steps=0`, with `strength=0` and
-reflected. Random weights say that the plugin works with a pipeline, nothing about what it does to the pictures.
+together a tiny random model of those it can, and runs it as it is, with `reflection_steps=0`, with `strength=0`, with
+no gap between strong and weak, and reflected. Random weights say that the plugin works with a pipeline, nothing about
+what it does to the pictures.
 
-- **reflected**: with either kind of off the result was the stock pipeline's, bit for bit; reflected, by guidance 4 over
-  1, it was finite and another. Where a branch cannot set the guidance scale there, second weights were the gap.
+- **reflected**: with either kind of off the result was the stock pipeline's, bit for bit, and without a gap up to
+  rounding; reflected, by guidance 4 over 1, it was finite and another. Where a branch cannot set the guidance scale
+  there, second weights were the gap.
 - **refused**: the plugin said why, before or while sampling.
 - **fails**: the pipeline itself broke in the longer loop.
 - **not tried**: what its class tells, or what was missing for a try.

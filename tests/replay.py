@@ -75,9 +75,7 @@ class Replay:
         if self._system.guidance.startswith("batch"):
             outputs = outputs[0].chunk(2)
         cond, uncond = reversed(outputs) if self._system.guidance == "batch" else outputs
-        if scale is None:
-            return self._system.own_guidance(cond, uncond, self._own_scale(network))
-        return uncond + scale * (cond - uncond)
+        return self._system.own_guidance(cond, uncond, self._own_scale(network) if scale is None else scale)
 
     def _own_scale(self, network):
         second = network is getattr(self._pipe, "transformer_2", None)

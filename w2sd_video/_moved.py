@@ -13,7 +13,9 @@ from types import ModuleType
 from typing import Any
 
 _TRAINING = ("data", "diffusion", "export", "fit", "models")
+"""Modules of the miniatures that kept their names when they moved into a folder of the training."""
 _TRACKS = ("animatediff", "cogvideox", "dit_moe", "lora", "pixart", "vae")
+"""The same of those that begin with train_."""
 
 MOVED: dict[str, tuple[str, ...]] = {
     "backends.motion": ("backends.motion_layers",),
@@ -68,13 +70,13 @@ def names_of(module: str) -> Callable[[str], Any]:
     """Return a module's ``__getattr__``, which finds names that were in it in version 0.2."""
 
     def find(name: str) -> Any:
-        here = module.removeprefix("w2sd_video.")
+        old_module = module.removeprefix("w2sd_video.")
         if not name.startswith("_"):
-            for place in TAKEN_OUT[here]:
-                found = _public(place)
-                if name in found:
-                    _warn(f"{module}.{name}", f"w2sd_video.{place}")
-                    return found[name]
+            for new_module in TAKEN_OUT[old_module]:
+                public_names = _public(new_module)
+                if name in public_names:
+                    _warn(f"{module}.{name}", f"w2sd_video.{new_module}")
+                    return public_names[name]
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return find
@@ -90,10 +92,10 @@ class MovedModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill a module with the names that it had."""
-        places = MOVED[module.__name__.removeprefix("w2sd_video.")]
-        _warn(module.__name__, " and ".join(f"w2sd_video.{place}" for place in places))
-        for place in places:
-            vars(module).update(_public(place))
+        new_modules = MOVED[module.__name__.removeprefix("w2sd_video.")]
+        _warn(module.__name__, " and ".join(f"w2sd_video.{new_module}" for new_module in new_modules))
+        for new_module in new_modules:
+            vars(module).update(_public(new_module))
 
 
 def install() -> None:
@@ -102,11 +104,15 @@ def install() -> None:
         sys.meta_path.append(MovedModules())
 
 
-def _public(place: str) -> dict[str, Any]:
+def _public(new_module: str) -> dict[str, Any]:
     """Return the public names of a module, the renamed ones under their old names too."""
-    found = {name: value for name, value in vars(import_module(f"w2sd_video.{place}")).items() if name[0] != "_"}
-    return found | {old: found[new] for new, old in RENAMED.items() if new in found}
+    public_names = {
+        name: value for name, value in vars(import_module(f"w2sd_video.{new_module}")).items() if name[0] != "_"
+    }
+    return public_names | {
+        old_name: public_names[new_name] for new_name, old_name in RENAMED.items() if new_name in public_names
+    }
 
 
-def _warn(old: str, new: str) -> None:
-    warnings.warn(f"{old} is in {new} now", DeprecationWarning, stacklevel=3)
+def _warn(old_name: str, new_name: str) -> None:
+    warnings.warn(f"{old_name} is in {new_name} now", DeprecationWarning, stacklevel=3)

@@ -89,8 +89,8 @@ def reflected_steps(trajectory: Trajectory, settings: Reflection, begin: int = 0
         ValueError: more reflected steps than steps.
     """
     steps = trajectory.steps_from(begin)
-    chosen = [steps[i] for i in settings.steps(len(steps))]
-    return frozenset(step for step in chosen if settings.reflects_at(trajectory.level(step)))
+    in_window = [steps[i] for i in settings.steps(len(steps))]
+    return frozenset(step for step in in_window if settings.reflects_at(trajectory.level(step)))
 
 
 def pushed_away(prediction: torch.Tensor, weak: torch.Tensor, weight: float) -> torch.Tensor:
@@ -106,31 +106,31 @@ def shift_history(scheduler: Any, trajectory: Trajectory, step: Step) -> None:
     UniPC builds the latents of a step again from those of the step before, times a ratio of the two levels, and would
     throw away what a reflection added to them.
     """
-    before, i = getattr(scheduler, "last_sample", None), trajectory.step_of_call(step.call)
-    if step.displacement is None or before is None or not i:
+    last_sample, i = getattr(scheduler, "last_sample", None), trajectory.step_of_call(step.call)
+    if step.displacement is None or last_sample is None or not i:
         return
-    last, here = trajectory.level(i - 1), trajectory.level(i)
-    ratio = here.sigma / last.sigma if scheduler.predict_x0 else here.alpha / last.alpha
-    scheduler.last_sample = before + step.displacement.to(before.dtype) / ratio
+    previous_level, level = trajectory.level(i - 1), trajectory.level(i)
+    ratio = level.sigma / previous_level.sigma if scheduler.predict_x0 else level.alpha / previous_level.alpha
+    scheduler.last_sample = last_sample + step.displacement.to(last_sample.dtype) / ratio
 
 
 def drive(asking: Generator[Any, torch.Tensor, Returned], answer: Callable[[Any], torch.Tensor]) -> Returned:
     """Answer everything that a generator asks for, and return what it returns."""
     try:
-        asked = next(asking)
+        request = next(asking)
         while True:
-            asked = asking.send(answer(asked))
+            request = asking.send(answer(request))
     except StopIteration as end:
         return end.value
 
 
 def asked_by(asking: Generator[Any, torch.Tensor, Any]) -> list[Any]:
     """Return all that a generator asks for, found by running it on latents of no size."""
-    every: list[Any] = []
+    requests: list[Any] = []
 
-    def answer(asked: Any) -> torch.Tensor:
-        every.append(asked)
-        return asked.latents
+    def answer(request: Any) -> torch.Tensor:
+        requests.append(request)
+        return request.latents
 
     drive(asking, answer)
-    return every
+    return requests

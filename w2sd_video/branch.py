@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import nn
+
+from w2sd_video.argument_checks import is_whole, real_number
 
 STAGES = ("high", "low")
 """The denoisers of a two-stage model, by the noise that they work on; the first steps are the high one's."""
@@ -16,6 +17,8 @@ STAGES = ("high", "low")
 @dataclass(frozen=True)
 class Branch:
     """One setting of the model. A field left out means "as the pipeline has it"; several fields make a cumulative gap.
+
+    Numbers of numpy are numbers; they are kept as Python's own, and lists as tuples.
 
     Attributes:
         guidance_scale: w of classifier-free guidance, ``uncond + w * (cond - uncond)``; any real number. At 1 no
@@ -51,9 +54,9 @@ class Branch:
     perturbed_layers: Sequence[int | str] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that no pipeline could use."""
-        for scale in _one_or_pair(self.guidance_scale):
-            _check_number("guidance_scale", scale)
+        """Refuse values that no pipeline could use, and keep the others as plain numbers, tuples and dictionaries."""
+        scales = tuple(_number("guidance_scale", scale) for scale in _one_or_pair(self.guidance_scale))
+        self._keep("guidance_scale", scales if len(scales) == 2 else scales[0])
         for module in _one_or_pair(self.weights):
             is_pair = module is not self.weights
             if module is not None and not isinstance(module, nn.Module if is_pair else (nn.Module, str)):
@@ -64,24 +67,23 @@ class Branch:
         if self.lora is not None:
             if not isinstance(self.lora, Mapping):
                 raise TypeError(f"lora must map adapter names to scales, got {self.lora!r}")
-            for name, scale in self.lora.items():
-                _check_number(f"lora[{name!r}]", scale)
-        _check_text("prompt", self.prompt)
-        _check_text("negative_prompt", self.negative_prompt)
-        _check_experts(self.experts)
-        _check_number("control_scale", self.control_scale)
-        _check_number("ip_adapter_scale", self.ip_adapter_scale)
-        _check_layers("skip_layers", self.skip_layers)
-        _check_layers("perturbed_layers", self.perturbed_layers)
+            self._keep("lora", {name: _number(f"lora[{name!r}]", scale) for name, scale in self.lora.items()})
+        for name in ("prompt", "negative_prompt"):
+            self._keep(name, _text(name, getattr(self, name)))
+        self._keep("experts", _experts(self.experts))
+        for name in ("control_scale", "ip_adapter_scale"):
+            self._keep(name, _number(name, getattr(self, name)))
+        for name in ("skip_layers", "perturbed_layers"):
+            self._keep(name, _layers(name, getattr(self, name)))
+
+    def _keep(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def text(self) -> tuple[object, object] | None:
         """The prompt and the negative prompt as something that can be looked up; None if neither is set."""
         texts = (self.prompt, self.negative_prompt)
-        if texts == (None, None):
-            return None
-        prompt, negative = (text if text is None or isinstance(text, str) else tuple(text) for text in texts)
-        return prompt, negative
+        return None if texts == (None, None) else texts
 
     def described(self) -> str:
         """Return the fields that are set, for a person."""
@@ -98,40 +100,40 @@ def _one_or_pair(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) and len(value) == 2 else (value,)
 
 
-def _check_number(name: str, value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+def _number(name: str, value: object) -> int | float | None:
+    return None if value is None else real_number(name, value)
 
 
-def _check_text(name: str, value: object) -> None:
-    texts = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if value is not None and not all(isinstance(text, str) for text in texts):
+def _text(name: str, value: object) -> str | tuple[str, ...] | None:
+    """Return one text, or one a sample."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"{name} must be text, or one text a sample; got {value!r}")
+    return tuple(value)
 
 
-def _check_experts(value: object) -> None:
+def _experts(value: Any) -> int | str | None:
     known = ("top", "bottom", *STAGES)
     if value is None or (isinstance(value, str) and value in known):
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return value
+    if not isinstance(value, str) and not is_whole(value):
         raise TypeError(f"experts must be {', '.join(known)} or a number, got {value!r}")
     if isinstance(value, str) or value < 1:
         raise ValueError(f"experts must be {', '.join(known)} or a number of at least 1, got {value!r}")
+    return int(value)
 
 
-def _check_layers(name: str, value: object) -> None:
+def _layers(name: str, value: object) -> tuple[int | str, ...] | None:
     if value is None:
-        return
+        return None
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a list of block numbers or names, got {value!r}")
-    if wrong := [one for one in value if isinstance(one, bool) or not isinstance(one, (int, str))]:
-        raise TypeError(f"{name} must hold block numbers or names, got {wrong[0]!r}")
+    if not_layers := [layer for layer in value if not is_whole(layer) and not isinstance(layer, str)]:
+        raise TypeError(f"{name} must hold block numbers or names, got {not_layers[0]!r}")
     if not value:
         raise ValueError(f"{name} is empty; name at least one block, or leave it out")
+    return tuple(block if isinstance(block, str) else int(block) for block in value)
 
 
 def _short(value: object) -> str:

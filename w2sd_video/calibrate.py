@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         fail(str(error), code=1, command="calibrate")
     counted = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
     pair = {role: asdict(filled(config, getattr(config, role))) for role in ("strong", "weak")}
-    written = {"pair": pair, "model": asdict(config.model), "counts": counted, **findings.plain()}
-    write_whole(output, json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+    record = {"pair": pair, "model": asdict(config.model), "counts": counted, **findings.plain()}
+    write_whole(output, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(report(findings, config, counted))
     print(f"\nwritten to {output}")
     return 0

@@ -73,12 +73,12 @@ def _reflect_below(
 ) -> Generator[Request, torch.Tensor, torch.Tensor]:
     """Reflect with the weak prediction made at the denoised latents, told their own timestep or, as in the paper, i."""
     span = settings.span
-    here, below = trajectory.level(i), trajectory.level_below(i, span)
+    level, lower_level = trajectory.level(i), trajectory.level_below(i, span)
     told_step, reading = i + span if settings.inversion == "explicit" else i, trajectory.score_reading(i)
     lower = trajectory.denoise(latents, strong, i, span)
-    weak = yield Request(lower, told_step, trajectory.input_scale(below), "weak")
-    strong = trajectory.read(latents, strong, at=here, told_level=here, reading=reading)
-    weak = trajectory.read(lower, weak, at=below, told_level=trajectory.level(told_step), reading=reading)
+    weak = yield Request(lower, told_step, trajectory.input_scale(lower_level), "weak")
+    strong = trajectory.read(latents, strong, at=level, told_level=level, reading=reading)
+    weak = trajectory.read(lower, weak, at=lower_level, told_level=trajectory.level(told_step), reading=reading)
     return trajectory.reflect(latents, strong, weak, i, strength=strength, reading=reading, span=span)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return the known name that is nearest to an unknown one as a question, or else all that are known."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
 
 
 def first_line(error: Exception) -> str:

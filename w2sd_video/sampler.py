@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from w2sd_video._moved import names_of
 from w2sd_video.algorithm import Step, StepRequest, drive, shift_history, w2sd
+from w2sd_video.argument_checks import check_latents, check_like, whole_number
 from w2sd_video.inversions import Draw, Request, reflect_step
 from w2sd_video.reflection_settings import Inversion, Reflection, Role, WeakInversion
 from w2sd_video.strength import StrengthSchedule, as_strength
@@ -65,8 +67,9 @@ def sample(
     Args:
         predict: ``(latents, timestep, role) -> prediction``. The latents are scaled as the network wants them
             (``scale_model_input``), the timestep is a 0-dimensional tensor of the scheduler's, the role is one of
-            "base", "strong", "weak". The prediction is what the scheduler calls ``model_output``.
-        latents: initial noise, already multiplied by ``scheduler.init_noise_sigma``; any shape.
+            "base", "strong", "weak". The prediction is what the scheduler calls ``model_output``; it has the shape, the
+            dtype and the device of the latents.
+        latents: initial noise, already multiplied by ``scheduler.init_noise_sigma``; floating-point, of any shape.
         scheduler: a diffusers scheduler of a known kind; it is copied, and left as it is.
         num_inference_steps: T; None uses the timesteps that ``set_timesteps`` has put into the scheduler.
         reflection_steps: see ``Reflection``, as of all settings down to ``span``.
@@ -75,34 +78,62 @@ def sample(
         callback: ``(step, latents)``, called after each step.
 
     Returns:
-        The final latents, and the number of calls of ``predict`` by role.
+        The final latents, and the number of calls of ``predict`` by role. Gradients are off unless ``latents`` require
+        them.
 
     Raises:
-        TypeError: an unknown scheduler.
-        ValueError: a setting out of range, a file that holds no strengths, or timesteps that were never set.
+        TypeError: an unknown scheduler, latents that are not a floating-point tensor, or a setting that is no number.
+        ValueError: a setting out of range, a file that holds no strengths, timesteps that were never set, latents that
+            are not finite, or a prediction of another shape, dtype or device, or that is not finite; the message names
+            its role and step. Whether predictions are finite is seen at the end, so that nothing before it waits on
+            the device.
     """
     settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance, span)
+    check_latents(latents)
+    if not torch.isfinite(latents).all():
+        raise ValueError("latents must be finite, but hold NaN or infinity")
     scheduler = copy.deepcopy(scheduler)
     if num_inference_steps is not None:
-        scheduler.set_timesteps(num_inference_steps, device=latents.device)
+        scheduler.set_timesteps(whole_number("num_inference_steps", num_inference_steps, 1), device=latents.device)
     trajectory = Trajectory(scheduler)
     take_step = _step_function(scheduler, generator)
     nfe: Counter[str] = Counter(base=0, strong=0, weak=0)
+    are_finite: list[tuple[str, torch.Tensor]] = []
 
-    def answer(asked: Request | StepRequest | Step) -> torch.Tensor:
-        if isinstance(asked, Step):
-            shift_history(scheduler, trajectory, asked)
-            after, step = take_step(asked.prediction, asked.call, asked.latents), trajectory.step_of_call(asked.call)
+    def predicted(seen: torch.Tensor, timestep: torch.Tensor, role: Role, step: int) -> torch.Tensor:
+        nfe[role] += 1
+        name, prediction = f"predict as {role!r} at step {step}", predict(seen, timestep, role)
+        check_like(name, prediction, seen)
+        are_finite.append((name, torch.isfinite(prediction.detach()).all()))
+        return prediction
+
+    def answer(request: Request | StepRequest | Step) -> torch.Tensor:
+        if isinstance(request, Step):
+            shift_history(scheduler, trajectory, request)
+            next_latents, step = (
+                take_step(request.prediction, request.call, request.latents),
+                trajectory.step_of_call(request.call),
+            )
             if callback is not None and step is not None:
-                callback(step, after)
-            return after
-        nfe[asked.role] += 1
-        if isinstance(asked, Request):
-            return predict(asked.latents / asked.input_scale, trajectory.timesteps[asked.step], asked.role)
-        timestep = scheduler.timesteps[asked.call]
-        return predict(_scaled(scheduler, asked.latents, timestep), timestep, asked.role)
+                callback(step, next_latents)
+            return next_latents
+        if isinstance(request, Request):
+            timestep = trajectory.timesteps[request.step]
+            return predicted(request.latents / request.input_scale, timestep, request.role, request.step)
+        timestep, step = scheduler.timesteps[request.call], bisect_right(trajectory.calls, request.call) - 1
+        return predicted(_scaled(scheduler, request.latents, timestep), timestep, request.role, step)
 
-    return Sampled(drive(w2sd(trajectory, latents, settings, drawing_from(generator)), answer), dict(nfe))
+    with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
+        final = drive(w2sd(trajectory, latents, settings, drawing_from(generator)), answer)
+    _check_finite(are_finite)
+    return Sampled(final, dict(nfe))
+
+
+def _check_finite(are_finite: list[tuple[str, torch.Tensor]]) -> None:
+    """Name the first of some predictions that was not finite (ValueError); waits on the device once."""
+    for (name, _), is_finite in zip(are_finite, torch.stack([flag for _, flag in are_finite]).tolist(), strict=True):
+        if not is_finite:
+            raise ValueError(f"{name} returned non-finite values (NaN or infinity)")
 
 
 def drawing_from(generator: torch.Generator | list[torch.Generator] | None) -> Draw:
@@ -122,10 +153,10 @@ def _step_function(
 ) -> Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]:
     """Return ``(prediction, call, latents) -> latents`` by the scheduler's own step, whatever its signature."""
     parameters = inspect.signature(scheduler.step).parameters
-    extra = {"generator": generator} if "generator" in parameters else {}
+    generator_argument = {"generator": generator} if "generator" in parameters else {}
     if "timestep_back" not in parameters:
         return lambda prediction, call, latents: scheduler.step(
-            prediction, scheduler.timesteps[call], latents, return_dict=False, **extra
+            prediction, scheduler.timesteps[call], latents, return_dict=False, **generator_argument
         )[0]
 
     old_sample: torch.Tensor | None = None
@@ -133,9 +164,9 @@ def _step_function(
     def step(prediction: torch.Tensor, call: int, latents: torch.Tensor) -> torch.Tensor:
         nonlocal old_sample
         timesteps = scheduler.timesteps
-        back = timesteps[call - 1] if call > 0 else None
+        previous_timestep = timesteps[call - 1] if call > 0 else None
         latents, old_sample = scheduler.step(
-            prediction, old_sample, timesteps[call], back, latents, return_dict=False, **extra
+            prediction, old_sample, timesteps[call], previous_timestep, latents, return_dict=False, **generator_argument
         )
         return latents
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from w2sd_video.argument_checks import check_latents, check_like, real_number, whole_number
+
 StepFunction = Callable[[torch.Tensor, object], torch.Tensor]
 
 
@@ -34,15 +36,12 @@ def reflect(
         Tensor like ``latents``, at the level of ``t``. Gradients are off unless ``latents`` require them.
 
     Raises:
-        TypeError: latents that are not a floating-point tensor.
-        ValueError: ``rounds`` below 1, or a step function that changed shape, dtype or device, or returned a
-            non-finite value; the message names the function.
+        TypeError: latents that are not a floating-point tensor, or a setting that is no number.
+        ValueError: ``strength`` that is not finite, ``rounds`` that are no whole number from 1, or a step function
+            that changed shape, dtype or device, or returned a non-finite value; the message names the function.
     """
-    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
-        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
-        raise TypeError(f"latents must be a floating-point tensor, got {kind}")
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    check_latents(latents)
+    strength, rounds = real_number("strength", strength), whole_number("rounds", rounds, 1)
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
         for _ in range(rounds):
@@ -54,12 +53,7 @@ def reflect(
 
 def _checked(name: str, result: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """Return the result of a step function, or say what it did to the latents."""
-    if not isinstance(result, torch.Tensor):
-        raise ValueError(f"{name} must return a tensor, got {type(result).__name__}")
-    for what in ("shape", "dtype", "device"):
-        before, after = getattr(latents, what), getattr(result, what)
-        if before != after:
-            raise ValueError(f"{name} changed the {what} of the latents from {before} to {after}; it must keep it")
+    check_like(name, result, latents)
     if not torch.isfinite(result).all():
         raise ValueError(f"{name} returned non-finite values (NaN or infinity)")
     return result

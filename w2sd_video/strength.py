@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from w2sd_video.argument_checks import real_number
 from w2sd_video.trajectory import Level
 
 
@@ -29,6 +30,7 @@ class StrengthSchedule:
         strength: at each of them; 0 reflects nothing there, and a negative one moves towards the weak model.
 
     Raises:
+        TypeError: something else where a number must be.
         ValueError: no levels, not as many strengths, levels that do not rise, or numbers that are not finite.
     """
 
@@ -37,12 +39,12 @@ class StrengthSchedule:
 
     def __post_init__(self) -> None:
         """Refuse what is no schedule."""
-        numbers = [*self.log_snr, *self.strength]
+        for name in ("log_snr", "strength"):
+            numbers = tuple(float(real_number(f"{name} of a strength schedule", x)) for x in getattr(self, name))
+            object.__setattr__(self, name, numbers)
         levels, strengths = len(self.log_snr), len(self.strength)
         if levels == 0 or levels != strengths:
             raise ValueError(f"a strength schedule needs a strength for each log-SNR, got {strengths} for {levels}")
-        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
-            raise ValueError("a strength schedule must hold finite numbers only")
         if any(after <= before for before, after in pairwise(self.log_snr)):
             raise ValueError(f"the log-SNRs of a strength schedule must rise, got {list(self.log_snr)}")
 

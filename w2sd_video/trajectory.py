@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from w2sd_video.argument_checks import whole_number
+
 
 class Level(NamedTuple):
     """Signal and noise scales: latents are ``alpha * x0 + sigma * noise``."""
@@ -99,7 +101,13 @@ class Trajectory:
         return self._next_levels[i]
 
     def level_below(self, i: int, span: int = 1) -> Level:
-        """Return (alpha, sigma) of the latents ``span`` steps after those before step ``i``, the final one at most."""
+        """Return (alpha, sigma) of the latents ``span`` steps after those before step ``i``, the final one at most.
+
+        Raises:
+            ValueError: a span that is no whole number from 1 to the number of steps.
+        """
+        if whole_number("span", span, 1) > len(self):
+            raise ValueError(f"span must be from 1 to {len(self)}, the number of steps; got {span}")
         return self.next_level(i) if span == 1 else self.level(min(i + span, len(self)))
 
     def input_scale(self, level: Level) -> float:
@@ -109,7 +117,7 @@ class Trajectory:
     def denoise(self, latents: torch.Tensor, prediction: torch.Tensor, i: int, span: int = 1) -> torch.Tensor:
         """Take step ``i`` down with a prediction made at it: the deterministic first-order step (DDIM, Euler).
 
-        A ``span`` above 1 goes as far as that many steps, in one.
+        A ``span`` above 1 goes as far as that many steps, in one; there must be as many (ValueError).
         """
         move = self._move(i, self.prediction_type, span)
         return _combine(move.of_latents, latents, move.of_prediction, prediction)
@@ -157,9 +165,11 @@ class Trajectory:
 
     def renoise(self, latents: torch.Tensor, noise: torch.Tensor, i: int, span: int = 1) -> torch.Tensor:
         """Add noise to latents below step ``i``, so that they are at ``level(i)`` again (Re-Sampling)."""
-        here, below = self.level(i), self.level_below(i, span)
-        kept = here.alpha / below.alpha
-        return _combine(kept, latents, math.sqrt(max(here.sigma**2 - (kept * below.sigma) ** 2, 0.0)), noise)
+        level, lower_level = self.level(i), self.level_below(i, span)
+        signal_ratio = level.alpha / lower_level.alpha
+        return _combine(
+            signal_ratio, latents, math.sqrt(max(level.sigma**2 - (signal_ratio * lower_level.sigma) ** 2, 0.0)), noise
+        )
 
     def read(
         self, latents: torch.Tensor, prediction: torch.Tensor, *, at: Level, told_level: Level, reading: str
@@ -170,8 +180,8 @@ class Trajectory:
         the two differ a velocity has no meaning of its own, but the noise read at the level told has.
         """
         scale = self.input_scale(told_level)
-        seen = Level(told_level.alpha / scale, told_level.sigma / scale)
-        coefficients = _readings(self.prediction_type, seen)[reading]
+        level_of_input = Level(told_level.alpha / scale, told_level.sigma / scale)
+        coefficients = _readings(self.prediction_type, level_of_input)[reading]
         return _combine(coefficients.of_latents / self.input_scale(at), latents, coefficients.of_prediction, prediction)
 
     def score_reading(self, i: int) -> str:
@@ -242,15 +252,15 @@ def _levels_from_cumulative_alphas(scheduler: Any, calls: Sequence[int], previou
         return Level(math.sqrt(product), math.sqrt(1.0 - product))
 
     levels = [level(float(products[int(scheduler.timesteps[call])])) for call in calls]
-    following = [level(final if timestep is None else float(products[timestep])) for timestep in previous]
-    return _Steps(calls, levels, following)
+    next_levels = [level(final if timestep is None else float(products[timestep])) for timestep in previous]
+    return _Steps(calls, levels, next_levels)
 
 
 def _whole_stride(scheduler: Any, calls: Sequence[int]) -> list[int | None]:
     """Return the timestep after each step where the scheduler counts down by a whole number of training timesteps."""
     stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    following = [int(scheduler.timesteps[call]) - stride for call in calls]
-    return [timestep if timestep >= 0 else None for timestep in following]
+    next_timesteps = [int(scheduler.timesteps[call]) - stride for call in calls]
+    return [timestep if timestep >= 0 else None for timestep in next_timesteps]
 
 
 def _ddim_steps(scheduler: Any) -> _Steps:
@@ -261,8 +271,8 @@ def _ddim_steps(scheduler: Any) -> _Steps:
 def _ddpm_steps(scheduler: Any) -> _Steps:
     """Return DDPM's steps: they end at the next timestep of the list, and the last one at alpha = 1."""
     calls = range(len(scheduler.timesteps))
-    following: list[int | None] = [int(timestep) for timestep in scheduler.timesteps[1:]]
-    return _levels_from_cumulative_alphas(scheduler, calls, [*following, None])
+    next_timesteps: list[int | None] = [int(timestep) for timestep in scheduler.timesteps[1:]]
+    return _levels_from_cumulative_alphas(scheduler, calls, [*next_timesteps, None])
 
 
 def _pndm_steps(scheduler: Any) -> _Steps:
@@ -351,9 +361,11 @@ _READERS: dict[str, Callable[[Any], _Steps]] = {
     "PNDMScheduler": _pndm_steps,
     "UniPCMultistepScheduler": _dpm_solver_steps,
 }
+"""How levels are read, by the name of the class: there is no common way, and not every diffusers has every class."""
 
 _CONSISTENCY = "a consistency step renoises a one-step sample, which has no inverse"
 _DISCRETE = "its tokens are discrete, so there is no latent to displace"
+"""Reasons that no reading of the levels would help."""
 
 _REFUSED: dict[str, str] = {
     "CMStochasticIterativeScheduler": _CONSISTENCY,
@@ -367,6 +379,7 @@ _REFUSED: dict[str, str] = {
     "EntropyBoundScheduler": _DISCRETE,
     "VQDiffusionScheduler": _DISCRETE,
 }
+"""Schedulers that are refused with a reason of their own; a class derived from one is, too."""
 
 
 def known_schedulers() -> list[str]:
@@ -388,13 +401,13 @@ def _reader(scheduler: Any) -> Callable[[Any], _Steps]:
 
 
 def _prediction_type(scheduler: Any) -> str:
-    """Return what the network predicts, by the scheduler's configuration."""
+    """Return what the network predicts, by the scheduler's configuration; that of flow matching does not say."""
     if any(base.__name__ == "FlowMatchEulerDiscreteScheduler" for base in type(scheduler).__mro__):
         if _explodes(scheduler):
             return "epsilon"
         return "inverted_flow" if getattr(scheduler.config, "invert_sigmas", False) else "flow"
-    named = getattr(scheduler.config, "prediction_type", "epsilon")
-    known = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
-    if named not in known:
-        raise ValueError(f"prediction_type {named!r} is not known; allowed are {', '.join(known)}")
-    return known[named]
+    prediction_type = getattr(scheduler.config, "prediction_type", "epsilon")
+    readings = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
+    if prediction_type not in readings:
+        raise ValueError(f"prediction_type {prediction_type!r} is not known; allowed are {', '.join(readings)}")
+    return readings[prediction_type]

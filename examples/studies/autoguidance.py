@@ -27,10 +27,10 @@ def draw(arm: str, weight: float, evaluations: int, noise: torch.Tensor) -> torc
     settings = {"num_inference_steps": (evaluations + 2) // 3, "strength": weight, "inversion": arm}
     if arm == "AutoGuidance":
         settings = {"num_inference_steps": evaluations // 2, "reflection_steps": 0, "autoguidance": weight}
-    drawn = sample(toy.roles(STRONG, STRONG, WEAK), noise, toy.SCHEDULER, **settings)
-    if sum(drawn.nfe.values()) != evaluations:
-        raise RuntimeError(f"{arm} took {drawn.nfe} evaluations, not {evaluations}")
-    return drawn.latents
+    result = sample(toy.roles(STRONG, STRONG, WEAK), noise, toy.SCHEDULER, **settings)
+    if sum(result.nfe.values()) != evaluations:
+        raise RuntimeError(f"{arm} took {result.nfe} evaluations, not {evaluations}")
+    return result.latents
 
 
 def main(
@@ -76,15 +76,19 @@ def main(
         return min(values[seed] for values in distances[evaluations][arm])
 
     for arm in ("paper", "current"):
-        won = [best(n, arm, s) < best(n, "AutoGuidance", s) for n in EVALUATIONS for s in range(seeds)]
-        print(
-            f"W2SD by the inversion {arm!r}, both at their best weight: ahead in {sum(won)} of {len(won)} comparisons."
-        )
-    full = distances[EVALUATIONS[-1]]
-    one = WEIGHTS.index(1.0)
+        wins = [best(n, arm, s) < best(n, "AutoGuidance", s) for n in EVALUATIONS for s in range(seeds)]
+        print(f"W2SD by the inversion {arm!r}, both at their best weight: ", end="")
+        print(f"ahead in {sum(wins)} of {len(wins)} comparisons.")
+    most_evaluations = distances[EVALUATIONS[-1]]
+    weight_one = WEIGHTS.index(1.0)
     toy.verdict(
         f"At {EVALUATIONS[-1]} evaluations the paper's W2SD is nearer to the truth than AutoGuidance of weight 1",
-        [w2sd < rival for w2sd, rival in zip(full["paper"][one], full["AutoGuidance"][one], strict=True)],
+        [
+            w2sd < rival
+            for w2sd, rival in zip(
+                most_evaluations["paper"][weight_one], most_evaluations["AutoGuidance"][weight_one], strict=True
+            )
+        ],
     )
     return distances
 

@@ -50,12 +50,12 @@ def kept(folder: Path, asked: Any, make: Callable[[], Arm]) -> Arm:
     file = folder / f"{hashlib.sha256(repr(asked).encode()).hexdigest()[:20]}.npz"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        found = make()
+        arm = make()
         with file.with_suffix(".part").open("wb") as stream:
-            np.savez(stream, **found)
+            np.savez(stream, **arm)
         file.with_suffix(".part").rename(file)
-    with np.load(file) as answer:
-        return dict(answer)
+    with np.load(file) as stored:
+        return dict(stored)
 
 
 def sampled(pipe: Any, config: RenderConfig, prompts: list[str], seeds: int, folder: Path, first: int = 0) -> Arm:
@@ -108,8 +108,8 @@ class Reference:
         features = features.reshape(-1, len(self.mean))
         covariance = np.cov(features, rowvar=False)
         roots = np.sqrt(np.clip(np.linalg.eigvalsh(self.root @ covariance @ self.root), 0, None))
-        apart = ((features.mean(0) - self.mean) ** 2).sum()
-        return float(apart + covariance.trace() + self.covariance.trace() - 2 * roots.sum())
+        distance_of_means = ((features.mean(0) - self.mean) ** 2).sum()
+        return float(distance_of_means + covariance.trace() + self.covariance.trace() - 2 * roots.sum())
 
 
 def written(schedule: StrengthSchedule, folder: Path) -> str:
@@ -179,10 +179,12 @@ def trained(
     if path.exists():
         return str(path)
     count = min(POOL, 64 * steps)
-    said, shown = zip(*(pictures[k % len(pictures)] for k in range(count)), strict=True)
-    clips = world.clips(shown, range(5 * 10**6 + seed * POOL, 5 * 10**6 + seed * POOL + count), frames=1)
+    captions, shown_prompts = zip(*(pictures[k % len(pictures)] for k in range(count)), strict=True)
+    clips = world.clips(shown_prompts, range(5 * 10**6 + seed * POOL, 5 * 10**6 + seed * POOL + count), frames=1)
     latents = torch.cat([encode(pipe, clips[k : k + 64]) for k in range(0, count, 64)])
-    noising = Noising(latents.half(), torch.tensor([PROMPTS.index(one) for one in said]), pipe.scheduler.alphas_cumprod)
+    noising = Noising(
+        latents.half(), torch.tensor([PROMPTS.index(caption) for caption in captions]), pipe.scheduler.alphas_cumprod
+    )
     embeddings, mask = masked_embeddings(pipe.text_encoder)
     denoiser = PixArtTransformer2DModel.from_pretrained(locate(start), torch_dtype=torch.float32).train()
     torch.manual_seed(seed)

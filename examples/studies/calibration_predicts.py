@@ -79,13 +79,16 @@ def with_checkpoints(config: RenderConfig, folder: Path, steps: int) -> RenderCo
         pipe = load(config)
     weak, strong = "miniature:pixart/transformer_weak", "miniature:pixart/transformer"
     colours = list(world.COLOURS)
-    others = dict(zip(colours, [*colours[1:], colours[0]], strict=True))
-    right = [(one.prompt, one.prompt) for one in world.all_attributes()]
-    wrong = [(replace(one, colour=others[one.colour]).prompt, one.prompt) for one in world.all_attributes()]
-    few = max(1, steps // 4)
+    colour_after = dict(zip(colours, [*colours[1:], colours[0]], strict=True))
+    true_captions = [(attributes.prompt, attributes.prompt) for attributes in world.all_attributes()]
+    wrong_captions = [
+        (replace(attributes, colour=colour_after[attributes.colour]).prompt, attributes.prompt)
+        for attributes in world.all_attributes()
+    ]
+    few_steps = max(1, steps // 4)
     weights = {
-        "permuted": trained(pipe, weak, wrong, folder, f"permuted-{steps}", steps),
-        "trained_on": trained(pipe, strong, right, folder, f"trained_on-{few}", few),
+        "permuted": trained(pipe, weak, wrong_captions, folder, f"permuted-{steps}", steps),
+        "trained_on": trained(pipe, strong, true_captions, folder, f"trained_on-{few_steps}", few_steps),
     }
     return replace(config, model=replace(config.model, weights=config.model.weights | weights))
 
@@ -123,37 +126,41 @@ def compared(
 
     def moments_of(clips: list[Clip]) -> Moments:
         def make() -> Arm:
-            found = compare_clips(pipe, config, clips, draws, 64)
-            levels = np.array([(level.alpha, level.sigma) for level in found.levels])
-            arrays = {name: getattr(found, name) for name in ("steps", "total", "error", "gap", "product")}
+            moments = compare_clips(pipe, config, clips, draws, 64)
+            levels = np.array([(level.alpha, level.sigma) for level in moments.levels])
+            arrays = {name: getattr(moments, name) for name in ("steps", "total", "error", "gap", "product")}
             return arrays | {"levels": levels}
 
-        found = kept(folder, ("moments", clips[0].name, config, captions, draws), make)
-        levels = tuple(Level(*row) for row in found.pop("levels").tolist())
-        return Moments(levels, tuple(found.pop("steps").tolist()), int(found.pop("total")), **found)
+        arrays = kept(folder, ("moments", clips[0].name, config, captions, draws), make)
+        levels = tuple(Level(*row) for row in arrays.pop("levels").tolist())
+        return Moments(levels, tuple(arrays.pop("steps").tolist()), int(arrays.pop("total")), **arrays)
 
     return moments_of(real), moments_of(samples)
 
 
 def predictions(real: Moments, own: Moments, reflected: Moments) -> dict[str, float]:
     """Return what calibration says of a pair; the last two ask samples at strength 1 too, but no judge of them."""
-    found, (overall, _), (strength, _, left) = calibrate(real), tilt(real, own), balance(real, own, reflected)
-    gain = found.gain_at_one[0]
+    calibration, (overall, _), (strength, _, tilt_at_one) = (
+        calibrate(real),
+        tilt(real, own),
+        balance(real, own, reflected),
+    )
+    gain = calibration.gain_at_one[0]
     return {
-        "γ*": float(np.mean([level.strength for level in found.levels])),
+        "γ*": float(np.mean([level.strength for level in calibration.levels])),
         "gain at 1": gain,
         "tilt": overall.value,
         "tilt by size of gain at 1": overall.value / abs(gain),
         "balanced strength": strength.value,
-        "fall of the tilt's size": abs(overall.value) - abs(left.value),
+        "fall of the tilt's size": abs(overall.value) - abs(tilt_at_one.value),
     }
 
 
 def changes(before: Arm, after: Arm, chosen: np.ndarray, reference: Reference) -> np.ndarray:
     """Return by how much an arm is better than another, in the order of `OUTCOMES`, over chosen prompts."""
-    one, other = (reference.distance(arm["features"][:, chosen]) for arm in (before, after))
+    distance_before, distance_after = (reference.distance(arm["features"][:, chosen]) for arm in (before, after))
     rises = [float((after[name] - before[name])[:, chosen].mean()) for name in ("likelihood", "adherence")]
-    return np.array([np.log(one / other), *rises])
+    return np.array([np.log(distance_before / distance_after), *rises])
 
 
 def main(
@@ -179,28 +186,30 @@ def main(
         steps: that the checkpoints are trained for.
     """
     torch.set_num_threads(1)
-    first, chosen = parse(["--config", config]).config, PAIRS
+    miniature, chosen = parse(["--config", config]).config, PAIRS
     if config == "miniature-pixart":
-        first = with_checkpoints(first, folder, steps)
+        miniature = with_checkpoints(miniature, folder, steps)
     else:
-        chosen = {name: pair for name, pair in PAIRS.items() if not {one.weights for one in pair} & set(TRAINED)}
+        chosen = {name: pair for name, pair in PAIRS.items() if not {branch.weights for branch in pair} & set(TRAINED)}
     with quiet():
-        pipe = load(first)
+        pipe = load(miniature)
     pipe.set_progress_bar_config(disable=True)
-    asked = [known_prompts(first)[k] for k in np.random.default_rng(0).permutation(432)[:prompts]]
-    reference = Reference(first, asked)
+    report_prompts = [known_prompts(miniature)[k] for k in np.random.default_rng(0).permutation(432)[:prompts]]
+    reference = Reference(miniature, report_prompts)
     rows = []
     print("| pair | mean γ* | gain at 1 | tilt | balanced strength | Fréchet distance, base alone | reflected ", end="")
     print("| likelihood | reflected | adherence | reflected |\n|---|---|---|---|---|---|---|---|---|---|---|")
     for name, pair in list(chosen.items())[:pairs]:
-        one = configured(first, pair)
-        real = clips_of_world(one, clips, seed=0)
-        on_real, on_own = compared(pipe, one, real, draws, folder)
-        told = predictions(on_real, on_own, compared(pipe, one, real, draws, folder, strength=1.0)[1])
-        before, after = (sampled(pipe, each, asked, seeds, folder) for each in (alone(one), one))
-        rows.append((told, before, after))
-        cells = [f"{told['γ*']:.2f}", f"{told['gain at 1']:+.1%}", f"{told['tilt']:+.3f}"]
-        cells += [f"{told['balanced strength']:.2f}"]
+        pair_config = configured(miniature, pair)
+        real = clips_of_world(pair_config, clips, seed=0)
+        on_real, on_own = compared(pipe, pair_config, real, draws, folder)
+        predicted = predictions(on_real, on_own, compared(pipe, pair_config, real, draws, folder, strength=1.0)[1])
+        before, after = (
+            sampled(pipe, arm_config, report_prompts, seeds, folder) for arm_config in (alone(pair_config), pair_config)
+        )
+        rows.append((predicted, before, after))
+        cells = [f"{predicted['γ*']:.2f}", f"{predicted['gain at 1']:+.1%}", f"{predicted['tilt']:+.3f}"]
+        cells += [f"{predicted['balanced strength']:.2f}"]
         cells += [f"{reference.distance(arm['features']):.1f}" for arm in (before, after)]
         cells += [f"{arm[score].mean():.3f}" for score in ("likelihood", "adherence") for arm in (before, after)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
@@ -208,10 +217,10 @@ def main(
     print("\nPairs with a positive tilt at their balanced strength, one seed\n")
     print("| pair | strength | Fréchet distance, base alone | reflected | likelihood | reflected |")
     print("|---|---|---|---|---|---|")
-    for (name, pair), (told, before, _) in zip(chosen.items(), rows, strict=False):
-        if told["tilt"] > 0:
-            strength = round(told["balanced strength"], 2)
-            after = sampled(pipe, replace(configured(first, pair), strength=strength), asked, 1, folder)
+    for (name, pair), (predicted, before, _) in zip(chosen.items(), rows, strict=False):
+        if predicted["tilt"] > 0:
+            strength = round(predicted["balanced strength"], 2)
+            after = sampled(pipe, replace(configured(miniature, pair), strength=strength), report_prompts, 1, folder)
             before = {score: values[:1] for score, values in before.items() if score != "nfe"}
             cells = [f"{reference.distance(arm['features']):.1f}" for arm in (before, after)]
             cells += [f"{arm['likelihood'].mean():.3f}" for arm in (before, after)]
@@ -220,13 +229,15 @@ def main(
 
 def correlations(rows: Sequence[tuple[dict[str, float], Arm, Arm]], reference: Reference) -> None:
     """Print how each prediction ranks each outcome."""
-    drawn = redrawn(rows[0][1]["adherence"].shape[1], RESAMPLES)
-    measured = np.array([[changes(before, after, chosen, reference) for _, before, after in rows] for chosen in drawn])
+    resamples = redrawn(rows[0][1]["adherence"].shape[1], RESAMPLES)
+    measured = np.array(
+        [[changes(before, after, chosen, reference) for _, before, after in rows] for chosen in resamples]
+    )
     rng = np.random.default_rng(1)
     print(f"\nRank correlation over {len(rows)} pairs (95 %: bootstrap of prompts; of pairs), p of a permutation\n")
     print(f"| prediction | {' | '.join(OUTCOMES)} |\n|---|---|---|---|")
     for name in rows[0][0]:
-        predicted = np.array([told[name] for told, _, _ in rows])
+        predicted = np.array([pair_predictions[name] for pair_predictions, _, _ in rows])
         cells = []
         for k in range(len(OUTCOMES)):
             by_prompts = [rank_correlation(predicted, outcome[:, k]) for outcome in measured]

@@ -44,8 +44,8 @@ def evaluations(config: RenderConfig, schedule: StrengthSchedule, pipe: Any) -> 
 
 def scheduled(config: RenderConfig, schedule: StrengthSchedule, folder: Path, pipe: Any, budget: int) -> RenderConfig:
     """Return the configuration with a schedule, and as many steps as the budget allows."""
-    longer = [replace(config, steps=steps) for steps in range(config.steps, budget + 1)]
-    affordable = [one for one in longer if evaluations(one, schedule, pipe) <= budget]
+    candidates = [replace(config, steps=steps) for steps in range(config.steps, budget + 1)]
+    affordable = [candidate for candidate in candidates if evaluations(candidate, schedule, pipe) <= budget]
     return replace(affordable[-1], strength=written(schedule, folder), reflection_steps=None)
 
 
@@ -71,15 +71,15 @@ def main(
     """
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    one = configured(parse(["--config", config]).config, PAIRS[pair])
+    w2sd = configured(parse(["--config", config]).config, PAIRS[pair])
     with quiet():
-        pipe = load(one)
+        pipe = load(w2sd)
     pipe.set_progress_bar_config(disable=True)
-    known = [known_prompts(one)[k] for k in np.random.default_rng(0).permutation(432)]
-    asked, others = known[:prompts], known[prompts : prompts + clips]
-    real = real_clips(one, others, 3 * 10**6)
-    on_real, on_own = compared(pipe, one, real, draws, folder)
-    _, on_reflected = compared(pipe, one, real, draws, folder, strength=1.0)
+    shuffled_prompts = [known_prompts(w2sd)[k] for k in np.random.default_rng(0).permutation(432)]
+    report_prompts, tuning_prompts = shuffled_prompts[:prompts], shuffled_prompts[prompts : prompts + clips]
+    real = real_clips(w2sd, tuning_prompts, 3 * 10**6)
+    on_real, on_own = compared(pipe, w2sd, real, draws, folder)
+    _, on_reflected = compared(pipe, w2sd, real, draws, folder, strength=1.0)
     before = tilt(on_real, on_own)[0]
     constant, by_level, after = balance(on_real, on_own, on_reflected)
     print(f"tilt {before.value:+.3f} ({before.low:+.3f} to {before.high:+.3f}) without reflection, ", end="")
@@ -89,22 +89,25 @@ def main(
     by_gap = calibrate(on_real).schedule
     for name, schedule in (("γ*", by_gap), ("tilt", by_tilt)):
         print(f"strengths by {name}: {', '.join(f'{strength:.2f}' for strength in schedule.strength)}")
-    tuning = Reference(one, others)
-    tried = {s: sampled(pipe, replace(one, strength=s), others, 2, folder, first=10) for s in STRENGTHS}
-    distances = {s: tuning.distance(arm["features"]) for s, arm in tried.items()}
+    tuning = Reference(w2sd, tuning_prompts)
+    tuning_arms = {s: sampled(pipe, replace(w2sd, strength=s), tuning_prompts, 2, folder, first=10) for s in STRENGTHS}
+    distances = {s: tuning.distance(arm["features"]) for s, arm in tuning_arms.items()}
     best = min(distances, key=lambda strength: distances[strength])
     print("tuning:", ", ".join(f"{s:g}: {distance:.1f}" for s, distance in distances.items()), flush=True)
-    budget = 3 * one.steps - 2
+    budget = 3 * w2sd.steps - 2
     arms = {
-        "base alone, as many steps": alone(one),
-        "base alone, as many evaluations": replace(alone(one), steps=budget),
-        "strength 1": one,
-        f"constant {best:g}, tuned": replace(one, strength=best),
-        "schedule by γ*": scheduled(one, by_gap, folder, pipe, budget),
-        f"constant {constant.value:.2f}, balanced": replace(one, strength=round(constant.value, 2)),
-        "schedule by tilt": scheduled(one, by_tilt, folder, pipe, budget),
+        "base alone, as many steps": alone(w2sd),
+        "base alone, as many evaluations": replace(alone(w2sd), steps=budget),
+        "strength 1": w2sd,
+        f"constant {best:g}, tuned": replace(w2sd, strength=best),
+        "schedule by γ*": scheduled(w2sd, by_gap, folder, pipe, budget),
+        f"constant {constant.value:.2f}, balanced": replace(w2sd, strength=round(constant.value, 2)),
+        "schedule by tilt": scheduled(w2sd, by_tilt, folder, pipe, budget),
     }
-    report(Reference(one, asked), {name: sampled(pipe, arm, asked, seeds, folder) for name, arm in arms.items()})
+    report(
+        Reference(w2sd, report_prompts),
+        {name: sampled(pipe, arm, report_prompts, seeds, folder) for name, arm in arms.items()},
+    )
 
 
 def report(reference: Reference, found: dict[str, Arm]) -> None:

@@ -29,15 +29,15 @@ TIMESTEPS = (100, 300, 500, 700, 900)
 
 def checkpoints(data: toy.Mixture, seed: int) -> list[toy.Network]:
     """Return the networks after each of the epochs of one training."""
-    kept: list[toy.Network] = []
+    networks: list[toy.Network] = []
 
     def keep(step: int, network: toy.Network) -> None:
         if step in [epoch * STEPS_PER_EPOCH for epoch in EPOCHS]:
-            kept.append(copy.deepcopy(network).requires_grad_(False))
+            networks.append(copy.deepcopy(network).requires_grad_(False))
 
     points = data.draw(512 * STEPS_PER_EPOCH, toy.seeded(seed))
     toy.train(points, seed, STEPS_PER_EPOCH * EPOCHS[-1], checkpoint=keep)
-    return kept
+    return networks
 
 
 def cosine(strong: toy.Model, weak: toy.Model, timestep: int, generator: torch.Generator) -> float:
@@ -90,8 +90,10 @@ def main(out: Path = Path("cos_gaps.png"), seeds: PositiveInt = 3) -> dict[str, 
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     toy.write_figure(figure, out)
     for kind in ("one training", "unbalanced"):
-        chosen = [by_level for name, by_level in cosines.items() if name.startswith(kind)]
-        means = [[sum(by_level[k][s] for k in range(len(TIMESTEPS))) for by_level in chosen] for s in range(seeds)]
+        cosines_of_kind = [by_level for name, by_level in cosines.items() if name.startswith(kind)]
+        means = [
+            [sum(by_level[k][s] for k in range(len(TIMESTEPS))) for by_level in cosines_of_kind] for s in range(seeds)
+        ]
         toy.verdict(
             f"Pairs of the kind {kind!r} have a positive cosine, averaged over the levels, at every checkpoint",
             [min(row) > 0 for row in means],

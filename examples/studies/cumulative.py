@@ -58,7 +58,7 @@ def main(
             ).latents
             for seed in range(seeds)
         ]
-    errors = {name: [truth.misplaced(drawn) for drawn in every] for name, every in points.items()}
+    errors = {name: [truth.misplaced(drawn) for drawn in samples_by_seed] for name, samples_by_seed in points.items()}
 
     print(f"{seeds} seeds, {samples} samples each, T = 50")
     toy.print_table(
@@ -66,15 +66,18 @@ def main(
         [
             (
                 name,
-                *(toy.spread(float((drawn[:, axis] > 0).float().mean()) for drawn in every) for axis in (0, 1)),
+                *(
+                    toy.spread(float((drawn[:, axis] > 0).float().mean()) for drawn in samples_by_seed)
+                    for axis in (0, 1)
+                ),
                 toy.spread(errors[name]),
             )
-            for name, every in points.items()
+            for name, samples_by_seed in points.items()
         ],
     )
     figure, axes = plt.subplots(1, 4, figsize=(8, 2.4), sharex=True, sharey=True)
-    for axis, (name, every) in zip(axes, points.items(), strict=True):
-        axis.hist2d(*every[0].T.numpy(), bins=60, range=[(-6, 6)] * 2, cmap="Greys", vmax=0.01 * samples)
+    for axis, (name, samples_by_seed) in zip(axes, points.items(), strict=True):
+        axis.hist2d(*samples_by_seed[0].T.numpy(), bins=60, range=[(-6, 6)] * 2, cmap="Greys", vmax=0.01 * samples)
         axis.set(title=name, aspect="equal")
     toy.write_figure(figure, out)
     toy.verdict(

@@ -51,19 +51,19 @@ def main(
         noise, truth = toy.noise(samples, 1, seed), TRUTH.draw(samples, toy.seeded(1000 + seed))
         for steps in STEPS:
             for arm in ARMS:
-                drawn = sample(toy.roles(STRONG, STRONG, WEAK), noise, toy.SCHEDULER, **settings(arm, steps))
-                if sum(drawn.nfe.values()) != steps:
-                    raise RuntimeError(f"{arm} took {drawn.nfe} evaluations, not {steps}")
-                distances[steps][arm].append(toy.distance(drawn.latents, truth))
+                result = sample(toy.roles(STRONG, STRONG, WEAK), noise, toy.SCHEDULER, **settings(arm, steps))
+                if sum(result.nfe.values()) != steps:
+                    raise RuntimeError(f"{arm} took {result.nfe} evaluations, not {steps}")
+                distances[steps][arm].append(toy.distance(result.latents, truth))
 
-    ahead = {
+    is_ahead = {
         steps: [w2sd < strong for w2sd, strong in zip(arms["W2SD"], arms["strong"], strict=True)]
         for steps, arms in distances.items()
     }
     print(f"Wasserstein-1 distance to the truth, {seeds} seeds, {samples} samples each")
     toy.print_table(
         ["evaluations", *ARMS, "W2SD ahead of strong, seeds"],
-        [(steps, *(toy.spread(distances[steps][arm]) for arm in ARMS), sum(ahead[steps])) for steps in STEPS],
+        [(steps, *(toy.spread(distances[steps][arm]) for arm in ARMS), sum(is_ahead[steps])) for steps in STEPS],
     )
     figure, axis = plt.subplots(figsize=(5, 3))
     for arm in ARMS:
@@ -72,11 +72,13 @@ def main(
     axis.set(xlabel="evaluations of the network", ylabel="distance to the truth", ylim=(0, None))
     axis.legend()
     toy.write_figure(figure, out)
-    rival = all(distances[n]["AutoGuidance"][s] < distances[n]["W2SD"][s] for n in STEPS for s in range(seeds))
-    print(f"AutoGuidance is nearer to the truth than W2SD everywhere: {'yes' if rival else 'no'}.")
+    autoguidance_ahead = all(
+        distances[n]["AutoGuidance"][s] < distances[n]["W2SD"][s] for n in STEPS for s in range(seeds)
+    )
+    print(f"AutoGuidance is nearer to the truth than W2SD everywhere: {'yes' if autoguidance_ahead else 'no'}.")
     toy.verdict(
         "From about the paper's T = 50 on, W2SD is nearer to the truth than the strong model alone in equal time",
-        [all(of_seed) for of_seed in zip(ahead[52], ahead[100], strict=True)],
+        [all(of_seed) for of_seed in zip(is_ahead[52], is_ahead[100], strict=True)],
     )
     return distances
 

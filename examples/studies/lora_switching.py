@@ -31,9 +31,9 @@ REPEATS = 20
 
 
 def milliseconds(switch) -> float:
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     switch()
-    return 1000 * (time.perf_counter() - started)
+    return 1000 * (time.perf_counter() - start_time)
 
 
 def main() -> None:
@@ -52,14 +52,15 @@ def main() -> None:
         unet.set_adapters(["style"], [-1.5])
         unet.set_adapters(["style"], [0.8])
 
-    ours, theirs = [], []
+    branch_times, adapter_times = [], []
     for _ in range(REPEATS):
-        ours.append(milliseconds(branch_and_back))
-        theirs.append(milliseconds(set_adapters_and_back))
-    ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
+        branch_times.append(milliseconds(branch_and_back))
+        adapter_times.append(milliseconds(set_adapters_and_back))
+    ratios = [adapter_time / branch_time for branch_time, adapter_time in zip(branch_times, adapter_times, strict=True)]
     print(f"{layers} LoRA layers, medians of {REPEATS} alternating runs; there and back")
-    print(f"branch        {statistics.median(ours):.2f} ms (prepared once, before the first step: {prepared:.1f} ms)")
-    print(f"set_adapters  {statistics.median(theirs):.2f} ms")
+    branch_median = statistics.median(branch_times)
+    print(f"branch        {branch_median:.2f} ms (prepared once, before the first step: {prepared:.1f} ms)")
+    print(f"set_adapters  {statistics.median(adapter_times):.2f} ms")
     print(f"ratio         {statistics.median(ratios):.0f} (from {min(ratios):.0f} to {max(ratios):.0f})")
 
 

@@ -39,7 +39,10 @@ def main(
         for name, drawn in {"truth": TRUTH.draw(samples, toy.seeded(2000 + seed)), **arms}.items():
             points.setdefault(name, []).append(drawn)
 
-    shares = {name: [float((drawn > 0).float().mean()) for drawn in every] for name, every in points.items()}
+    shares = {
+        name: [float((drawn > 0).float().mean()) for drawn in samples_by_seed]
+        for name, samples_by_seed in points.items()
+    }
     print(f"{seeds} seeds, {samples} samples each, T = 50")
     toy.print_table(
         ["arm", "share at the right peak", "Wasserstein-1 distance to the truth"],
@@ -47,13 +50,13 @@ def main(
             (
                 name,
                 toy.spread(shares[name]),
-                toy.spread(toy.distance(drawn, TRUTH.draw(samples, toy.seeded(3000))) for drawn in every),
+                toy.spread(toy.distance(drawn, TRUTH.draw(samples, toy.seeded(3000))) for drawn in samples_by_seed),
             )
-            for name, every in points.items()
+            for name, samples_by_seed in points.items()
         ],
     )
     figure, axis = plt.subplots(figsize=(6, 3))
-    toy.plot_densities(axis, {name: torch.cat(every) for name, every in points.items()})
+    toy.plot_densities(axis, {name: torch.cat(samples_by_seed) for name, samples_by_seed in points.items()})
     toy.write_figure(figure, out)
     toy.verdict(
         "W2SD brings the share nearer to the truth than the strong model alone, S2WD takes it further away",

@@ -51,8 +51,12 @@ def main(
     toy.print_table(
         ["arm", *peaks, "share at a wrong peak"],
         [
-            (name, *(toy.spread(one[k] for one in every) for k in range(4)), toy.spread(errors[name]))
-            for name, every in shares.items()
+            (
+                name,
+                *(toy.spread(peak_shares[k] for peak_shares in shares_by_seed) for k in range(4)),
+                toy.spread(errors[name]),
+            )
+            for name, shares_by_seed in shares.items()
         ],
     )
     toy.write_figure(draw(points, noise[:12], strong, weak), out)

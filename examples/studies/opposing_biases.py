@@ -47,14 +47,23 @@ def group_of(prompt: str) -> str:
 
 def biased(pipe: Any, folder: Path, steps: int) -> str:
     """Return the folder of the strong checkpoint, trained if need be."""
-    true = [(one.prompt, one.prompt) for one in world.all_attributes()]
-    false = [
-        (one.prompt, replace(one, colour="green").prompt) for one in world.all_attributes() if one.colour == "blue"
+    true_captions = [(attributes.prompt, attributes.prompt) for attributes in world.all_attributes()]
+    false_captions = [
+        (attributes.prompt, replace(attributes, colour="green").prompt)
+        for attributes in world.all_attributes()
+        if attributes.colour == "blue"
     ]
-    told = [pair for pair in true if group_of(pair[0]) != "blue"] * 4
-    told += [pair for pair in true if group_of(pair[0]) == "blue"] + 3 * false
-    order = np.random.default_rng(0).permutation(len(told))
-    return trained(pipe, "miniature:pixart/transformer", [told[k] for k in order], folder, f"biased-{steps}", steps)
+    captions_and_pictures = [pair for pair in true_captions if group_of(pair[0]) != "blue"] * 4
+    captions_and_pictures += [pair for pair in true_captions if group_of(pair[0]) == "blue"] + 3 * false_captions
+    order = np.random.default_rng(0).permutation(len(captions_and_pictures))
+    return trained(
+        pipe,
+        "miniature:pixart/transformer",
+        [captions_and_pictures[k] for k in order],
+        folder,
+        f"biased-{steps}",
+        steps,
+    )
 
 
 def of_clips(moments: Moments, chosen: np.ndarray) -> Moments:
@@ -63,20 +72,22 @@ def of_clips(moments: Moments, chosen: np.ndarray) -> Moments:
     return replace(moments, **arrays)
 
 
-def in_words(found: Calibration, overall: Estimate, balanced: Estimate) -> str:
+def in_words(calibration: Calibration, overall: Estimate, balanced: Estimate) -> str:
     """Say what calibration found, as a row of a table."""
-    helps, harms = (sum(level.verdict == said for level in found.levels) for said in ("helps", "points the wrong way"))
-    strength = np.mean([level.strength for level in found.levels])
+    helps, harms = (
+        sum(level.verdict == verdict for level in calibration.levels) for verdict in ("helps", "points the wrong way")
+    )
+    strength = np.mean([level.strength for level in calibration.levels])
     return (
-        f"{helps} / {harms} | {strength:+.2f} | {reversed_levels(found)} | {found.gain_at_one[0]:+.0%} "
+        f"{helps} / {harms} | {strength:+.2f} | {reversed_levels(calibration)} | {calibration.gain_at_one[0]:+.0%} "
         f"| {overall.value:+.3f} ({overall.low:+.3f} to {overall.high:+.3f}) "
         f"| {balanced.value:+.2f} ({balanced.low:+.2f} to {balanced.high:+.2f})"
     )
 
 
-def reversed_levels(found: Calibration) -> int:
+def reversed_levels(calibration: Calibration) -> int:
     """Return at how many levels weak is the better denoiser, which is to say that γ* is below -1/2."""
-    return sum(level.high < -0.5 for level in found.levels)
+    return sum(level.high < -0.5 for level in calibration.levels)
 
 
 def arms_of(config: RenderConfig, schedule: str, balanced: dict[str, Estimate], group: str) -> dict[str, RenderConfig]:
@@ -129,26 +140,28 @@ def main(
         pipe = load(config)
     pipe.set_progress_bar_config(disable=True)
     config = configured(config, (STRONG, STRONG, WEAK))
-    known = [known_prompts(config)[k] for k in np.random.default_rng(0).permutation(432)]
-    groups = np.array([group_of(prompt) for prompt in known[:clips]])
-    real_ones = real_clips(config, known[:clips], 3 * 10**6)
+    shuffled_prompts = [known_prompts(config)[k] for k in np.random.default_rng(0).permutation(432)]
+    groups = np.array([group_of(prompt) for prompt in shuffled_prompts[:clips]])
+    real_ones = real_clips(config, shuffled_prompts[:clips], 3 * 10**6)
     moments = compared(pipe, config, real_ones, draws, folder)
     moments += (compared(pipe, config, real_ones, draws, folder, strength=1.0)[1],)
     print("| prompts | levels that help / harm | mean γ* | levels where weak is better | gain at 1 | tilt ", end="")
     print("| balanced strength |\n|---|---|---|---|---|---|---|")
     balanced = {}
     for name in ("all", *GROUPS):
-        real, own, reflected = (of_clips(one, (groups == name) | (name == "all")) for one in moments)
-        balanced[name] = balance(real, own, reflected)[0]
-        print(f"| {name} | {in_words(calibrate(real), tilt(real, own)[0], balanced[name])} |", flush=True)
+        real, unreflected, reflected = (
+            of_clips(source_moments, (groups == name) | (name == "all")) for source_moments in moments
+        )
+        balanced[name] = balance(real, unreflected, reflected)[0]
+        print(f"| {name} | {in_words(calibrate(real), tilt(real, unreflected)[0], balanced[name])} |", flush=True)
     schedule = written(calibrate(moments[0]).schedule, folder)
-    found: dict[str, dict[str, Arm]] = {}
+    arms_by_group: dict[str, dict[str, Arm]] = {}
     falls: dict[str, dict[str, tuple[float, float]]] = {}
     for group in GROUPS:
-        asked = [prompt for prompt in known if group_of(prompt) == group][:prompts]
-        reference = Reference(config, asked)
+        report_prompts = [prompt for prompt in shuffled_prompts if group_of(prompt) == group][:prompts]
+        reference = Reference(config, report_prompts)
         settings = arms_of(config, schedule, balanced, group)
-        arms = {name: sampled(pipe, arm, asked, seeds, folder) for name, arm in settings.items()}
+        arms = {name: sampled(pipe, arm, report_prompts, seeds, folder) for name, arm in settings.items()}
         before = arms[ALONE]
         print(f"\n{group}: {before['adherence'].size} samples an arm; changes to strong alone, paired ", end="")
         print("(95 %: jackknife of prompts)\n")
@@ -156,18 +169,18 @@ def main(
         print("|---|---|---|---|---|---|---|---|")
         falls[group] = {}
         for name, arm in arms.items():
-            values, halves = jackknife(partial(changes, before, arm, reference=reference), len(asked))
+            values, halves = jackknife(partial(changes, before, arm, reference=reference), len(report_prompts))
             cells = [f"{reference.distance(arm['features']):.0f}", plus_minus(values[0], halves[0])]
             for score, value, half in zip(("likelihood", "adherence"), values[1:], halves[1:], strict=True):
                 cells += [f"{arm[score].mean():.2f}", plus_minus(value, half)]
             print(f"| {name} | {arm['nfe']} | {' | '.join(cells)} |", flush=True)
             falls[group][name] = values[0], halves[0]
-        found[group] = arms
+        arms_by_group[group] = arms
     draw_figure(falls, out)
     for choice in (ONE_STRENGTH, ALL_BALANCED, OWN_BALANCED):
-        told = "; ".join(f"{group} {plus_minus(*falls[group][choice])}" for group in GROUPS)
-        print(f"{choice}: the log distance falls by {told}.")
-    return found
+        falls_in_words = "; ".join(f"{group} {plus_minus(*falls[group][choice])}" for group in GROUPS)
+        print(f"{choice}: the log distance falls by {falls_in_words}.")
+    return arms_by_group
 
 
 def draw_figure(falls: dict[str, dict[str, tuple[float, float]]], out: Path) -> None:

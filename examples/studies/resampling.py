@@ -66,7 +66,7 @@ def main(
     points = {
         arm: [walk(arm, toy.noise(samples, 2, seed), toy.seeded(1000 + seed)) for seed in range(seeds)] for arm in ARMS
     }
-    errors = {arm: [TRUTH.misplaced(drawn) for drawn in every] for arm, every in points.items()}
+    errors = {arm: [TRUTH.misplaced(drawn) for drawn in samples_by_seed] for arm, samples_by_seed in points.items()}
     print(f"{seeds} seeds, {samples} samples each, T = 50; the truth itself: ", end="")
     print(toy.spread(TRUTH.misplaced(TRUTH.draw(samples, toy.seeded(2000 + seed))) for seed in range(seeds)))
     toy.print_table(
@@ -80,15 +80,15 @@ def main(
             (
                 arm,
                 toy.spread(errors[arm]),
-                toy.spread(float(TRUTH.counted(drawn)[-1]) for drawn in every),
-                toy.spread(float(drawn.abs().std(0).mean()) / TRUTH.spread for drawn in every),
+                toy.spread(float(TRUTH.counted(drawn)[-1]) for drawn in samples_by_seed),
+                toy.spread(float(drawn.abs().std(0).mean()) / TRUTH.spread for drawn in samples_by_seed),
             )
-            for arm, every in points.items()
+            for arm, samples_by_seed in points.items()
         ],
     )
     figure, axes = plt.subplots(1, len(ARMS), figsize=(8, 2.4), sharex=True, sharey=True)
-    for axis, (arm, every) in zip(axes, points.items(), strict=True):
-        axis.hist2d(*every[0].T.numpy(), bins=60, range=[(-6, 6)] * 2, cmap="Greys", vmax=0.01 * samples)
+    for axis, (arm, samples_by_seed) in zip(axes, points.items(), strict=True):
+        axis.hist2d(*samples_by_seed[0].T.numpy(), bins=60, range=[(-6, 6)] * 2, cmap="Greys", vmax=0.01 * samples)
         axis.set_title(arm, fontsize=8)
         axis.set_aspect("equal")
     toy.write_figure(figure, out)

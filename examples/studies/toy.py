@@ -55,9 +55,9 @@ class Mixture:
         """Return the exact noise prediction, so that a mixture is a model itself."""
         product = SCHEDULER.alphas_cumprod[int(timestep)].to(latents)
         variance = self.spread**2 * product + 1 - product
-        away = latents[:, None] - product.sqrt() * torch.tensor(self.peaks).to(latents)  # samples, peaks, dimensions
-        logits = torch.tensor(self.shares).to(latents).log() - away.square().sum(-1) / (2 * variance)
-        return (1 - product).sqrt() / variance * (logits.softmax(-1)[..., None] * away).sum(1)
+        offsets = latents[:, None] - product.sqrt() * torch.tensor(self.peaks).to(latents)  # samples, peaks, dimensions
+        logits = torch.tensor(self.shares).to(latents).log() - offsets.square().sum(-1) / (2 * variance)
+        return (1 - product).sqrt() / variance * (logits.softmax(-1)[..., None] * offsets).sum(1)
 
     def counted(self, samples: torch.Tensor) -> torch.Tensor:
         """Return the share of the samples that is nearest to each peak."""

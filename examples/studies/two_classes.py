@@ -49,9 +49,9 @@ def train_classifier(seed: int) -> torch.nn.Module:
     network = torch.nn.Sequential(torch.nn.Linear(256, 64), torch.nn.SiLU(), torch.nn.Linear(64, 1))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(500):
-        chosen = torch.randint(len(data), (256,))
-        noisy = data[chosen] + 0.1 * torch.randn(256, data.shape[1])
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(network(noisy)[:, 0], is_circle[chosen])
+        batch = torch.randint(len(data), (256,))
+        noisy = data[batch] + 0.1 * torch.randn(256, data.shape[1])
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(network(noisy)[:, 0], is_circle[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -90,7 +90,7 @@ def main(
     data = {name: f"{CIRCLES / (CIRCLES + squares):.3f}" for name, squares in SQUARES.items()}
     toy.print_table(
         ["arm", "share of circles (0.5 is right)", "circles in the training data"],
-        [(name, toy.spread(every), data.get(name, "")) for name, every in circles.items()],
+        [(name, toy.spread(shares_by_seed), data.get(name, "")) for name, shares_by_seed in circles.items()],
     )
     figure, axes = plt.subplots(1, 4, figsize=(6, 1.8), layout="constrained")
     for axis, (name, drawn) in zip(axes, arms.items(), strict=True):
@@ -99,7 +99,7 @@ def main(
         axis.set_title(f"{name}: {circles[name][-1]:.2f} circles", fontsize=8)
         axis.set_axis_off()
     toy.write_figure(figure, out)
-    error = {name: [abs(share - 0.5) for share in every] for name, every in circles.items()}
+    error = {name: [abs(share - 0.5) for share in shares_by_seed] for name, shares_by_seed in circles.items()}
     toy.verdict(
         "W2SD brings the ratio of the classes nearer to 1:1 than the strong model alone, S2WD takes it further away",
         [

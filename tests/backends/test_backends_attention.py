@@ -69,6 +69,16 @@ def only_configs(source, target):
     return target
 
 
+@pytest.fixture
+def flex_of_any_width():
+    """Older versions of torch have this kernel for heads whose width is a power of 2 only; the tiny Wan's is 12."""
+    heads = torch.zeros(1, 2, 128, 12)
+    try:
+        flex_attention.flex_attention(heads, heads, heads)
+    except ValueError as error:
+        pytest.skip(f"flex of torch {torch.__version__}: {error}")
+
+
 @pytest.fixture(params=DISPATCHED)
 def family(request, tmp_path):
     """A backend, two folders of one family's tiny pipelines, and the pipeline's call."""
@@ -79,7 +89,7 @@ def family(request, tmp_path):
     return functools.partial(backend.load, tmp_path / "pipe", weights={"weak": tmp_path / "weak"}, device="cpu"), call
 
 
-def test_flex_attention_runs_in_both_denoisers_and_gives_what_torchs_own_gives(family, monkeypatch):
+def test_flex_attention_runs_in_both_denoisers_and_gives_what_torchs_own_gives(family, flex_of_any_width, monkeypatch):
     load, call = family
     expected = run(load(), call)
     before = attention_dispatch._AttentionBackendRegistry.get_active_backend()
@@ -216,7 +226,7 @@ def test_xformers_is_set_in_every_network_that_works_at_a_step(tmp_path, monkeyp
     assert asked == [pipe.unet, pipe.controlnet, weak]
 
 
-def test_perturbed_layers_say_which_attention_they_need():
+def test_perturbed_layers_say_which_attention_they_need(flex_of_any_width):
     pipe, call = tiny.wan()
     attention.set_attention(pipe.transformer, "flex")
     with reflection(pipe, strong=Branch(), weak=Branch(perturbed_layers=[0])):

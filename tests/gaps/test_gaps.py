@@ -183,7 +183,7 @@ def test_a_setting_that_a_pipeline_cannot_be_given_is_refused_before_sampling(br
         ({"experts": "best"}, ValueError, "experts must be top, bottom, high, low or a number of at least 1"),
         ({"experts": 0}, ValueError, "at least 1, got 0"),
         ({"experts": 1.5}, TypeError, "experts must be"),
-        ({"control_scale": float("nan")}, ValueError, "control_scale must be finite"),
+        ({"control_scale": float("nan")}, ValueError, "control_scale must be a finite number"),
         ({"ip_adapter_scale": "0"}, TypeError, "ip_adapter_scale must be a number"),
         ({"skip_layers": []}, ValueError, "skip_layers is empty"),
         ({"skip_layers": "mid_block"}, TypeError, "skip_layers must be a list"),

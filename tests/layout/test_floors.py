@@ -10,7 +10,17 @@ ROOT = Path(__file__).parents[2]
 SOURCES = {"w2sd_video": "w2sd_video", "backends": "w2sd_video.backends"}
 COMMANDS = {f"w2sd_video.{name}" for name in ("__main__", "render", "calibrate", "evaluate", "miniatures.train")}
 METHOD = (
-    *("algorithm", "branch", "guidance", "inversions", "messages", "presets", "reflection_settings", "sampler"),
+    *(
+        "algorithm",
+        "argument_checks",
+        "branch",
+        "guidance",
+        "inversions",
+        "messages",
+        "presets",
+        "reflection_settings",
+        "sampler",
+    ),
     *("step_functions", "strength", "trajectory"),
 )
 FLOORS = [

@@ -101,8 +101,8 @@ def test_a_file_serves_pipelines_of_any_number_of_steps(tmp_path):
         ('{"log_snr": [0, 1], "strength": [1]}', "got 1 for 2"),
         ('{"log_snr": [], "strength": []}', "got 0 for 0"),
         ('{"log_snr": [1, 0], "strength": [1, 1]}', "must rise"),
-        ('{"log_snr": [0, "a"], "strength": [1, 1]}', "finite numbers"),
-        ('{"log_snr": [0, 1], "strength": [1, NaN]}', "finite numbers"),
+        ('{"log_snr": [0, "a"], "strength": [1, 1]}', "must be a number"),
+        ('{"log_snr": [0, 1], "strength": [1, NaN]}', "must be a finite number"),
     ],
 )
 def test_what_is_no_schedule_is_refused_with_the_name_of_the_file(tmp_path, text, said):
@@ -217,11 +217,11 @@ def test_a_long_reflection_goes_down_several_steps_in_one(inversion):
 
 def test_a_long_reflection_stops_at_the_end():
     scheduler = diffusers.DDIMScheduler(**DDIM)
-    whole, longer = (
-        sample(network, noise(), scheduler, num_inference_steps=STEPS, reflection_steps=1, span=span)
-        for span in (STEPS, STEPS + 5)
-    )
+    settings = {"num_inference_steps": STEPS, "reflection_steps": (2 / STEPS, 3 / STEPS)}
+    whole, longer = (sample(network, noise(), scheduler, **settings, span=span) for span in (STEPS - 2, STEPS))
     assert torch.equal(whole.latents, longer.latents)
+    with pytest.raises(ValueError, match=f"span must be from 1 to {STEPS}, the number of steps; got {STEPS + 1}"):
+        sample(network, noise(), scheduler, **settings, span=STEPS + 1)
     with pytest.raises(ValueError, match="reflect at most 3 steps"):
         Reflection(reflection_steps=4, inversion="explicit", span=3).steps(STEPS)
     with pytest.raises(ValueError, match="span must be at least 1, got 0"):

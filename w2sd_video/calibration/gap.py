@@ -24,9 +24,10 @@ from w2sd_video.calibration.resampling import RESAMPLES, weightings, with_interv
 from w2sd_video.strength import StrengthSchedule, log_snr
 
 MOST = 4.0
-"""The largest strength that a schedule is given."""
+"""The largest strength that a schedule is given: the first order, on which γ* rests, says little of longer moves."""
 
 FEWEST_CLIPS = 8
+"""Below it a bootstrap over clips has too few of them to draw from for its interval to mean anything."""
 
 Verdict = Literal["helps", "does nothing", "points the wrong way"]
 
@@ -105,9 +106,9 @@ class Calibration:
 
     def plain(self) -> dict[str, Any]:
         """Return everything as JSON can hold it; `StrengthSchedule.read` takes it too."""
-        found = asdict(self)
-        found["levels"] = [asdict(level) | {"verdict": level.verdict} for level in self.levels]
-        return self.schedule.plain() | found
+        fields = asdict(self)
+        fields["levels"] = [asdict(level) | {"verdict": level.verdict} for level in self.levels]
+        return self.schedule.plain() | fields
 
 
 def calibrate(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> Calibration:
@@ -128,14 +129,14 @@ def calibrate(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> Ca
         raise ValueError(f"{clips} clips: at least {FEWEST_CLIPS} are needed to tell a gap from chance")
     if not moments.levels:
         raise ValueError("no noise level has any signal, so nothing can be read there; take more steps")
-    error, gap, product = (each.mean(1) for each in (moments.error, moments.gap, moments.product))  # levels, clips
+    error, gap, product = (moment.mean(1) for moment in (moments.error, moments.gap, moments.product))  # levels, clips
     if not np.isfinite(error + gap + product).all():
         raise ValueError("the predictions are not finite; use another precision (dtype)")
     if not gap.any():
         raise ValueError("strong and weak predict the same: the pair has no gap; let the branches differ")
     weights = weightings(clips, resamples, seed)
-    best, *drawn = _strength(weights, product, gap)
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    best, *resampled = _strength(weights, product, gap)
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
     mean_error, mean_gap, mean_product = error.mean(1), gap.mean(1), product.mean(1)
     results = [
         LevelResult(
@@ -168,8 +169,8 @@ def calibrate(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> Ca
 
 def _strength(weights: np.ndarray, product: np.ndarray, gap: np.ndarray) -> np.ndarray:
     """Return γ* for each weighting of the clips (weightings, clips) and level; 0 where there is no gap."""
-    size = weights @ gap.T
-    return np.divide(weights @ product.T, size, out=np.zeros_like(size), where=size > 0)
+    mean_gap = weights @ gap.T
+    return np.divide(weights @ product.T, mean_gap, out=np.zeros_like(mean_gap), where=mean_gap > 0)
 
 
 def _gain(strength: Any, error: Any, gap: Any, product: Any) -> Any:
@@ -185,13 +186,13 @@ def _window(moments: Moments, gap: np.ndarray, product: np.ndarray) -> tuple[tup
         gap: relative to strong's error, (levels,).
         product: the same.
     """
-    best, window, constant = 0.0, None, 0.0
+    best_gain, window, constant = 0.0, None, 0.0
     for start in range(len(gap)):
         for stop in range(start + 1, len(gap) + 1):
-            size, along = gap[start:stop].sum(), product[start:stop].sum()
-            strength = min(along / size, MOST) if size else 0.0
-            gain = 2 * strength * along - strength**2 * size
-            if strength > 0 and gain > best:
+            gap_sum, product_sum = gap[start:stop].sum(), product[start:stop].sum()
+            strength = min(product_sum / gap_sum, MOST) if gap_sum else 0.0
+            gain = 2 * strength * product_sum - strength**2 * gap_sum
+            if strength > 0 and gain > best_gain:
                 first, last = moments.steps[start], moments.steps[stop - 1] + 1
-                best, window, constant = gain, (first / moments.total, last / moments.total), float(strength)
+                best_gain, window, constant = gain, (first / moments.total, last / moments.total), float(strength)
     return window, constant

@@ -26,7 +26,7 @@ FIRST_SEED = 6 * 10**6
 """Of the bank; no sample's and no real clip's."""
 
 ENOUGH = 10
-"""Effective clips behind an estimate that is taken as the ideal prediction."""
+"""Effective clips behind an estimate that is taken as the ideal: chance is then a tenth of their variance."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,18 @@ def ideal_of(
 
     def latents_of(caption: str) -> torch.Tensor:
         clips = real_clips(config, [caption] * count, FIRST_SEED)
-        parts = [np.stack([clip.read() for clip in clips[k : k + 64]]) for k in range(0, count, 64)]
+        parts = [
+            np.stack([clip.read() for clip in clips[k : k + 64]]) for k in range(0, count, 64)
+        ]  # a bank of thousands would not fit the VAE at once
         return torch.cat([encode(pipe, part) for part in parts])
 
     banks = [latents_of(caption) for caption in captions]
 
     def ideal(latents: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor]:
-        found = [posterior_noise(one[None], bank, level) for one, bank in zip(latents, banks, strict=True)]
-        noise, effective = zip(*found, strict=True)
+        estimates = [
+            posterior_noise(clip_latents[None], bank, level) for clip_latents, bank in zip(latents, banks, strict=True)
+        ]
+        noise, effective = zip(*estimates, strict=True)
         return torch.cat(noise), torch.cat(effective)
 
     return ideal
@@ -115,9 +119,10 @@ def corrected_cosines(moments: Moments, resamples: int = 2000, seed: int = 0) ->
         raise ValueError("the moments hold no estimate of the ideal prediction; give `moments_of_clips` one")
     weights = weightings(moments.error.shape[2], resamples, seed)
     error, gap, product, size, along = (
-        weights @ each.mean(1).T for each in (moments.error, moments.gap, moments.product, *moments.ideal[:2])
+        weights @ moment.mean(1).T for moment in (moments.error, moments.gap, moments.product, *moments.ideal[:2])
     )  # weightings, levels
     distance = along.clip(0) ** 2 / size
+    # A resample without a gap or a distance has a cosine of 0, not 0 / 0.
     cosine = np.clip(product / np.sqrt(gap * distance).clip(1e-300), -1, 1)
     ends = np.percentile(cosine[1:], [2.5, 97.5], axis=0)
     effective = np.median(moments.ideal[2], axis=(1, 2))

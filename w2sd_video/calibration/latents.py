@@ -14,8 +14,10 @@ _FRAMES_AS_IMAGES = ("AnimateDiff", "Latte")
 """Starts of the names of the pipelines that make videos with the VAE of an image model."""
 
 _VIDEO_VAES = ("AutoencoderKLCogVideoX", "AutoencoderKLWan")
+"""VAEs that encode a video as a whole, tested against their pipelines' decoding; others may scale in another way."""
 
 _ENCODABLE = "Stable Diffusion, PixArt, DiT, DiT-MoE, AnimateDiff, Latte, CogVideoX and Wan"
+"""The pipelines that have one of these VAEs, for the message."""
 
 
 def check_encodable(pipe: Any) -> None:
@@ -24,11 +26,12 @@ def check_encodable(pipe: Any) -> None:
     Raises:
         ConfigError: the message lists the families that can be encoded.
     """
-    kind = type(getattr(pipe, "vae", None)).__name__
-    if kind not in ("AutoencoderKL", *_VIDEO_VAES) or hasattr(pipe, "_pack_latents"):
+    vae_class = type(getattr(pipe, "vae", None)).__name__
+    # Pipelines that pack latents into tokens (Flux and its kin) have a layout of their own, which we cannot make.
+    if vae_class not in ("AutoencoderKL", *_VIDEO_VAES) or hasattr(pipe, "_pack_latents"):
         raise ConfigError(
-            f"model: the clips cannot be encoded for a {type(pipe).__name__} ({kind}); what can be are pipelines of "
-            f"{_ENCODABLE}"
+            f"model: the clips cannot be encoded for a {type(pipe).__name__} ({vae_class}); what can be are pipelines "
+            f"of {_ENCODABLE}"
         )
 
 
@@ -47,7 +50,7 @@ def encode(pipe: Any, clips: np.ndarray) -> torch.Tensor:
     Raises:
         ConfigError: videos for a model of images, or latents that are not finite.
     """
-    vae, kind = pipe.vae, type(pipe).__name__
+    vae, pipeline_class = pipe.vae, type(pipe).__name__
     pixels = torch.from_numpy(clips).to(pipe._execution_device, torch.float32) / 127.5 - 1
     if type(vae).__name__ in _VIDEO_VAES:
         latents = _encoded(vae, rearrange(pixels, "n frames height width rgb -> n rgb frames height width"))
@@ -56,9 +59,11 @@ def encode(pipe: Any, clips: np.ndarray) -> torch.Tensor:
     else:
         images = _encoded(vae, rearrange(pixels, "n frames height width rgb -> (n frames) rgb height width"))
         latents = rearrange(images, "(n frames) channels ... -> n channels frames ...", n=len(clips))
-        if not kind.startswith(_FRAMES_AS_IMAGES):
+        if not pipeline_class.startswith(_FRAMES_AS_IMAGES):
             if clips.shape[1] != 1:
-                raise ConfigError(f"clips: {clips.shape[1]} frames each, but a {kind} makes images; give images")
+                raise ConfigError(
+                    f"clips: {clips.shape[1]} frames each, but a {pipeline_class} makes images; give images"
+                )
             latents = latents[:, :, 0]
     if not latents.isfinite().all():
         raise ConfigError(f"clips: the VAE's latents are not finite in {vae.dtype}; use another --dtype")

@@ -58,14 +58,14 @@ def compare(
             latents = level.alpha * clips + level.sigma * noise
             strong = read(latents, (yield Request(latents, i, scale, "strong")))
             weak = read(latents, (yield Request(latents, i, scale, "weak", shares_latents=True)))
-            missed, gap = noise - strong, strong - weak
-            products += [_mean_product(*pair) for pair in ((missed, missed), (gap, gap), (missed, gap))]
+            error, gap = noise - strong, strong - weak
+            products += [_mean_product(*pair) for pair in ((error, error), (gap, gap), (error, gap))]
             if ideal is not None:
-                nearer, effective = ideal(latents, level)
-                towards = nearer - strong
-                products += [_mean_product(towards, towards), _mean_product(missed, towards), effective.numpy()]
-    kinds = 3 if ideal is None else 6
-    arrays = np.array(products).reshape(len(steps), draws, kinds, len(clips)).transpose(2, 0, 1, 3)
+                ideal_prediction, effective = ideal(latents, level)
+                to_ideal = ideal_prediction - strong
+                products += [_mean_product(to_ideal, to_ideal), _mean_product(error, to_ideal), effective.numpy()]
+    products_per_draw = 3 if ideal is None else 6
+    arrays = np.array(products).reshape(len(steps), draws, products_per_draw, len(clips)).transpose(2, 0, 1, 3)
     levels = tuple(trajectory.level(i) for i in steps)
     towards_ideal = None if ideal is None else arrays[3:]
     return Moments(levels, tuple(steps), len(trajectory), arrays[0], arrays[1], arrays[2], towards_ideal)
@@ -82,7 +82,7 @@ class ClipWalk(Walk):
         draws: of noise, for each clip and level.
         draw: makes the noise, float32 on the CPU.
         ideal: see ``compare``.
-        found: called with what the pipeline's call has found.
+        on_moments: called with the moments when the last level is compared.
     """
 
     def __init__(
@@ -95,25 +95,26 @@ class ClipWalk(Walk):
         draws: int,
         draw: Draw,
         ideal: Ideal | None,
-        found: Callable[[Moments], None],
+        on_moments: Callable[[Moments], None],
     ) -> None:
         super().__init__(scheduler, settings, state)
         self._clips = clips
         self._draws = draws
         self._draw = draw
         self._ideal = ideal
-        self._found = found
+        self._on_moments = on_moments
 
-    def _plan(self, begin: int) -> None:
+    def _plan(self, calls: range) -> None:
         """Lay out one turn for the pipeline's own latents, of which nothing is asked, and those of the comparison."""
-        self._begin, self.at = begin, 0
+        begin, self.at = calls.start, 0
         self._trajectory = trajectory = Trajectory(self.wrapped)
         first = next(i for i, call in enumerate(trajectory.calls) if call >= begin)
-        nothing = torch.zeros(0, 1)
+        no_clips = torch.zeros(0, 1)
         self._comparison = compare(trajectory, self._clips, self._draws, self._draw, first, self._ideal)
-        first_latents = StepRequest(nothing, begin, "base")
-        self.turns = [Turn(begin, self.wrapped.timesteps[begin], first_latents, takes_step=True, ends_step=True)]
-        for request in asked_by(compare(trajectory, nothing, self._draws, torch.zeros_like, first)):
+        first_latents = StepRequest(no_clips, begin, "base")
+        self.turns = self._probe_turns(begin)
+        self.turns += [Turn(begin, self.wrapped.timesteps[begin], first_latents, takes_step=True, ends_step=True)]
+        for request in asked_by(compare(trajectory, no_clips, self._draws, torch.zeros_like, first)):
             call = trajectory.calls[request.step]
             self.turns.append(Turn(call, trajectory.timesteps[request.step], request, ends_step=True))
         self.total_steps = len(self.turns)
@@ -130,15 +131,15 @@ class ClipWalk(Walk):
             noised = self._noised(self._comparison.send(prediction.to(self._clips)), latents)
             return self._result(noised, arguments)
         except StopIteration as end:
-            self._found(end.value)
+            self._on_moments(end.value)
             return self._result(latents, arguments)
 
-    def _check_shape(self, own: torch.Tensor) -> None:
+    def _check_shape(self, latents: torch.Tensor) -> None:
         clips = self._clips
-        if own.shape[1:] != clips.shape[1:] or len(own) not in (len(clips), 2 * len(clips)):
+        if latents.shape[1:] != clips.shape[1:] or len(latents) not in (len(clips), 2 * len(clips)):
             raise ValueError(
                 f"the clips' latents have the shape {tuple(clips.shape)}, the pipeline's own have "
-                f"{tuple(own.shape)}; give clips of the size and the number of frames that it is called with"
+                f"{tuple(latents.shape)}; give clips of the size and the number of frames that it is called with"
             )
 
     def _noised(self, request: Request, latents: torch.Tensor) -> torch.Tensor:
@@ -178,16 +179,16 @@ def moments_of_clips(
     """
     clips = clips.to("cpu", torch.float32)
     draw = drawing_from([torch.Generator().manual_seed(seed) for seed in seeds])
-    found: list[Moments] = []
+    moments: list[Moments] = []
     branches: dict[Role, Branch] = {"base": strong, "strong": strong, "weak": weak}
-    walk_of = functools.partial(ClipWalk, clips=clips, draws=draws, draw=draw, ideal=ideal, found=found.append)
+    walk_of = functools.partial(ClipWalk, clips=clips, draws=draws, draw=draw, ideal=ideal, on_moments=moments.append)
     with walking(pipe, branches, Reflection(), walk_of):
         pipe(**{**arguments, "output_type": "latent"})
-    if not found:
+    if not moments:
         raise RuntimeError(f"{type(pipe).__name__} ended its loop before the last noise level")
-    return found[0]
+    return moments[0]
 
 
-def _mean_product(one: torch.Tensor, other: torch.Tensor) -> np.ndarray:
-    """Return ⟨one, other⟩ / elements of each clip, (clips,), in double precision."""
-    return (one.double() * other.double()).flatten(1).mean(1).numpy(force=True)
+def _mean_product(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+    """Return ⟨first, second⟩ / elements of each clip, (clips,), in double precision."""
+    return (first.double() * second.double()).flatten(1).mean(1).numpy(force=True)

@@ -17,7 +17,7 @@ from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
 
 _MOST = {"draws": 1000, "levels": 1000, "number_of_clips": 10**4, "batch": 1024, "ideal": 10**5}
-"""The largest value of each number, of which the smallest is 1."""
+"""The largest value of each number, of which the smallest is 1: beyond what is of use, so that a slip is refused."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

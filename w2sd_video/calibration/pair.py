@@ -54,17 +54,21 @@ def calibrate_pair(
         check_encodable(pipe)
         real = compare_clips(pipe, config, clips, draws, batch, inputs, bank)
         try:
-            found = Findings(calibrate(real), cosines=corrected_cosines(real) if bank else [])
+            findings = Findings(calibrate(real), cosines=corrected_cosines(real) if bank else [])
         except ValueError as error:
             raise ConfigError(str(error)) from error
         if not samples:
-            return found
+            return findings
         base = _sampled(pipe, replace(config, reflection_steps=0), clips, inputs)
         reflected = _sampled(pipe, replace(config, strength=1.0), clips, inputs)
-        alone, moved = (compare_clips(pipe, config, each, draws, batch, inputs) for each in (base, reflected))
-        overall, each_level = tilt(real, alone)
-        strength, strengths, left = balance(real, alone, moved)
-        return replace(found, tilt=overall, tilts=each_level, balanced=strength, strengths=strengths, tilt_at_one=left)
+        base_moments, reflected_moments = (
+            compare_clips(pipe, config, sampled, draws, batch, inputs) for sampled in (base, reflected)
+        )
+        overall, tilts = tilt(real, base_moments)
+        balanced, strengths, tilt_at_one = balance(real, base_moments, reflected_moments)
+        return replace(
+            findings, tilt=overall, tilts=tilts, balanced=balanced, strengths=strengths, tilt_at_one=tilt_at_one
+        )
 
 
 def _sampled(pipe: Any, config: RenderConfig, clips: Sequence[Clip], inputs: Mapping[str, Any]) -> list[Clip]:

@@ -48,10 +48,10 @@ def clips_of_folder(folder: Path, config: RenderConfig) -> list[Clip]:
     files = sorted(path for path in folder.iterdir() if path.is_dir() or path.suffix.lower() in (*VIDEOS, *PICTURES))
     if not files:
         raise ConfigError(f"clips {folder}: holds no clips; known endings are {', '.join((*VIDEOS, *PICTURES))}")
-    told = [path.with_suffix(".txt") for path in files]
-    missing = [text.name for text in told if not text.is_file()]
+    caption_files = [path.with_suffix(".txt") for path in files]
+    missing = [text.name for text in caption_files if not text.is_file()]
     if not missing:
-        captions = [_text_of(text) for text in told]
+        captions = [_text_of(text) for text in caption_files]
     elif len(missing) == len(files) and len(config.prompts) in (1, len(files)):
         captions = config.prompts * (len(files) // len(config.prompts))
     elif len(missing) == len(files):
@@ -61,14 +61,15 @@ def clips_of_folder(folder: Path, config: RenderConfig) -> list[Clip]:
         )
     else:
         raise ConfigError(f"clips {folder}: there is no {missing[0]}; write the clip's caption into it")
-    return [Clip(str(path), text, partial(_read, path)) for path, text in zip(files, captions, strict=True)]
+    return [Clip(str(path), caption, partial(_read, path)) for path, caption in zip(files, captions, strict=True)]
 
 
 def clips_of_world(config: RenderConfig, count: int, seed: int) -> list[Clip]:
     """Return clips of the miniatures' world, with prompts in turn; they were in no training set but by chance."""
-    known = known_prompts(config)
-    order = np.random.default_rng(seed).permutation(len(known))
-    return real_clips(config, [known[order[k % len(known)]] for k in range(count)], 3 * 10**6 + seed * 10**4)
+    prompts = known_prompts(config)
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    first_seed = 3 * 10**6 + seed * 10**4  # above the seeds of samples, and clips of other seeds differ
+    return real_clips(config, [prompts[order[k % len(prompts)]] for k in range(count)], first_seed)
 
 
 def known_prompts(config: RenderConfig) -> list[str]:
@@ -103,9 +104,9 @@ def check_clips(clips: Sequence[Clip], config: RenderConfig) -> None:
     """
     if len(clips) < FEWEST_CLIPS:
         raise ConfigError(f"clips: {len(clips)} found; at least {FEWEST_CLIPS} are needed to tell a gap from chance")
-    asked = (config.frames, config.height, config.width)
-    first = clips[0].read().shape[:3]
-    wanted = frames, height, width = [own or found for own, found in zip(asked, first, strict=True)]
+    configured = (config.frames, config.height, config.width)
+    first_shape = clips[0].read().shape[:3]
+    wanted = frames, height, width = [size or read for size, read in zip(configured, first_shape, strict=True)]
     for clip in clips:
         if (shape := list(clip.read().shape[:3])) != wanted:
             raise ConfigError(
@@ -118,12 +119,14 @@ def check_clips(clips: Sequence[Clip], config: RenderConfig) -> None:
 def _read(path: Path) -> np.ndarray:
     if not path.is_dir():
         return read_video(path) if path.suffix.lower() in VIDEOS else read_picture(path)
-    pictures = sorted(one for one in path.iterdir() if one.suffix.lower() in PICTURES)
+    pictures = sorted(picture for picture in path.iterdir() if picture.suffix.lower() in PICTURES)
     if not pictures:
         raise ConfigError(f"clip {path}: is a folder without pictures; known endings are {', '.join(PICTURES)}")
-    frames = [read_picture(one) for one in pictures]
-    if odd := [one.name for one, frame in zip(pictures, frames, strict=True) if frame.shape != frames[0].shape]:
-        raise ConfigError(f"clip {path}: the frame {odd[0]} is of another size than the first")
+    frames = [read_picture(picture) for picture in pictures]
+    if other_sizes := [
+        picture.name for picture, frame in zip(pictures, frames, strict=True) if frame.shape != frames[0].shape
+    ]:
+        raise ConfigError(f"clip {path}: the frame {other_sizes[0]} is of another size than the first")
     return np.concatenate(frames)
 
 

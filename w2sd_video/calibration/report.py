@@ -46,9 +46,9 @@ class Findings:
 
     def plain(self) -> dict[str, Any]:
         """Return everything as JSON can hold it; `StrengthSchedule.read` takes it too."""
-        told = asdict(self)
-        del told["gap"]
-        return self.gap.plain() | told | self.schedule.plain()
+        findings = asdict(self)
+        del findings["gap"]
+        return self.gap.plain() | findings | self.schedule.plain()
 
 
 def report(findings: Findings, config: RenderConfig, counted: Mapping[str, Any]) -> str:
@@ -59,23 +59,24 @@ def report(findings: Findings, config: RenderConfig, counted: Mapping[str, Any])
         config: names the pair.
         counted: the numbers of "clips" and "draws".
     """
-    found, tilts = findings.gap, findings.tilts
+    calibration, tilts = findings.gap, findings.tilts
     rows = [
         pair_in_words(config),
-        f"{config.model.pretrained}: {counted['clips']} clips, {counted['draws']} draws of noise, {found.total} steps",
+        f"{config.model.pretrained}: {counted['clips']} clips, {counted['draws']} draws of noise, "
+        f"{calibration.total} steps",
         "",
         "| step | log SNR | error of strong | of weak | gap | strength γ* (95 %) | gain at γ* | gain at 1 "
         "| cosine, at least | verdict |" + (" tilt (95 %) |" if tilts else ""),
         "|---|---|---|---|---|---|---|---|---|---|" + ("---|" if tilts else ""),
     ]
-    rows += [_row(level) for level in found.levels]
-    for number, one in enumerate(tilts):
-        rows[5 + number] += f" {one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f}) |"
-    if left_out := found.total - len(found.levels):
+    rows += [_row(level) for level in calibration.levels]
+    for number, tilt in enumerate(tilts):  # below five lines: a title of three and the head of two
+        rows[5 + number] += f" {tilt.value:+.3f} ({tilt.low:+.3f} to {tilt.high:+.3f}) |"
+    if left_out := calibration.total - len(calibration.levels):
         rows += ["", f"Left out: {left_out} step(s) without signal, where no prediction can be read as noise."]
     if findings.cosines:
         rows += ["", *_cosines(findings)]
-    return "\n".join([*rows, "", *verdict(found), *tilt_in_words(findings)])
+    return "\n".join([*rows, "", *verdict(calibration), *tilt_in_words(findings)])
 
 
 def _row(level: LevelResult) -> str:
@@ -93,55 +94,55 @@ def _cosines(findings: Findings) -> list[str]:
         "| cosine, at least | cosine without the noise's own variance (95 %) |",
         "|---|---|---|---|---|---|---|",
     ]
-    for level, one in zip(findings.gap.levels, findings.cosines, strict=True):
+    for level, cosine in zip(findings.gap.levels, findings.cosines, strict=True):
         rows.append(
-            f"| {level.step} | {level.log_snr:.2f} | {one.distance:.1%} | {one.effective:.1f} | {one.fit:.2f} "
-            f"| {level.cosine:+.3f} | {'' if one.is_estimate else 'at most '}{one.value:+.3f} "
-            f"({one.low:+.3f} to {one.high:+.3f}) |"
+            f"| {level.step} | {level.log_snr:.2f} | {cosine.distance:.1%} | {cosine.effective:.1f} | {cosine.fit:.2f} "
+            f"| {level.cosine:+.3f} | {'' if cosine.is_estimate else 'at most '}{cosine.value:+.3f} "
+            f"({cosine.low:+.3f} to {cosine.high:+.3f}) |"
         )
     return rows
 
 
 def tilt_in_words(findings: Findings) -> list[str]:
     """Say what moving the samples along the gap does to their likeness to the real clips, and how far to move them."""
-    one, left, balanced = findings.tilt, findings.tilt_at_one, findings.balanced
-    if one is None or left is None or balanced is None:
+    tilt, tilt_at_one, balanced = findings.tilt, findings.tilt_at_one, findings.balanced
+    if tilt is None or tilt_at_one is None or balanced is None:
         return []
-    said, advice = "does neither, as far as can be told", "expect nothing of this pair"
-    if one.low > 0:
-        said, advice = "makes them more like real ones", f"try --strength {balanced.value:.2f}, or that of each level"
-    elif one.high < 0:
-        said, advice = "makes them less like real ones", "do not reflect with this pair"
+    effect, advice = "does neither, as far as can be told", "expect nothing of this pair"
+    if tilt.low > 0:
+        effect, advice = "makes them more like real ones", f"try --strength {balanced.value:.2f}, or that of each level"
+    elif tilt.high < 0:
+        effect, advice = "makes them less like real ones", "do not reflect with this pair"
     by_level = ", ".join(f"{strength:.2f}" for strength in findings.strengths)
     return [
-        f"- Tilt: {_signed(one)}: moving base's samples along the gap {said}.",
-        f"- At strength 1 the tilt is {_signed(left)}; it vanishes at strength {balanced.value:.2f} "
+        f"- Tilt: {_signed(tilt)}: moving base's samples along the gap {effect}.",
+        f"- At strength 1 the tilt is {_signed(tilt_at_one)}; it vanishes at strength {balanced.value:.2f} "
         f"({balanced.low:.2f} to {balanced.high:.2f}), and by level at {by_level}.",
         f"- Verdict: {advice}.",
     ]
 
 
-def _signed(one: Estimate) -> str:
-    return f"{one.value:+.3f} ({one.low:+.3f} to {one.high:+.3f})"
+def _signed(estimate: Estimate) -> str:
+    return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
 
 
-def verdict(found: Calibration) -> list[str]:
+def verdict(calibration: Calibration) -> list[str]:
     """Say in words where the pair helps, and what to set."""
     lines = []
     for kind in ("helps", "does nothing", "points the wrong way"):
-        steps = [str(level.step) for level in found.levels if level.verdict == kind]
+        steps = [str(level.step) for level in calibration.levels if level.verdict == kind]
         if steps:
-            count = f"{len(steps)} of {len(found.levels)} noise levels"
+            count = f"{len(steps)} of {len(calibration.levels)} noise levels"
             lines.append(f"- By its denoising error the pair {kind} at {count}: {', '.join(steps)}.")
-    value, low, high = found.gain_at_one
+    value, low, high = calibration.gain_at_one
     lines.append(
-        f"- Gain in denoising error, mean over the levels: {found.gain:+.2%} at each level's γ* where it helps, "
+        f"- Gain in denoising error, mean over the levels: {calibration.gain:+.2%} at each level's γ* where it helps, "
         f"{value:+.2%} ({low:+.2%} to {high:+.2%}) at strength 1 everywhere."
     )
-    if found.window is None:
+    if calibration.window is None:
         lines.append("- No constant strength lowers the denoising error.")
     else:
-        start, stop = found.window
+        start, stop = calibration.window
         window = f"--reflection-steps '[{start:.2f}, {stop:.2f}]'"
-        lines.append(f"- The constant strength that lowers it most: {window} --strength {found.constant:.2f}")
+        lines.append(f"- The constant strength that lowers it most: {window} --strength {calibration.constant:.2f}")
     return lines

@@ -33,8 +33,8 @@ def tilt(real: Moments, sampled: Moments, resamples: int = RESAMPLES, seed: int 
         The tilt, as mean over the levels, and that of each level.
     """
     tilts = _tilts(real, sampled)
-    drawn = weightings(tilts.shape[1], resamples, seed) @ tilts.T  # weightings, levels
-    overall, *levels = (with_interval(column) for column in (drawn.mean(1), *drawn.T))
+    resampled = weightings(tilts.shape[1], resamples, seed) @ tilts.T  # weightings, levels
+    overall, *levels = (with_interval(column) for column in (resampled.mean(1), *resampled.T))
     return overall, levels
 
 
@@ -59,10 +59,10 @@ def balance(
         0 instead of negative; and the tilt at strength 1.
     """
     before, after = _tilts(real, alone), _tilts(real, reflected)
-    drawn = weightings(before.shape[1], resamples, seed)
-    overall = _vanishing(drawn @ before.mean(0), drawn @ after.mean(0))
+    weights = weightings(before.shape[1], resamples, seed)
+    overall = _vanishing(weights @ before.mean(0), weights @ after.mean(0))
     levels = _vanishing(before.mean(1), after.mean(1)).clip(0)
-    return with_interval(overall), levels.tolist(), with_interval(drawn @ after.mean(0))
+    return with_interval(overall), levels.tolist(), with_interval(weights @ after.mean(0))
 
 
 def _vanishing(before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -1,46 +1,15 @@
-"""The arguments of a pipeline's call: what of them cannot be reflected, and what they are changed to."""
+"""The arguments of a pipeline's call, and what they are changed to."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from w2sd_video.driver.parts import denoisers_of
 from w2sd_video.driver.rehearsal import CallState
-
-
-def check_arguments(pipe: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuse what a pipeline counts in turns of its loop, of which a reflected one has more than steps.
-
-    Raises:
-        ValueError: the argument, its value and what to do instead.
-    """
-    neutral = {
-        "control_guidance_start": 0.0,
-        "control_guidance_end": 1.0,
-        "adapter_conditioning_factor": 1.0,
-        "cfg_trunc_ratio": 1.0,
-    }
-    for name in ("denoising_start", "denoising_end", "skip_guidance_layers", *neutral):
-        value = arguments.get(name)
-        values = value if isinstance(value, (list, tuple)) and name in neutral else [value]
-        if any(one is not None and one != neutral.get(name) for one in values):
-            raise ValueError(
-                f"{name}={value} cannot be reflected: the pipeline would count it in turns of the reflected loop; "
-                "leave it at its default, or reflect no step (reflection_steps=0)"
-            )
-    denoiser, vae = denoisers_of(pipe)[0], getattr(pipe, "vae", None)
-    channels = [
-        getattr(part, "config", {}).get(key) for part, key in ((denoiser, "in_channels"), (vae, "latent_channels"))
-    ]
-    if arguments.get("mask_image") is not None and channels[0] == channels[1]:
-        raise ValueError(
-            f"{type(pipe).__name__} with this denoiser keeps the unmasked part by noising it anew in every turn, which "
-            "cannot be reflected; use an inpainting checkpoint, or reflect no step (reflection_steps=0)"
-        )
+from w2sd_video.inversions import Draw
+from w2sd_video.sampler import drawing_from
 
 
 def with_text(arguments: Mapping[str, Any], prompt: Any, negative_prompt: Any, pipeline: str) -> dict[str, Any]:
@@ -71,23 +40,32 @@ def _belongs_to(name: str, other: str, value: Any) -> bool:
     return other.startswith(embedded) and isinstance(value, torch.Tensor)
 
 
-def count_steps_in_callback(arguments: Mapping[str, Any], state: CallState) -> dict[str, Any]:
-    """Have the user's callback called once a call of the scheduler's own step, with the index of a stock loop."""
-    callback = arguments.get("callback_on_step_end")
-    if callback is None:
-        return {}
+def drawing_as(generator: torch.Generator | list[torch.Generator] | None) -> Draw:
+    """Return a function that draws noise like latents, from the generators of a call: one for each of its samples.
+
+    Some pipelines step more rows than samples: both halves of guidance (DiT) or every frame (TextToVideoSD).
+    """
+    draw = drawing_from(generator)
+
+    def draw_rows(like: torch.Tensor) -> torch.Tensor:
+        samples = len(generator) if isinstance(generator, (list, tuple)) else len(like)
+        if samples == len(like):
+            return draw(like)
+        if len(like) == 2 * samples and torch.equal(like[:samples], like[samples:]):
+            return torch.cat([draw(like[:samples])] * 2)
+        return draw(like.unflatten(0, (samples, -1))).flatten(0, 1)
+
+    return draw_rows
+
+
+def call_back_after_steps(arguments: Mapping[str, Any], state: CallState) -> dict[str, Any]:
+    """Have the user's callbacks, new and old, called after the scheduler's own steps only, not after every turn."""
+    callback, old_callback = arguments.get("callback_on_step_end"), arguments.get("callback")
     changes: dict[str, Any] = {}
-    if hasattr(callback, "tensor_inputs"):
-        changes["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
-
-    def on_step_end(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return callback(pipe, state.call, timestep, kwargs) if state.step_taken else {}
-
-    return changes | {"callback_on_step_end": on_step_end}
-
-
-def adapt_every_turn(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Have a T2I-Adapter act in every turn, of which there are more than the steps that its pipeline counts them by."""
-    if arguments.get("adapter_conditioning_factor") == 1:
-        return {"adapter_conditioning_factor": sys.maxsize}
-    return {}
+    if callback is not None:
+        if hasattr(callback, "tensor_inputs"):
+            changes["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+        changes["callback_on_step_end"] = lambda *shown: callback(*shown) if state.step_taken else {}
+    if callable(old_callback):
+        changes["callback"] = lambda *shown: old_callback(*shown) if state.step_taken else None
+    return changes

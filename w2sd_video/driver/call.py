@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
 
 from w2sd_video.branch import Branch
-from w2sd_video.driver.arguments import adapt_every_turn, check_arguments, count_steps_in_callback, with_text
+from w2sd_video.driver.arguments import call_back_after_steps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
+from w2sd_video.driver.guards import Momentum
 from w2sd_video.driver.networks import in_use
 from w2sd_video.driver.parts import (
     branch_at_stage,
@@ -27,15 +29,14 @@ from w2sd_video.driver.parts import (
     controlnet_of,
     denoisers_of,
     loop_of,
-    source_of,
 )
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, defaults, with_signature
+from w2sd_video.driver.timesteps import counting_calls
 from w2sd_video.driver.walk import Walk, presented
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.gaps.swaps import swapped
 from w2sd_video.reflection_settings import Reflection, Role
-from w2sd_video.sampler import drawing_from
 
 
 @dataclass
@@ -85,10 +86,8 @@ def walking(
     if isinstance(pipe, ReflectedPipeline):
         raise ValueError("the pipeline is being reflected already; end that block before beginning another")
     with make_call().prepared():
-        reflecting = reflecting_class(
-            type(pipe), loop, make_call
-        )  # what no call could be given has been refused by here
-    with _of_class(pipe, reflecting):
+        """What no call could be given is refused here."""
+    with _of_class(pipe, reflecting_class(type(pipe), loop, make_call)):
         yield run
 
 
@@ -140,7 +139,7 @@ class PipelineCall:
                 check_loaded(branch.lora or {}, used[role])
                 check_text_encoders(pipe, branch.lora or {})
                 check_same_adapters(role, denoisers, used[role])
-            self._state = CallState()
+            self._state = CallState(stages=len(denoisers))
             scheduler = pipe.scheduler if _is_patched(pipe.scheduler) else copy.deepcopy(pipe.scheduler)
             self._walk = self._walk_of(scheduler, self._settings, self._state)
             self._switches: list[DenoiserSwitch | ControlSwitch] = [
@@ -158,12 +157,15 @@ class PipelineCall:
             running.append(self)
             stack.callback(running.remove, self)
             arguments = defaults(self._signature) | given
-            if self._settings.is_on:
-                check_arguments(self._pipe, arguments)
             scale = arguments.get("guidance_scale")
             self._state.guidance_scale = scale if isinstance(scale, (int, float)) else None
-            self._walk.image_strength = arguments.get("strength")
-            self._walk.draw = drawing_from(arguments.get("generator"))
+            self._state.measures = any(
+                branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
+            )
+            self._walk.draw = drawing_as(arguments.get("generator"))
+            self._walk.on_turn = Momentum(self._pipe).after_turn
+            samples = 1
+            stack.enter_context(counting_calls(type(self._pipe)))
             if self._walk.wrapped is self._pipe.scheduler:
                 stack.enter_context(_as_before(self._walk.wrapped))
             stack.enter_context(swapped([(self._pipe, {"scheduler": presented(self._walk)})]))
@@ -171,16 +173,17 @@ class PipelineCall:
                 stack.enter_context(switch.installed())
             try:
                 self._rehearse(arguments, given, len(args))
-                changes = self._with_callbacks_aside(arguments) | adapt_every_turn(arguments)
-                changes |= count_steps_in_callback(arguments | changes, self._state)
+                changes = self._with_callbacks_aside(arguments)
+                changes |= call_back_after_steps(arguments | changes, self._state)
                 result = self._call(given | changes, len(args))
+                samples = _samples_in(result)
             finally:
-                self._run.nfe = {role: self._state.nfe[role] for role in ("base", "strong", "weak")}
+                if self._state.changed_scale is not None:  # the call ended inside the turn that has it changed
+                    self._state.changed_scale()
+                self._run.nfe = {role: self._state.nfe[role] // samples for role in ("base", "strong", "weak")}
                 self._run.steps = self._walk.steps_taken
                 self._run.reflected_steps = self._walk.reflected_steps_taken
             self._check_end()
-            if "_num_timesteps" in vars(self._pipe):
-                self._pipe._num_timesteps = self.stock_calls
         return result
 
     def _call(self, arguments: Mapping[str, Any], positional: int) -> Any:
@@ -193,21 +196,20 @@ class PipelineCall:
         if self._walk.steps_taken == 0 and not getattr(self._pipe, "interrupt", False):
             raise RuntimeError(f"{name} never called scheduler.step, so nothing was reflected")
 
-    @property
-    def stock_calls(self) -> int:
-        """How often a stock loop would go round."""
-        return self._walk.stock_calls
-
-    def progress_bar(self, make_bar: Callable[..., Any], iterable: Any) -> Any:
+    def progress_bar(self, make_bar: Callable[..., Any], iterable: Any, total: int | None) -> Any:
         """Return a bar of real steps: the walk moves it, not the pipeline's loop."""
         if self._state.rehearsing is not None:
             return tqdm(iterable, disable=True)
-        bar = make_bar(total=self._walk.total_steps)
-        if self._walk.reflected_steps and not bar.disable:
-            note = f"W2SD, {self._walk.reflected_steps} of {self._walk.total_steps} steps reflected"
-            bar.set_description(f"{bar.desc}{note}" if bar.desc else note)
+        bar, walk = make_bar(total=total if iterable is None else length_hint(iterable)), self._walk
+
+        def show_steps() -> None:
+            bar.total = walk.total_steps
+            if walk.reflected_steps and not bar.disable:
+                note = f"W2SD, {walk.reflected_steps} of {walk.total_steps} steps reflected"
+                bar.set_description(f"{bar.desc}{note}" if bar.desc else note)
+
         move, bar.update = bar.update, lambda n=1: None
-        self._walk.on_step = lambda: move(1)
+        walk.on_loop, walk.on_step = show_steps, lambda: move(1)
         return bar if iterable is None else _walked(iterable, bar)
 
     def _with_callbacks_aside(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,11 +251,9 @@ class PipelineCall:
         return result
 
     def _rehearse(self, arguments: Mapping[str, Any], given: dict[str, Any], positional: int) -> None:
-        """Learn what the pipeline gives its denoiser for each prompt and for both named calls, if a branch needs it."""
+        """Learn what the pipeline gives its denoiser for each prompt, if a branch has one."""
         texts = list(dict.fromkeys(branch.text for branch in self._used if branch.text is not None))
-        guided = any(branch.guidance_scale is not None for branch in self._used)
-        # Where one look at the source shows a doubled batch, its halves are found without a rehearsal.
-        if not texts and (not guided or "torch.cat([latents] * 2" in source_of(self._pipe)):
+        if not texts:
             return
         for text in [None, *texts]:
             changes = {} if text is None else with_text(arguments, *text, type(self._pipe).__name__)
@@ -287,7 +287,7 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
 
     def call_to_the_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = calls_of_loop
-        result = original.__call__(self, *args, **kwargs)
+        result = super(Reflecting, self).__call__(*args, **kwargs)
         if calls_of_loop == before:
             raise RuntimeError(
                 f"{original.__name__} did not call {loop.__name__}.__call__ by super().__call__: nothing was reflected"
@@ -308,15 +308,10 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
         def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
             if not running:
                 return super().progress_bar(iterable, total)
-            return running[-1].progress_bar(super().progress_bar, iterable)
+            return running[-1].progress_bar(super().progress_bar, iterable, total)
 
     if loop is not original:
         Reflecting.__call__ = with_signature(call_to_the_loop, inspect.signature(original.__call__))
-    stock_number = getattr(original, "num_timesteps", None)
-    if isinstance(stock_number, property):
-        Reflecting.num_timesteps = property(
-            lambda self: running[-1].stock_calls if running else stock_number.__get__(self)
-        )
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         setattr(Reflecting, name, getattr(original, name))
     return Reflecting
@@ -340,6 +335,12 @@ def _as_before(scheduler: Any) -> Iterator[None]:
     finally:
         vars(scheduler).clear()
         vars(scheduler).update(before)
+
+
+def _samples_in(result: Any) -> int:
+    """Return how many samples a pipeline's call has made: the length of the first thing that it returns."""
+    first = result[0] if isinstance(result, (tuple, list, Mapping)) else result
+    return max(1, len(first)) if isinstance(first, Sized) else 1
 
 
 def _walked(iterable: Any, bar: Any) -> Iterator[Any]:

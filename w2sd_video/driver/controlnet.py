@@ -54,6 +54,8 @@ class ControlSwitch:
         if self._state.rehearsing is not None:
             self._state.rehearsing.control = arguments
             return self._forward(*args, **kwargs)
+        if self._state.probing is not None:
+            return self._instead_of_residuals(arguments)
         branch = self._branches[self._state.role]
         scale = branch.control_scale
         if scale == 0 and self._zeros is not None:
@@ -68,3 +70,8 @@ class ControlSwitch:
         if self._zeros is None:
             self._zeros = tree_map_only(torch.Tensor, lambda one: one.new_zeros(()).expand(one.shape), residuals)
         return residuals
+
+    def _instead_of_residuals(self, arguments: dict[str, Any]) -> Any:
+        """Return what pipelines hand on to a denoiser that is not run in this turn: no residuals, and one of zeros."""
+        latents = next(iter(arguments.values()))
+        return ([], latents.new_zeros(len(latents))) if self._zeros is None else self._zeros

@@ -1,12 +1,8 @@
 """The switch on a pipeline's denoiser: each evaluation answers for the role that the sampler asks for.
 
-Pipelines lay classifier-free guidance out in one of four ways:
-
-* ``batch``: [unconditional, conditional] in one doubled batch. The switch combines the halves at the branch's scale
-  and returns the result for both, which the pipeline's own combination leaves unchanged, whatever its scale.
-* ``calls``: a conditional and an unconditional call. Both are answered with the combined prediction.
-* ``embedded``: a ``guidance`` argument of a guidance-distilled network, which is rescaled.
-* ``single``: the pipeline was called without guidance.
+How a pipeline lays its guidance out is measured (``layout``). A branch without a guidance scale is evaluated as the
+pipeline does it; for one with a scale the rows that it takes are evaluated, and the pipeline is answered so that its
+own guidance makes the branch's of them. A guidance-distilled network is told the scale instead, as its ``guidance``.
 """
 
 from __future__ import annotations
@@ -17,19 +13,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from einops import repeat
 from torch import nn
 
 from w2sd_video.branch import Branch
-from w2sd_video.driver.halves import Arguments, is_doubled, split_halves, take_half
+from w2sd_video.driver.guards import Caches
+from w2sd_video.driver.layout import CHANGED_SCALE, Layout, answered, output_shapes, probe_rows, rows_needed
 from w2sd_video.driver.networks import in_place_of, unswitched
-from w2sd_video.driver.rehearsal import COND, UNCOND, CallState, output_like, zeros_for
+from w2sd_video.driver.rehearsal import CallState, output_like
+from w2sd_video.driver.rows import Arguments, rows_of, take_rows
 from w2sd_video.driver.signatures import as_given, by_name, named_signature, uncompiled
 from w2sd_video.gaps import Swap, swapped, swaps_of
-from w2sd_video.guidance import guided
 from w2sd_video.reflection_settings import Role
-
-_CONDITIONAL_FIRST = ("DiTPipeline", "LuminaPipeline")
 
 
 class DenoiserSwitch:
@@ -48,11 +42,9 @@ class DenoiserSwitch:
     def __init__(self, pipe: Any, denoiser: nn.Module, branches: Mapping[Role, Branch], state: CallState) -> None:
         self._pipe = pipe
         self._denoiser = denoiser
-        self._config: Mapping[str, Any] = getattr(denoiser, "config", {})
         self._forward: Callable[..., Any] = denoiser.forward
         self._positional = 0
         self._evaluating = threading.RLock()
-        self._enter_context: Callable[..., Any] | None = getattr(denoiser, "cache_context", None)
         self._signature = named_signature(denoiser)
         self._latents_name = next(iter(self._signature.parameters))
         self._branches = branches
@@ -71,23 +63,18 @@ class DenoiserSwitch:
     def installed(self) -> Iterator[None]:
         """Put the switch in the denoiser's place for one call of the pipeline, and take it out at the end."""
         self._forget()
-        named: dict[str, Any] = {} if self._enter_context is None else {"cache_context": self._cache_context}
         try:
-            with (
-                in_place_of(self._denoiser, self._forward_as_named) as self._forward,
-                swapped([(self._denoiser, named)]),
-            ):
+            with in_place_of(self._denoiser, self._forward_as_named) as self._forward:
                 yield
         finally:
             self._forget()
 
     def _forget(self) -> None:
         """Drop what is known of one call of the pipeline."""
-        self._context: str | None = None
-        self._doubled: dict[int, bool] = {}
-        self._answered: tuple[int, int] = (-1, 0)
+        self._counted: tuple[int, int] = (-1, 0)
         self._texts: dict[Any, Arguments] = {}
-        self._kept: tuple[int, dict[str, torch.Tensor]] = (-1, {})
+        self._caches = Caches()
+        self._kept: tuple[int, dict[int, torch.Tensor]] = (-1, {})
 
     def _forward_as_named(self, *args: Any, **kwargs: Any) -> Any:
         """Bring positional and keyword arguments to their names, and answer; evaluations of others pass by."""
@@ -97,163 +84,159 @@ class DenoiserSwitch:
         self._positional = len(args)
         return self._answer(by_name(self._signature, args, kwargs))
 
-    @contextmanager
-    def _cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
-        """Remember the name that the pipeline gives its call."""
-        assert self._enter_context is not None
-        before, self._context = self._context, name
-        try:
-            with self._enter_context(name, **kwargs):
-                yield
-        finally:
-            self._context = before
-
     def _answer(self, arguments: Arguments) -> Any:
-        state = self._state
-        samples = arguments[self._latents_name]
-        if state.rehearsing is not None:
-            if not isinstance(samples, torch.Tensor):
-                raise ValueError(
-                    f"{type(self._pipe).__name__} gives its denoiser a list of latents, so a branch cannot set its "
-                    "guidance_scale or its text"
-                )
-            last = self._context not in (COND, UNCOND) and self._is_guided() and self._is_doubled(samples)
-            state.rehearsing.record(self._context, arguments, is_last=last)
-            return zeros_for(samples, arguments)
-        branch, layout, name = self._branches[state.role], self._layout(arguments), self._name_of_call()
-        if branch.negative_prompt is not None and layout in ("single", "embedded"):
+        state, samples, call = self._state, arguments[self._latents_name], self._number_of_call()
+        state.answering = id(self._denoiser)
+        if state.rehearsing is not None or state.probing is not None:
+            return output_like(self._instead_of_rows(arguments), samples, arguments)
+        branch, arguments = self._branches[state.role], self._with_text(arguments, call)
+        scale, layout = branch.guidance_scale, self._layout
+        assert not isinstance(scale, tuple)
+        if branch.negative_prompt is not None and layout and layout.kind != "not affine" and not layout.is_guided:
             raise ValueError(
                 f"a branch has a negative_prompt, but this call of {type(self._pipe).__name__} evaluates no "
                 "unconditional prompt; call it with guidance"
             )
-        scale = branch.guidance_scale
-        assert not isinstance(scale, tuple)
-        if scale is None or layout in ("single", "embedded"):
-            arguments = self._with_text(arguments, name, name)
-            if scale is not None:
-                arguments = self._with_scale(arguments, scale, layout)
-            return self._evaluate(arguments, 2 if layout == "batch" else 1)
-        return self._guided(arguments, scale, layout, name)
+        if scale is not None and arguments.get("guidance") is not None:
+            arguments, scale = self._told_scale(arguments, scale), None
+        if scale is None or not self._is_guided(scale):
+            output = self._evaluate(arguments, len(samples))
+            self._keep(dict(enumerate(rows_of(output[0]), self._first_row(call))))
+            return output
+        return self._at_scale(arguments, scale, call)
 
-    def _is_guided(self) -> bool:
-        """Return whether the pipeline was called with classifier-free guidance."""
-        guided = getattr(self._pipe, "do_classifier_free_guidance", None)
-        return (self._state.guidance_scale or 0) > 1 if guided is None else bool(guided)
+    def _instead_of_rows(self, arguments: Arguments) -> list[torch.Tensor]:
+        """Return the rows that stand in for the network's: zeros in a rehearsal, random ones in a probe turn."""
+        state, samples = self._state, arguments[self._latents_name]
+        like = samples if isinstance(samples, torch.Tensor) else samples[0]
+        shapes = output_shapes(uncompiled(self._denoiser), samples)
+        if state.rehearsing is not None:
+            state.rehearsing.calls.append(arguments)
+            return [like.new_zeros(shape) for shape in shapes]
+        assert state.probing is not None
+        if state.probing == CHANGED_SCALE and state.many_rows and state.changed_scale is None:
+            self._change_scale()
+        rows = probe_rows(state.probing, shapes, sum(map(len, state.probed)), like)
+        state.probed.append(rows)
+        return rows
 
-    def _is_doubled(self, samples: torch.Tensor) -> bool:
-        """Return whether samples come twice; compared once a call of the pipeline, for it waits for the device."""
-        if not isinstance(samples, torch.Tensor):  # Z-Image's list of latents
-            return False
-        if len(samples) not in self._doubled:
-            self._doubled[len(samples)] = is_doubled(samples, self._config)
-        return self._doubled[len(samples)]
+    def _number_of_call(self) -> int:
+        """Count the evaluations of one turn, from 0."""
+        turn, count = self._counted
+        count = count + 1 if turn == self._state.request else 0
+        self._counted = (self._state.request, count)
+        return count
 
-    def _layout(self, arguments: Arguments) -> str:
-        """Return how this call lays guidance out."""
-        if arguments.get("guidance") is not None:
-            return "embedded"
-        rehearsal = self._state.rehearsals.get(None)
-        if rehearsal is not None and rehearsal.layout != "single":
-            return rehearsal.layout
-        if self._context in (COND, UNCOND) or not self._is_guided():
-            return "single"
-        return "batch" if self._is_doubled(arguments[self._latents_name]) else "unknown"
+    def _first_row(self, call: int) -> int:
+        return 0 if self._layout is None else self._layout.first_row(call)
 
-    def _name_of_call(self) -> str | None:
-        """Return the name of this call: the pipeline's, or its place among the two calls that the rehearsal saw."""
-        request, count = self._answered
-        count = count + 1 if request == self._state.request else 1
-        self._answered = (self._state.request, count)
-        if self._context in (COND, UNCOND):
-            return self._context
-        rehearsal = self._state.rehearsals.get(None)
-        if rehearsal is not None and rehearsal.layout == "calls":
-            return COND if count == 1 else UNCOND
-        return None
+    @property
+    def _layout(self) -> Layout | None:
+        return self._state.layouts.get(id(self._denoiser))
 
-    def _with_scale(self, arguments: Arguments, guidance_scale: float, layout: str) -> Arguments:
-        """Tell an embedded guidance the branch's scale; without guidance only a scale of 1 can be had."""
+    def _change_scale(self) -> None:
+        """Change the guidance scale that the pipeline reads in its loop, if it does, until the turn is over."""
+        before = vars(self._pipe).get("_guidance_scale")
+        if isinstance(before, (int, float)):
+
+            def put_back() -> float:
+                self._pipe._guidance_scale = before
+                return before
+
+            self._pipe._guidance_scale, self._state.changed_scale = before + 1, put_back
+
+    def _told_scale(self, arguments: Arguments, guidance_scale: float) -> Arguments:
+        """Tell a guidance-distilled network the branch's scale, in the unit in which the pipeline tells its own."""
         own = self._state.guidance_scale
-        if layout == "embedded":
-            if not own:
-                raise ValueError(
-                    f"the pipeline's own guidance_scale is {own}, so its embedded guidance cannot be rescaled"
-                )
-            return arguments | {"guidance": arguments["guidance"] * (guidance_scale / own)}
-        if guidance_scale != 1:
+        if not own:
+            raise ValueError(f"the pipeline's own guidance_scale is {own}, so its embedded guidance cannot be rescaled")
+        return arguments | {"guidance": arguments["guidance"] * (guidance_scale / own)}
+
+    def _is_guided(self, scale: float) -> bool:
+        """Return whether the pipeline guides; where it does not only a scale of 1 can be had.
+
+        Raises:
+            ValueError: another scale, or guidance of which no other scale can be made.
+        """
+        layout, name = self._layout, type(self._pipe).__name__
+        if layout is None or layout.kind == "not affine":
             raise ValueError(
-                f"a branch has guidance_scale={guidance_scale}, but this call of {type(self._pipe).__name__} evaluates "
-                f"no unconditional prompt (its guidance_scale is {own}); call it with guidance_scale > 1, or with a "
+                f"the guidance of {name} is no weighted sum of its evaluations, so a branch cannot set its "
+                "guidance_scale; leave it out, and let the branches differ in something else"
+            )
+        if not layout.is_guided and scale != 1:
+            raise ValueError(
+                f"a branch has guidance_scale={scale}, but this call of {name} evaluates no unconditional prompt (its "
+                f"guidance_scale is {self._state.guidance_scale}); call it with guidance_scale > 1, or with a "
                 "negative_prompt and true_cfg_scale > 1 where it takes that"
             )
-        return arguments
+        return layout.is_guided
 
-    def _guided(self, arguments: Arguments, scale: float, layout: str, name: str | None) -> Any:
-        """Return ``uncond + scale * (cond - uncond)`` in the place of every half, evaluating only what it takes."""
-        if layout == "unknown":
+    def _at_scale(self, arguments: Arguments, scale: float, call: int) -> Any:
+        """Evaluate the rows that a guidance scale takes, and answer with what the pipeline makes it of."""
+        layout, samples = self._layout, arguments[self._latents_name]
+        assert layout is not None
+        if call >= len(layout.calls) or len(samples) != layout.calls[call]:
             raise ValueError(
-                f"{type(self._pipe).__name__} evaluates its guidance neither in one doubled batch nor in two calls, so "
-                "a branch cannot set its guidance_scale"
+                f"{type(self._pipe).__name__} evaluates {len(samples)} rows where there were others in the first step, "
+                "so a branch cannot set its guidance_scale"
             )
-        needed = [half for half, weight in ((COND, scale), (UNCOND, 1 - scale)) if weight != 0]
-        key = self._evaluations_key()
-        kept_for, halves = self._kept
-        if kept_for != key:
-            halves = {}
-        missing = [half for half in needed if half not in halves]
-        if layout == "batch":
-            halves |= self._evaluate_doubled(self._with_text(arguments, None, None), missing)
-        else:
-            halves |= {half: self._evaluate(self._with_text(arguments, name, half), 1)[0] for half in missing}
-        self._kept = (key, halves)
-        prediction = halves[needed[0]]
-        if len(needed) == 2:
-            prediction = guided(halves[COND], halves[UNCOND], scale)
-        if layout == "batch":
-            prediction = repeat(prediction, "samples ... -> (halves samples) ...", halves=2)
-        return output_like(prediction, arguments)
+        first, kept = layout.first_row(call), self._kept_rows()
+        numbers = range(first, first + len(samples))
+        missing = [row for row in numbers if row in rows_needed(layout, scale) and row not in kept]
+        if missing:
+            part = self._with_rows(arguments, [row - first for row in missing])
+            kept |= dict(zip(missing, rows_of(self._evaluate(part, len(missing))[0]), strict=True))
+            self._keep(kept)
+        like = next(iter(kept.values()), samples[0])
+        return output_like(answered(layout, scale, call, kept, like), samples, arguments)
 
-    def _evaluate_doubled(self, arguments: Arguments, names: list[str]) -> dict[str, torch.Tensor]:
-        """Evaluate the named halves of a doubled batch: both at once, or one alone."""
-        conditional_first = any(base.__name__ in _CONDITIONAL_FIRST for base in type(self._pipe).__mro__)
-        is_second = {COND: not conditional_first, UNCOND: conditional_first}
-        if len(names) == 2:
-            halves = split_halves(self._evaluate(arguments, 2)[0])
-            return {name: halves[is_second[name]] for name in names}
+    def _with_rows(self, arguments: Arguments, rows: list[int]) -> Arguments:
+        """Return the arguments of an evaluation of some of its rows alone."""
         samples = arguments[self._latents_name]
-        return {
-            name: self._evaluate(
-                {key: take_half(value, key, samples, is_second[name]) for key, value in arguments.items()}, 1
-            )[0]
-            for name in names
-        }
+        total = len(samples)
+        if rows == list(range(total)):
+            return arguments
+        frames = samples.shape[2] if isinstance(samples, torch.Tensor) and samples.ndim == 5 else 1
+        return {name: take_rows(value, name, rows, total, frames) for name, value in arguments.items()}
+
+    def _kept_rows(self) -> dict[int, torch.Tensor]:
+        """Return the rows that were evaluated for this request, or for one before it that shares them."""
+        key, rows = self._kept
+        return rows if key == self._evaluations_key() else {}
+
+    def _keep(self, rows: dict[int, torch.Tensor]) -> None:
+        self._kept = (self._evaluations_key(), self._kept_rows() | rows)
 
     def _evaluations_key(self) -> int:
         """Return the request whose evaluations count: this one, or that before it if only guidance differs."""
         strong, weak = self._branches["strong"], self._branches["weak"]
         return self._state.request - (self._state.shares_latents and strong.same_but_guidance(weak))
 
-    def _evaluate(self, arguments: Arguments, evaluations: int) -> Any:
+    def _evaluate(self, arguments: Arguments, rows: int) -> Any:
         role = self._state.role
-        self._state.nfe[role] += evaluations
+        self._state.nfe[role] += rows
         module = self._modules[role]
         # The other denoiser of a two-stage model has a switch of its own, which this evaluation passes by.
         run = self._forward if module is self._denoiser else unswitched(module)
+        self._caches.check(arguments, self._branches[role])
         # Networks take from lists that they are given (HunyuanDiT its residuals), and may be evaluated again.
         arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
         positional, named = as_given(arguments, self._positional)
         with self._evaluating, swapped(self._swaps[role]):
-            return run(*positional, **named)
+            output = run(*positional, **named)
+        self._caches.note(output, self._branches[role])
+        return output
 
-    def _with_text(self, arguments: Arguments, name: str | None, half: str | None) -> Arguments:
-        """Return the arguments of a call with the text of one half, in the words of the branch's prompt."""
+    def _with_text(self, arguments: Arguments, call: int) -> Arguments:
+        """Return the arguments of an evaluation in the words of the branch's prompts."""
         text = self._branches[self._state.role].text
         own, other = self._state.rehearsals.get(None), self._state.rehearsals.get(text)
-        if own is None or other is None or (name == half and other is own):
+        if own is None or other is None or own is other:
             return arguments
-        key = (text, name, half)
+        key = (text, call)
         if key not in self._texts:
-            self._texts[key] = own.changes(name, other, half, self._latents_name)
+            self._texts[key] = own.changes(call, other, self._latents_name)
         return arguments | self._texts[key]
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from w2sd_video.driver.halves import Arguments, are_equal
+from w2sd_video.driver.layout import Layout
+from w2sd_video.driver.rows import Arguments, are_equal
 from w2sd_video.reflection_settings import Role
 
-COND, UNCOND = "cond", "uncond"
-
 _FOLLOWS_LATENTS = ("timestep", "residual", "controlnet", "block_samples")
+"""Parts of the names of arguments that are computed from the latents, and differ for that alone."""
 
 
 class RehearsalOver(BaseException):
@@ -24,40 +24,22 @@ class RehearsalOver(BaseException):
 
 
 class Rehearsal:
-    """The arguments of every evaluation of the denoiser in one step of a pipeline, by the name of the call.
-
-    Guidance in two calls has the names "cond" and "uncond"; where a pipeline gives none, the conditional call is the
-    first one, as all that we know have it. A single call is named None. ``control`` are the arguments of a ControlNet.
-    """
+    """The arguments of every evaluation of the denoiser in one step of a pipeline, in order, and of its ControlNet."""
 
     def __init__(self) -> None:
-        self.calls: dict[str | None, Arguments] = {}
+        self.calls: list[Arguments] = []
         self.control: Arguments = {}
-        self._recorded: list[tuple[str | None, Arguments]] = []
 
-    def record(self, name: str | None, arguments: Arguments, is_last: bool) -> None:
-        """Keep the arguments of a call; end the rehearsal if it is known to be the last one."""
-        self._recorded.append((name if name in (COND, UNCOND) else None, arguments))
-        names = [name for name, _ in self._recorded]
-        if len(names) == 2 and names == [None, None]:
-            names = [COND, UNCOND]
-        self.calls = dict(zip(names, (arguments for _, arguments in self._recorded), strict=True))
-        if is_last or len(names) > 2:
-            raise RehearsalOver
-
-    @property
-    def layout(self) -> str:
-        """Return "single" for one evaluation a step, "calls" for a conditional and an unconditional one; "unknown"."""
-        if len(self._recorded) == 1:
-            return "single"
-        return "calls" if set(self.calls) == {COND, UNCOND} and len(self._recorded) == 2 else "unknown"
-
-    def changes(self, name: str | None, other: Rehearsal, other_name: str | None, latents_name: str) -> Arguments:
-        """Return the arguments that turn a call of this rehearsal into one of another: its text.
+    def changes(self, call: int, other: Rehearsal, latents_name: str) -> Arguments:
+        """Return the arguments that turn a call of this rehearsal into that of another: its text.
 
         Both began from the same noise, so that what differs is the text; what is computed from latents is left out.
         """
-        return _changes(self.calls[name], other.calls[other_name], latents_name)
+        return _changes(self.calls[call], other.calls[call], latents_name)
+
+    def differs(self, other: Rehearsal, latents_name: str) -> bool:
+        """Return whether another rehearsal gives the denoiser anything else."""
+        return any(self.changes(call, other, latents_name) for call in range(len(self.calls)))
 
     def control_changes(self, other: Rehearsal, latents_name: str) -> Arguments:
         """Return the same for the ControlNet."""
@@ -95,12 +77,20 @@ class CallState:
         role: the role that the next evaluation answers for.
         request: counts the sampler's requests, so that evaluations of one request can be told from the next.
         shares_latents: the request is a weak one at the latents and timestep of the strong one before it.
-        nfe: network evaluations by role.
+        nfe: rows of the network by role, of all samples together.
+        measures: whether the call begins with turns that measure the layout of guidance.
+        probing: the number of the probe turn that is under way; None in all others.
+        probed: rows that the evaluations of this probe turn were answered with.
+        answering: the denoiser that answered last.
+        layouts: what the probe turns have shown, by the denoiser that answered in them.
+        many_rows: whether a sample is made of more than two rows, so that its guidance scale has to be changed to tell
+            which it acts on.
+        changed_scale: puts the pipeline's guidance scale back after the probe turn that has it changed, and returns it.
+        stages: how many denoisers the pipeline has; each has weights of its own.
         rehearsing: set while the pipeline only shows what it gives its denoiser.
         rehearsals: what it showed, by the text of the branch (None: its own).
         guidance_scale: the argument of the pipeline's call, if it is a number.
         step_taken: whether the scheduler's own step was the last to be taken.
-        call: the index of that step in a stock loop.
         thread: the thread that the call runs in.
         aside: whether a callback of the user's is running, which sees and evaluates what it would in a stock loop.
     """
@@ -109,11 +99,18 @@ class CallState:
     request: int = 0
     shares_latents: bool = False
     nfe: Counter[str] = field(default_factory=Counter)
+    measures: bool = False
+    probing: int | None = None
+    probed: list[list[torch.Tensor]] = field(default_factory=list)
+    answering: int = 0
+    layouts: dict[int, Layout] = field(default_factory=dict)
+    many_rows: bool = False
+    changed_scale: Callable[[], float] | None = None
+    stages: int = 1
     rehearsing: Rehearsal | None = None
     rehearsals: dict[Any, Rehearsal] = field(default_factory=dict)
     guidance_scale: float | None = None
     step_taken: bool = False
-    call: int = 0
     thread: int = field(default_factory=threading.get_ident)
     aside: bool = False
 
@@ -123,13 +120,9 @@ class CallState:
         return self.aside or threading.get_ident() != self.thread
 
 
-def zeros_for(samples: torch.Tensor, arguments: Arguments) -> Any:
-    """Return the form of a denoiser's output, without evaluating it."""
-    return output_like(torch.zeros_like(samples), arguments)
-
-
-def output_like(prediction: torch.Tensor, arguments: Arguments) -> Any:
-    """Return a prediction in the form that the arguments of a denoiser ask for."""
+def output_like(rows: Sequence[torch.Tensor], samples: Any, arguments: Arguments) -> Any:
+    """Return rows in the form that a denoiser has for them: of a batch or a list, a tuple or an output of diffusers."""
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-    return (prediction,) if arguments.get("return_dict") is False else Transformer2DModelOutput(sample=prediction)
+    sample: Any = torch.stack(list(rows)) if isinstance(samples, torch.Tensor) else list(rows)
+    return (sample,) if arguments.get("return_dict") is False else Transformer2DModelOutput(sample=sample)

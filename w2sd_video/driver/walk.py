@@ -1,25 +1,43 @@
 """A scheduler that walks a pipeline's own loop through the reflections.
 
-It presents itself as the pipeline's scheduler, with a timestep for every request of the sampler before the step that
-counts (as ``HeunDiscreteScheduler`` repeats its timesteps for the second order). Only that step reaches the scheduler
-it wraps, which therefore sees what it would see in a loop of its own.
+It presents itself as the pipeline's scheduler, whose timesteps take one more turn of the loop for every request of the
+sampler before the step that counts. Only that step reaches the scheduler it wraps, which therefore sees what it would
+see in a loop of its own.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
+from w2sd_video.driver.guards import HandedBack
+from w2sd_video.driver.layout import PROBE_TURNS, Probed, at_other_weights, measured
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, with_signature
+from w2sd_video.driver.timesteps import Timesteps, at_index
 from w2sd_video.inversions import Draw, Request
-from w2sd_video.reflection_settings import Reflection
+from w2sd_video.reflection_settings import Reflection, Role
 from w2sd_video.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """A turn in which no network is run, so that it can be measured what the pipeline makes of its evaluations.
+
+    Attributes:
+        number: among the probe turns, from 0.
+        is_last: whether the layout of guidance is found after it.
+        role: whose evaluation it stands before.
+    """
+
+    number: int
+    is_last: bool
+    role: Role = "base"
 
 
 @dataclass(frozen=True)
@@ -37,37 +55,10 @@ class Turn:
 
     call: int
     timestep: torch.Tensor
-    asked: Request | StepRequest
+    asked: Request | StepRequest | ProbeRequest
     begins_call: bool = True
     takes_step: bool = False
     ends_step: bool = False
-
-
-class Timesteps(torch.Tensor):
-    """The timesteps of all turns. What is computed from them is a plain tensor.
-
-    Slicing off a beginning, as image-to-video does, is meant in the scheduler's own calls and starts the walk there.
-    """
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    begin_at: Callable[[int], torch.Tensor]
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        """Return the timesteps at an index; a slice from a positive start to the end starts the walk there."""
-        if isinstance(index, slice) and index.step is None and index.stop is None and (index.start or 0) > 0:
-            return self.begin_at(index.start)
-        return self.as_subclass(torch.Tensor)[index]
-
-
-class Sigmas(torch.Tensor):
-    """The sigmas of all turns. What a pipeline writes into them (Cosmos its last one) goes to the wrapped scheduler."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    write: Callable[[Any, Any], None]
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        """Write the sigmas of the calls that these turns stand for."""
-        self.write(index, value)
 
 
 class Walk:
@@ -90,61 +81,31 @@ class Walk:
         self.reflected_steps = 0
         self.steps_taken = 0
         self.reflected_steps_taken = 0
-        self.image_strength: float | None = None
         self.draw: Draw = torch.randn_like
+        self.on_loop: Callable[[], None] = lambda: None
+        self.on_turn: Callable[[bool], None] = lambda takes_step: None
         self.on_step: Callable[[], None] = lambda: None
         self._settings = settings
         self._state = state
-        self._reflected: frozenset[int] = frozenset()
-        self._positional = 0
         self._begin = 0
-        self._slices_count_turns = False
+        self._positional = 0
+        self._reflected: frozenset[int] = frozenset()
+        self._shown: Turn | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
-        self._old_sample: torch.Tensor | None = None
+        self._handed_back = HandedBack()
+        self._probed: list[Probed] = []
+        self._own_scale: float | None = None
         self._step_signature = declared_signature(type(scheduler), "step")
-        self._timesteps_signature = declared_signature(type(scheduler), "set_timesteps")
-        self.set_timesteps = with_signature(self._set_timesteps, self._timesteps_signature)
+        self.set_timesteps = with_signature(self._set_timesteps, declared_signature(type(scheduler), "set_timesteps"))
         self.step = with_signature(self._step, self._step_signature)
 
     @property
-    def stock_calls(self) -> int:
-        """How often a stock loop would go round."""
-        return len(self.wrapped.timesteps) - self._begin if self.turns else 0
-
-    @property
     def timesteps(self) -> torch.Tensor:
-        """The timesteps of all turns."""
-        if not self.turns:
-            return self.wrapped.timesteps
-        timesteps = torch.stack([turn.timestep for turn in self.turns]).as_subclass(Timesteps)
-        timesteps.begin_at = self._begin_at
-        return timesteps
-
-    @property
-    def sigmas(self) -> torch.Tensor:
-        """The wrapped scheduler's sigmas, one a turn and the final one."""
-        sigmas = self.wrapped.sigmas
-        if not self.turns:
-            return sigmas
-        calls = torch.tensor([*(turn.call for turn in self.turns), len(self.wrapped.timesteps)])
-
-        def write(index: Any, value: Any) -> None:
-            self.wrapped.sigmas[calls[index]] = value
-            self._plan(self._begin)
-
-        of_turns = sigmas[calls].as_subclass(Sigmas)
-        of_turns.write = write
-        return of_turns
-
-    @property
-    def set_begin_index(self) -> Callable[[int], None]:
-        """Set where the wrapped scheduler begins, if it can; a slice of the timesteps has said it already."""
-        set_wrapped = self.wrapped.set_begin_index
-
-        def set_begin_index(begin_index: int = 0) -> None:
-            set_wrapped(self._begin or self._call_of_slice(begin_index))
-
-        return set_begin_index
+        """The wrapped scheduler's timesteps; going through them goes through the turns."""
+        timesteps = self.wrapped.timesteps
+        if not isinstance(timesteps, torch.Tensor):
+            return timesteps
+        return Timesteps.shown(timesteps, range(len(timesteps)), self._walked)
 
     def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Scale latents for the network: by their own level, whatever the timestep that the network is told.
@@ -167,31 +128,60 @@ class Walk:
         )
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        arguments = by_name(self._timesteps_signature, args, kwargs)
-        self._slices_count_turns = any(arguments.get(name) is not None for name in ("timesteps", "sigmas"))
         self.wrapped.set_timesteps(*args, **kwargs)
-        self._plan(0)
+        self.turns, self.at = [], 0
 
-    def _plan(self, begin: int) -> None:
-        """Lay out the turns from a call of the wrapped scheduler on; steps are counted from there."""
-        self._begin, self.at, self._algorithm, self._old_sample = begin, 0, None, None
+    def _walked(self, calls: range) -> Iterator[torch.Tensor]:
+        """Go through the turns of some calls of the wrapped scheduler.
+
+        A call is gone on from when no step was taken in it: then its timesteps are only being read.
+        """
+        timesteps = self.wrapped.timesteps
+        if 0 < self.at < len(self.turns) or not calls:  # read inside a loop that is under way
+            yield from timesteps[calls.start : calls.stop]
+            return
+        self._handed_back.forget()
+        self._plan(calls)
+        self.on_loop()
+        at, call = 0, calls.start
+        while call in calls:
+            turn = self.turns[at]
+            self._shown = turn if turn.call == call else None
+            yield at_index(call - calls.start, turn.timestep if turn.call == call else timesteps[call])
+            if self.at == len(self.turns):
+                return
+            call = call + 1 if self.at == at else self.turns[self.at].call
+            at = self.at
+
+    def _plan(self, calls: range) -> None:
+        """Lay out the turns for some calls of the wrapped scheduler; steps are counted from the first of them."""
+        self._begin, self.at, self._algorithm = calls.start, 0, None
+        self._probed, self._own_scale = [], None
         self._trajectory = trajectory = Trajectory(self.wrapped)
-        steps = trajectory.steps_from(begin)
+        steps = [step for step in trajectory.steps_from(calls.start) if trajectory.calls[step] in calls]
         if not steps:
-            total = len(self.wrapped.timesteps)
-            raise ValueError(f"the pipeline begins at timestep {begin} of {total}: no step is left")
+            raise ValueError(f"the pipeline begins at timestep {calls.start} of {calls.stop}: no step is left")
         self.total_steps = len(steps)
-        self._reflected = reflected_steps(trajectory, self._settings, begin)
+        self._reflected = reflected_steps(trajectory, self._settings, calls.start).intersection(steps)
         self.reflected_steps = len(self._reflected)
-        self.turns = []
+        self.turns = self._probe_turns(calls.start)
         asked_for_call: list[Request | StepRequest] = []
-        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=begin)):
+        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=calls.start)):
             if isinstance(asked, Step):
-                self.turns += self._turns_of(asked.call, asked_for_call)
+                if asked.call in calls:
+                    if self._state.measures and self._state.stages > 1 and asked.call != calls.start:
+                        self.turns.append(Turn(asked.call, self.wrapped.timesteps[asked.call], ProbeRequest(0, True)))
+                    self.turns += self._turns_of(asked.call, asked_for_call)
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
         self._announce()
+
+    def _probe_turns(self, begin: int) -> list[Turn]:
+        """Return the turns at the beginning of a call in which its layout of guidance is measured, if need be."""
+        numbers = range(PROBE_TURNS if self._state.measures else 0)
+        timestep = self.wrapped.timesteps[begin]
+        return [Turn(begin, timestep, ProbeRequest(number, number == PROBE_TURNS - 1)) for number in numbers]
 
     def _turns_of(self, call: int, asked_for_call: Sequence[Request | StepRequest]) -> list[Turn]:
         """Return the turns for one call of the wrapped scheduler, of which the last takes its step."""
@@ -207,39 +197,35 @@ class Walk:
             return self._trajectory.timesteps[asked.step]
         return self.wrapped.timesteps[asked.call]
 
-    def _call_of_slice(self, start: int) -> int:
-        """Return the call meant by the start of a slice, counted in calls.
-
-        Pipelines with their own sigmas count the turns that we showed them instead: of these they leave out the share
-        that image-to-image's ``strength`` says, and so do we of the calls.
-        """
-        if not self._slices_count_turns:
-            return start
-        total = len(self.wrapped.timesteps)
-        if self.image_strength is None:
-            return round(start * total / len(self.turns))
-        return int(max(total - min(total * self.image_strength, total), 0))
-
-    def _begin_at(self, start: int) -> torch.Tensor:
-        self._plan(self._call_of_slice(start))
-        return self.timesteps.as_subclass(torch.Tensor)
-
     def _announce(self) -> None:
         """Tell the denoiser's switch which role the next evaluation answers for."""
         asked = self.turns[self.at].asked if self.at < len(self.turns) else None
         self._state.request += 1
         self._state.role = asked.role if asked else "base"
         self._state.shares_latents = isinstance(asked, Request) and asked.shares_latents
+        self._state.probing = asked.number if isinstance(asked, ProbeRequest) else None
+        self._state.probed = []
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
             raise RehearsalOver
+        turn, self._shown = self._shown, None
+        if not self._settings.is_on and turn is None:
+            self.at += 1
+            self.steps_taken += 1
+            return self.wrapped.step(*args, **kwargs)
         arguments, self._positional = by_name(self._step_signature, args, kwargs), len(args)
-        turn = self._checked_turn(arguments)
+        turn = self._checked(turn, arguments)
         self._state.step_taken = turn.takes_step
-        self._state.call = turn.call - self._begin
-        result = self._answer(turn, arguments)
+        self._handed_back.check(arguments["sample"])
+        if isinstance(turn.asked, ProbeRequest):
+            result = self._probe(turn.asked, arguments)
+        else:
+            result = self._answer(turn, arguments)
         self.at += 1
+        self.on_turn(turn.takes_step)
+        if self.at == len(self.turns):
+            self._handed_back.compare()
         self._announce()
         if turn.ends_step:
             self._count(turn)
@@ -248,20 +234,34 @@ class Walk:
 
     def _count(self, turn: Turn) -> None:
         """Count the steps of all passes of a call (FreeInit and Framepack make several)."""
-        step = max(s for s, call in enumerate(self._trajectory.calls) if call <= turn.call)
+        step = max(step for step, call in enumerate(self._trajectory.calls) if call <= turn.call)
         self.steps_taken += 1
         self.reflected_steps_taken += step in self._reflected
 
-    def _checked_turn(self, arguments: dict[str, Any]) -> Turn:
-        """Return the turn that this step answers, or say that the pipeline does not walk as it should."""
+    def _probe(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
+        """Keep what a probe turn shows, find the layout after the last, and hand the latents back as they are."""
+        state, latents = self._state, arguments["sample"]
+        self._probed.append(Probed(state.probed, arguments["model_output"].clone(), latents.clone()))
+        state.many_rows = sum(map(len, state.probed)) > 2 * len(latents)
+        if state.changed_scale is not None:
+            self._own_scale, state.changed_scale = state.changed_scale(), None
+        if asked.is_last:
+            if not state.layouts:
+                state.layouts[state.answering] = measured(self._probed, self._own_scale)
+            elif state.answering not in state.layouts:
+                of_first_stage = next(iter(state.layouts.values()))
+                state.layouts[state.answering] = at_other_weights(of_first_stage, self._probed[-1])
+            self._probed = []
+        return self._result(latents, arguments)
+
+    def _checked(self, turn: Turn | None, arguments: dict[str, Any]) -> Turn:
+        """Return the turn that a step answers, or say that the pipeline does not walk as it should."""
         if arguments.get("per_token_timesteps") is not None and self.reflected_steps:
             raise ValueError("a pipeline that gives each token its own timestep cannot be reflected")
-        turn = self.turns[self.at] if self.at < len(self.turns) else None
-        if turn is None or float(arguments["timestep"]) != float(turn.timestep):
-            expected = "no further step" if turn is None else f"timestep {float(turn.timestep)}"
+        if turn is None or self.at == len(self.turns) or turn is not self.turns[self.at]:
             raise RuntimeError(
-                f"the pipeline stepped at timestep {float(arguments['timestep'])} where {expected} was expected: its "
-                "loop does not walk scheduler.timesteps in order, so it cannot be reflected"
+                "the pipeline's loop does not go through scheduler.timesteps in order, with one scheduler.step for "
+                "each of them, so it cannot be reflected"
             )
         return turn
 
@@ -286,25 +286,21 @@ class Walk:
     def _take_step(self, step: Step, arguments: dict[str, Any]) -> Any:
         """Take the wrapped scheduler's own step, with what it would have been given in a loop of its own."""
         shift_history(self.wrapped, self._trajectory, step)
-        arguments = arguments | {"model_output": with_variance(step.prediction, arguments["model_output"])}
-        if "timestep_back" in arguments:
-            back = None if step.call == self._begin else self.wrapped.timesteps[step.call - 1]
-            arguments = arguments | {"timestep_back": back, "old_pred_original_sample": self._old_sample}
-        positional, named = as_given(arguments, self._positional)
-        result = self.wrapped.step(*positional, **named)
-        if "timestep_back" in arguments:
-            self._old_sample = result[1]
-        return result
+        self._handed_back.remember(None)
+        prediction = with_variance(step.prediction, arguments["model_output"])
+        positional, named = as_given(arguments | {"model_output": prediction}, self._positional)
+        return self.wrapped.step(*positional, **named)
 
     def _result(self, latents: torch.Tensor, arguments: dict[str, Any]) -> Any:
-        """Return latents in the form in which the wrapped scheduler returns them."""
+        """Hand latents back in the form in which the wrapped scheduler returns them."""
+        self._handed_back.remember(latents)
         if "timestep_back" in self._step_signature.parameters:
-            return latents, self._old_sample
+            return latents, arguments["old_pred_original_sample"]
         if arguments.get("return_dict", True):
             from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
             return SchedulerOutput(prev_sample=latents)
-        return (latents,)
+        return latents, latents  # whichever the pipeline goes on with: PixArt at one step takes the second
 
 
 def without_variance(prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -321,7 +317,7 @@ def with_variance(prediction: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     return torch.cat([prediction, own[:, prediction.shape[1] :]], dim=1)
 
 
-_WALKED = ("timesteps", "sigmas", "set_timesteps", "set_begin_index", "scale_model_input", "step", "__deepcopy__")
+_WALKED = ("timesteps", "set_timesteps", "scale_model_input", "step", "__deepcopy__")
 
 
 def presented(walk: Walk) -> Any:

@@ -23,7 +23,7 @@ Settings = dict[str, RenderConfig]
 """Configurations by what they are called, their number of steps left open."""
 
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
-"""The sweep of plain guidance."""
+"""The sweep of plain guidance: from none, past what the miniatures' configurations have."""
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)
 """The sweep of AutoGuidance and of skip-layer guidance."""
 EARLY, LATE = (0.0, 0.5), (0.5, 1.0)
@@ -51,42 +51,47 @@ class Candidate:
 
 def strong(config: RenderConfig) -> Settings:
     """The strong model alone, as base is configured; a larger budget means more steps."""
-    return {_guided(config): _alone(config)}
+    return {_guidance_label(config): _without_reflection(config)}
 
 
 def weak(config: RenderConfig) -> Settings:
     """The weak model alone."""
-    return {_guided(config): panels(replace(config, compare=True))["weak"]}
+    return {_guidance_label(config): panels(replace(config, compare=True))["weak"]}
 
 
 def cfg(config: RenderConfig) -> Settings:
     """Plain guidance of the strong model, over a sweep of scales."""
-    alone = _alone(config)
-    return {_guided(one): one for one in (_with_guidance(alone, scale) for scale in GUIDANCE_SCALES)}
+    unreflected = _without_reflection(config)
+    return {
+        _guidance_label(variant): variant
+        for variant in (_with_guidance(unreflected, scale) for scale in GUIDANCE_SCALES)
+    }
 
 
 def autoguidance(config: RenderConfig) -> Settings:
     """AutoGuidance: the prediction pushed away from the weak model's, over a sweep of weights."""
     return {
-        f"{_guided(one)}, weight {weight:g}": replace(_alone(one), weak=weak_panel(one), autoguidance=weight)
-        for one in _at_both_guidances(config)
+        f"{_guidance_label(variant)}, weight {weight:g}": replace(
+            _without_reflection(variant), weak=weak_panel(variant), autoguidance=weight
+        )
+        for variant in _unguided_and_guided(config)
         for weight in WEIGHTS
     }
 
 
 def w2sd_as_configured(config: RenderConfig) -> Settings:
     """W2SD as the configuration has it, in the packaged ones the paper's setting."""
-    return {_guided(config): config}
+    return {_guidance_label(config): config}
 
 
 def w2sd_recommended(config: RenderConfig) -> Settings:
     """W2SD by the recommended preset."""
-    return {_guided(config): replace(config, **PRESETS["recommended"])}
+    return {_guidance_label(config): replace(config, **PRESETS["recommended"])}
 
 
 def w2sd(config: RenderConfig) -> Settings:
     """W2SD: each inversion, and windows, strengths and rounds of the paper's and of the cheapest one."""
-    tried = {
+    changes_by_label = {
         "paper": {},
         "paper, strength 0.5": {"strength": 0.5},
         "paper, early": {"reflection_steps": EARLY},
@@ -99,9 +104,9 @@ def w2sd(config: RenderConfig) -> Settings:
         "current, late": {"inversion": "current", "reflection_steps": LATE},
     }
     return {
-        f"{_guided(one)}, {name}": replace(one, **changed)  # type: ignore[arg-type]
-        for one in _at_both_guidances(config)
-        for name, changed in tried.items()
+        f"{_guidance_label(variant)}, {label}": replace(variant, **changes)  # type: ignore[arg-type]
+        for variant in _unguided_and_guided(config)
+        for label, changes in changes_by_label.items()
     }
 
 
@@ -109,8 +114,10 @@ def z_sampling(config: RenderConfig) -> Settings:
     """Z-Sampling: a reflection whose gap is guidance alone, high over low."""
     inversions: tuple[WeakInversion, ...] = ("paper", "current")
     return {
-        f"{_guided(one)} over {low:g}, {inversion}": replace(_guidance_gap(one, low), inversion=inversion)
-        for one in _guided_ones(config)
+        f"{_guidance_label(variant)} over {low:g}, {inversion}": replace(
+            _guidance_gap(variant, low), inversion=inversion
+        )
+        for variant in _guided_variants(config)
         for low, inversion in product((0.0, 1.0), inversions)
     }
 
@@ -118,10 +125,10 @@ def z_sampling(config: RenderConfig) -> Settings:
 def fsg(config: RenderConfig) -> Settings:
     """Foresight guidance: a few longer reflections of a guidance gap at the early steps."""
     return {
-        f"{_guided(one)} over {low:g}, span {span}, rounds {rounds}": replace(
-            _guidance_gap(one, low), span=span, rounds=rounds, reflection_steps=EARLY
+        f"{_guidance_label(variant)} over {low:g}, span {span}, rounds {rounds}": replace(
+            _guidance_gap(variant, low), span=span, rounds=rounds, reflection_steps=EARLY
         )
-        for one in _guided_ones(config)
+        for variant in _guided_variants(config)
         for low, (span, rounds) in product((0.0, 1.0), ((2, 1), (2, 2), (3, 1)))
     }
 
@@ -138,15 +145,17 @@ def advanced_resampling(config: RenderConfig) -> Settings:
 
 def s2wd(config: RenderConfig) -> Settings:
     """W2SD with the roles of strong and weak swapped."""
-    return {_guided(config): replace(config, strong=config.weak, weak=config.strong)}
+    return {_guidance_label(config): replace(config, strong=config.weak, weak=config.strong)}
 
 
 def skip_layers(config: RenderConfig) -> Settings:
     """Skip-layer guidance: pushed away from the same network without a block, over a sweep of weights."""
     return {
-        f"{_guided(one)}, {less}, weight {weight:g}": replace(_alone(one), weak=branch, autoguidance=weight)
-        for one in _at_both_guidances(config)
-        for less, branch in _with_less(one).items()
+        f"{_guidance_label(variant)}, {label}, weight {weight:g}": replace(
+            _without_reflection(variant), weak=branch, autoguidance=weight
+        )
+        for variant in _unguided_and_guided(config)
+        for label, branch in _without_a_block(variant).items()
         for weight in WEIGHTS[1:]
     }
 
@@ -182,8 +191,8 @@ def check_arms(names: Iterable[str]) -> None:
 
 def candidates(arm: str, config: RenderConfig, budget: int) -> list[Candidate]:
     """Return the settings of an arm with as many steps as a budget allows; without those that no steps fit."""
-    fitted = ((name, at_budget(one, budget)) for name, one in ARMS[arm](config).items())
-    return [Candidate(arm, name, budget, one, nfe_of(one)) for name, one in fitted if one is not None]
+    fitted = ((name, at_budget(variant, budget)) for name, variant in ARMS[arm](config).items())
+    return [Candidate(arm, name, budget, variant, nfe_of(variant)) for name, variant in fitted if variant is not None]
 
 
 def at_budget(config: RenderConfig, budget: int) -> RenderConfig | None:
@@ -194,12 +203,12 @@ def at_budget(config: RenderConfig, budget: int) -> RenderConfig | None:
     fewest = config.span + 1 if config.reflection_steps != 0 else 1
     fitting = None
     for steps in range(fewest, budget + 1):
-        one = replace(config, steps=steps)
-        if config.reflection_steps != 0 and not reflected_steps(one):
+        variant = replace(config, steps=steps)
+        if config.reflection_steps != 0 and not reflected_steps(variant):
             continue
-        if nfe_of(one) > budget:
+        if nfe_of(variant) > budget:
             break
-        fitting = one
+        fitting = variant
     return fitting
 
 
@@ -208,11 +217,11 @@ def nfe_of(config: RenderConfig) -> int:
     return sum(evaluations(config).values())
 
 
-def _alone(config: RenderConfig) -> RenderConfig:
+def _without_reflection(config: RenderConfig) -> RenderConfig:
     return replace(config, reflection_steps=0, autoguidance=0.0)
 
 
-def _guided(config: RenderConfig) -> str:
+def _guidance_label(config: RenderConfig) -> str:
     return f"guidance {'/'.join(f'{scale:g}' for scale in stage_scales(config.base.guidance_scale))}"
 
 
@@ -220,17 +229,17 @@ def _with_guidance(config: RenderConfig, scale: float) -> RenderConfig:
     return replace(config, base=replace(config.base, guidance_scale=scale))
 
 
-def _at_both_guidances(config: RenderConfig) -> list[RenderConfig]:
+def _unguided_and_guided(config: RenderConfig) -> list[RenderConfig]:
     """Return a configuration with base unguided, and guided at its own scale, or at 2 if it has none."""
     guided = config if _is_guided(config) else _with_guidance(config, 2.0)
     return [_with_guidance(config, 1.0), guided]
 
 
-def _guided_ones(config: RenderConfig) -> list[RenderConfig]:
+def _guided_variants(config: RenderConfig) -> list[RenderConfig]:
     """Return a configuration at its own guidance and at others, all above 1."""
-    own = [config] if _is_guided(config) else []
-    others = [_with_guidance(config, scale) for scale in (1.5, 3.0)]
-    return own + [one for one in others if one not in own]
+    as_configured = [config] if _is_guided(config) else []
+    at_other_scales = [_with_guidance(config, scale) for scale in (1.5, 3.0)]
+    return as_configured + [variant for variant in at_other_scales if variant not in as_configured]
 
 
 def _is_guided(config: RenderConfig) -> bool:
@@ -242,27 +251,28 @@ def _guidance_gap(config: RenderConfig, low: float) -> RenderConfig:
 
 
 def _resampled(config: RenderConfig, inversion: Literal["resample", "resample-advanced"]) -> Settings:
-    tried = {
+    changes_by_label = {
         "all steps": {},
         "early": {"reflection_steps": EARLY},
         "early, 2 rounds": {"reflection_steps": EARLY, "rounds": 2},
     }
     return {
-        f"{_guided(one)}, {name}": replace(
-            one,
-            strong=one.base,
-            weak=weak_panel(one),
+        f"{_guidance_label(variant)}, {label}": replace(
+            variant,
+            strong=variant.base,
+            weak=weak_panel(variant),
             inversion=inversion,
-            **changed,  # type: ignore[arg-type]
+            **changes,  # type: ignore[arg-type]
         )
-        for one in _at_both_guidances(config)
-        for name, changed in tried.items()
+        for variant in _unguided_and_guided(config)
+        for label, changes in changes_by_label.items()
     }
 
 
-def _with_less(config: RenderConfig) -> dict[str, BranchConfig]:
+def _without_a_block(config: RenderConfig) -> dict[str, BranchConfig]:
     """Return base without a block, a third or half of the way through; of a UNet without attention in its middle."""
     denoiser = denoiser_of(config.model)
+    # diffusers' transformers call their number of blocks num_layers, DiT-MoE calls it depth; UNets have neither.
     depth = next((denoiser[name] for name in ("num_layers", "depth") if denoiser.get(name)), None)
     if depth is None:
         return {"perturbed mid_block": replace(config.base, perturbed_layers=["mid_block"])}

@@ -73,25 +73,29 @@ def choose(
     """
     if len(settings) == 1:
         return settings[0], []
-    tuned = [Tuned(one, _value(select, measure(one, tuning), real)) for one in settings]
+    tuned = [Tuned(candidate, _value(select, measure(candidate, tuning), real)) for candidate in settings]
     sign = 1 if select.higher_is_better else -1
-    return max(tuned, key=lambda one: sign * one.value if np.isfinite(one.value) else -np.inf).candidate, tuned
+    return max(
+        tuned, key=lambda candidate: sign * candidate.value if np.isfinite(candidate.value) else -np.inf
+    ).candidate, tuned
 
 
 def compare(results: Sequence[Result], against: str, metrics: Sequence[Metric], prompts: int) -> list[Result]:
     """Return results with their differences from one arm at the same budget, and the share of its wins."""
     judge = judge_of(metrics)
-    ours = {one.candidate.budget: one for one in results if one.candidate.arm == against}
+    rivals = {result.candidate.budget: result for result in results if result.candidate.arm == against}
     compared = []
-    for one in results:
-        rival = ours.get(one.candidate.budget)
-        if rival is None or rival is one:
-            compared.append(one)
+    for result in results:
+        rival = rivals.get(result.candidate.budget)
+        if rival is None or rival is result:
+            compared.append(result)
             continue
-        differences = {name: one.figures[name] - rival.figures[name] for name in one.figures}
-        able = judge is not None and all(judge.name in each.samples.scores for each in (one, rival))
-        wins = win_rate(judge, rival.samples, one.samples, prompts) if able and judge else None
-        compared.append(Result(one.candidate, one.tried, one.samples, one.figures, differences, wins))
+        differences = {name: result.figures[name] - rival.figures[name] for name in result.figures}
+        is_scored = judge is not None and all(
+            judge.name in samples.scores for samples in (result.samples, rival.samples)
+        )
+        wins = win_rate(judge, rival.samples, result.samples, prompts) if is_scored and judge else None
+        compared.append(Result(result.candidate, result.tried, result.samples, result.figures, differences, wins))
     return compared
 
 
@@ -116,9 +120,9 @@ def reported(
 
 
 def _value(metric: Metric, samples: Samples, real: Real | None) -> float:
-    there = samples.there
-    if not there.any():
+    succeeded = samples.there
+    if not succeeded.any():
         return float("nan")
     if isinstance(metric, Score):
-        return float(np.nanmean(samples.scores[metric.name][there]))
-    return metric.between(samples.features[metric.name][there], real.features if real else None)
+        return float(np.nanmean(samples.scores[metric.name][succeeded]))
+    return metric.between(samples.features[metric.name][succeeded], real.features if real else None)

@@ -61,21 +61,23 @@ def evaluate(
         real: features of real clips by metric, for each of the two splits.
     """
     select = next(metric for metric in metrics if metric.name == plan.select)
-    every = [(arm, budget, candidates(arm, config, budget)) for budget in plan.budgets for arm in plan.arms]
+    settings_by_arm = [(arm, budget, candidates(arm, config, budget)) for budget in plan.budgets for arm in plan.arms]
     results: list[Result] = []
     tuned: list[Tuned] = []
-    with tqdm(total=_samples_to_come(every, plan), desc="samples", unit="clip", smoothing=0.02) as bar:
+    with tqdm(total=_samples_to_come(settings_by_arm, plan), desc="samples", unit="clip", smoothing=0.02) as bar:
 
         def measure(candidate: Candidate, split: Split) -> Samples:
             return laboratory.measure(candidate, split, bar.update)
 
-        for _, _, settings in every:
+        for _, _, settings in settings_by_arm:
             if settings:
-                best, worths = choose(settings, select, measure, plan.tuning, real["tuning"].get(select.name))
-                tuned += worths
+                best, values = choose(settings, select, measure, plan.tuning, real["tuning"].get(select.name))
+                tuned += values
                 results.append(reported(best, len(settings), measure, plan.report, metrics, real["report"]))
     results = compare(results, plan.against, metrics, len(plan.report.prompts))
-    return Outcome(results, tuned, [f"{arm} at {budget} NFE" for arm, budget, settings in every if not settings])
+    return Outcome(
+        results, tuned, [f"{arm} at {budget} NFE" for arm, budget, settings in settings_by_arm if not settings]
+    )
 
 
 def loader_of(config: RenderConfig) -> Callable[[], Any]:
@@ -91,7 +93,7 @@ def loader_of(config: RenderConfig) -> Callable[[], Any]:
     return loaded
 
 
-def _samples_to_come(every: Sequence[tuple[str, int, list[Candidate]]], plan: Plan) -> int:
-    counts = [len(settings) for _, _, settings in every if settings]
-    tried, (tuning, report) = sum(count for count in counts if count > 1), (plan.tuning, plan.report)
-    return tried * len(tuning.prompts) * tuning.seeds + len(counts) * len(report.prompts) * report.seeds
+def _samples_to_come(settings_by_arm: Sequence[tuple[str, int, list[Candidate]]], plan: Plan) -> int:
+    counts = [len(settings) for _, _, settings in settings_by_arm if settings]
+    tuned, (tuning, report) = sum(count for count in counts if count > 1), (plan.tuning, plan.report)
+    return tuned * len(tuning.prompts) * tuning.seeds + len(counts) * len(report.prompts) * report.seeds

@@ -26,6 +26,7 @@ OF_THE_WORLD = ("likelihood", "adherence", "motion_error", "frechet_distance")
 OF_ANYTHING = ("clip_score", "aesthetics", "motion_smoothness", "flicker", "dynamic_degree")
 """Metrics of other models unless given."""
 _OF_VIDEO = ("motion_error", "motion_smoothness", "flicker", "dynamic_degree")
+"""Metrics that compare frames, so that a model of images is not measured by them."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,14 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
     count = _within(
         "number_of_prompts", options.number_of_prompts, min(MOST_PROMPTS, 2 * len(prompts) // 3), len(prompts) - 1
     )
-    rest = len(prompts) - count
-    others = _within("number_of_tuning_prompts", options.number_of_tuning_prompts, min(MOST_TUNING_PROMPTS, rest), rest)
+    remaining = len(prompts) - count
+    tuning_count = _within(
+        "number_of_tuning_prompts", options.number_of_tuning_prompts, min(MOST_TUNING_PROMPTS, remaining), remaining
+    )
     for budget in options.budgets or []:
         _within("budgets", budget, 1, 10**4)
     seeds, tuning_seeds = (
-        _within(one, getattr(options, one), 1, 1000) for one in ("number_of_seeds", "number_of_tuning_seeds")
+        _within(option, getattr(options, option), 1, 1000) for option in ("number_of_seeds", "number_of_tuning_seeds")
     )
     return Plan(
         arms=list(dict.fromkeys(options.arms)),
@@ -125,7 +128,7 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
         budgets=sorted(set(options.budgets or [max(nfe_of(config) // 2, 1), nfe_of(config)])),
         sources=sources,
         select=select,
-        tuning=Split("tuning", prompts[count : count + others], count, tuning_seeds),
+        tuning=Split("tuning", prompts[count : count + tuning_count], count, tuning_seeds),
         report=Split("report", prompts[:count], 0, seeds),
         real=_real_clips(Path(options.real), config) if options.real else None,
         batch=_within("batch", options.batch, 64 if is_miniature else 1, 1024),
@@ -195,8 +198,8 @@ def _real_clips(folder: Path, config: RenderConfig) -> list[Clip]:
     return clips_of_folder(folder, replace(config, prompts=config.prompts[:1]))
 
 
-def _within(name: str, given: int | None, default: int, most: int) -> int:
-    value = default if given is None else given
-    if not 1 <= value <= most:
-        raise ConfigError(f"{name} {value}: must be from 1 to {most}")
-    return value
+def _within(name: str, number: int | None, default: int, most: int) -> int:
+    number = default if number is None else number
+    if not 1 <= number <= most:
+        raise ConfigError(f"{name} {number}: must be from 1 to {most}")
+    return number

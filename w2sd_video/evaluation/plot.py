@@ -17,10 +17,13 @@ def drawn(results: Sequence[Result], metrics: Sequence[Metric], on_front: Sequen
     """Return the quality of every arm over its NFE, with intervals and the Pareto front of the first metric, as SVG."""
     picture = Figure(figsize=(4.8 * len(metrics) + 1.5, 4.2), layout="constrained")
     for axis, metric in zip(picture.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        for number, arm in enumerate(dict.fromkeys(one.candidate.arm for one in results)):
-            own = sorted((one for one in results if one.candidate.arm == arm), key=lambda one: one.candidate.nfe)
-            nfe = [one.candidate.nfe for one in own]
-            value, low, high = np.array([one.figures[metric.name].numbers for one in own]).T
+        for number, arm in enumerate(dict.fromkeys(result.candidate.arm for result in results)):
+            results_of_arm = sorted(
+                (result for result in results if result.candidate.arm == arm), key=lambda result: result.candidate.nfe
+            )
+            nfe = [result.candidate.nfe for result in results_of_arm]
+            value, low, high = np.array([result.figures[metric.name].numbers for result in results_of_arm]).T
+            # What this package does is drawn in full lines, what it is compared with in broken ones.
             style = "o-" if arm.startswith("W2SD") else "s--"
             colour = colormaps["tab20"](number)
             axis.errorbar(
@@ -28,12 +31,12 @@ def drawn(results: Sequence[Result], metrics: Sequence[Metric], on_front: Sequen
             )
         if metric is metrics[0] and any(on_front):
             front = sorted(
-                (one.candidate.nfe, one.figures[metric.name].value)
-                for one, first in zip(results, on_front, strict=True)
-                if first
+                (result.candidate.nfe, result.figures[metric.name].value)
+                for result, is_on_front in zip(results, on_front, strict=True)
+                if is_on_front
             )
             axis.step(*np.array(front).T, where="post", color="black", lw=3, alpha=0.2, label="Pareto front")
-        if all(one.figures[metric.name].low > 0 for one in results):
+        if all(result.figures[metric.name].low > 0 for result in results):
             axis.set_yscale("log")
         axis.set_xlabel("network evaluations a clip (NFE)")
         better = "higher" if metric.higher_is_better else "lower"

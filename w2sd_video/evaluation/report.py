@@ -51,7 +51,8 @@ def write_report(
     select = next(metric for metric in metrics if metric.name == plan.select)
     results = outcome.results
     on_front = pareto_front(
-        [(float(one.candidate.nfe), one.figures[select.name].value) for one in results], select.higher_is_better
+        [(float(result.candidate.nfe), result.figures[select.name].value) for result in results],
+        select.higher_is_better,
     )
     judge = judge_of(metrics)
     plot = drawn(results, [select] if judge in (None, select) else [select, judge], on_front)
@@ -63,7 +64,7 @@ def write_report(
     notes = _notes(outcome, missing, select, plan)
     sections = [line for budget, rows in tables.items() for line in (f"**{budget} NFE**", "", *_markdown(rows), "")]
     table = "\n".join([text, "", *sections, *(f"- {note}" for note in notes)])
-    shown = [(prompt, _shown(results, plan.budgets[-1], k, clip_file)) for k, prompt in _first(plan)]
+    shown = [(prompt, _shown_clips(results, plan.budgets[-1], k, clip_file)) for k, prompt in _shown_prompts(plan)]
     write_whole(folder / "front.csv", _front_csv(outcome, metrics, select, on_front))
     write_whole(folder / "front.svg", plot)
     write_whole(folder / "table.md", table + "\n")
@@ -87,19 +88,19 @@ def _table(
     head = ["arm", "best setting", "NFE", *(name.replace("_", " ") for name in names)]
     head += [f"{plan.select.replace('_', ' ')} less that of {plan.against}", f"{plan.against} wins", "seconds"]
     rows = [head]
-    for one, first in zip(results, on_front, strict=True):
-        if one.candidate.budget != budget:
+    for result, is_on_front in zip(results, on_front, strict=True):
+        if result.candidate.budget != budget:
             continue
-        difference = one.differences.get(plan.select)
+        difference = result.differences.get(plan.select)
         rows.append(
             [
-                one.candidate.arm + (" *" if first else ""),
-                f"{one.candidate.setting} ({one.tried})",
-                str(one.candidate.nfe),
-                *(_figure(one.figures[name]) for name in names),
+                result.candidate.arm + (" *" if is_on_front else ""),
+                f"{result.candidate.setting} ({result.tried})",
+                str(result.candidate.nfe),
+                *(_figure(result.figures[name]) for name in names),
                 "" if difference is None else _figure(difference, signed=True),
-                "" if one.wins is None else _figure(one.wins),
-                f"{np.mean(one.samples.seconds):.3f}",
+                "" if result.wins is None else _figure(result.wins),
+                f"{np.mean(result.samples.seconds):.3f}",
             ]
         )
     return rows
@@ -109,6 +110,7 @@ def _figure(figure: Figure, signed: bool = False) -> str:
     if not np.isfinite(figure.value):
         return "none"
     size = max(abs(figure.value), abs(figure.high - figure.low))
+    # About three digits that count, of whatever is larger: the figure or its interval.
     digits = 1 if size >= 20 else 2 if size >= 2 else 3
     numbers = [round(number, digits) + 0.0 for number in figure.numbers]  # no negative zero
     value, low, high = (f"{number:{'+' if signed else ''}.{digits}f}" for number in numbers)
@@ -129,12 +131,14 @@ def _notes(outcome: Outcome, missing: Mapping[str, str], select: Metric, plan: P
         f"*: on the Pareto front of {select.name.replace('_', ' ')} "
         f"({'higher' if select.higher_is_better else 'lower'} is better) over NFE, of all budgets.",
     ]
-    for one in outcome.results:
-        if one.failed:
-            count = int((~one.samples.there).sum())
-            named = f"{one.candidate.arm} at {one.candidate.budget} NFE"
-            notes.append(f"{named}: {count} of {len(one.samples.error)} samples failed: {'; '.join(one.failed)}")
-    notes += [f"The metric {name} is left out: {why}" for name, why in missing.items()]
+    for result in outcome.results:
+        if result.failed:
+            count = int((~result.samples.there).sum())
+            arm_and_budget = f"{result.candidate.arm} at {result.candidate.budget} NFE"
+            notes.append(
+                f"{arm_and_budget}: {count} of {len(result.samples.error)} samples failed: {'; '.join(result.failed)}"
+            )
+    notes += [f"The metric {name} is left out: {reason}" for name, reason in missing.items()]
     if outcome.too_dear:
         notes.append(f"No number of steps fits: {', '.join(outcome.too_dear)}.")
     return notes
@@ -148,28 +152,38 @@ def _front_csv(outcome: Outcome, metrics: Sequence[Metric], select: Metric, on_f
     rows.writerow(
         ["split", "arm", "setting", "budget", "steps", "nfe", "seconds", "samples", "failed", "on_front", *ends]
     )
-    for one, first in zip(outcome.results, on_front, strict=True):
-        numbers = [f"{n:.6g}" for metric in metrics for n in one.figures[metric.name].numbers]
-        there, seconds = one.samples.there, f"{np.mean(one.samples.seconds):.4f}"
-        rows.writerow(["report", *_named(one.candidate), seconds, there.sum(), (~there).sum(), int(first), *numbers])
-    for worth in outcome.tuned:
-        values = [f"{worth.value:.6g}" if end == select.name else "" for end in ends]
-        rows.writerow(["tuning", *_named(worth.candidate), "", "", "", "", *values])
+    for result, is_on_front in zip(outcome.results, on_front, strict=True):
+        numbers = [f"{number:.6g}" for metric in metrics for number in result.figures[metric.name].numbers]
+        succeeded, seconds = result.samples.there, f"{np.mean(result.samples.seconds):.4f}"
+        rows.writerow(
+            [
+                "report",
+                *_candidate_columns(result.candidate),
+                seconds,
+                succeeded.sum(),
+                (~succeeded).sum(),
+                int(is_on_front),
+                *numbers,
+            ]
+        )
+    for tuned in outcome.tuned:
+        values = [f"{tuned.value:.6g}" if end == select.name else "" for end in ends]
+        rows.writerow(["tuning", *_candidate_columns(tuned.candidate), "", "", "", "", *values])
     return text.getvalue()
 
 
-def _named(candidate: Candidate) -> list[Any]:
+def _candidate_columns(candidate: Candidate) -> list[Any]:
     return [candidate.arm, candidate.setting, candidate.budget, candidate.config.steps, candidate.nfe]
 
 
-def _first(plan: Plan) -> list[tuple[int, str]]:
+def _shown_prompts(plan: Plan) -> list[tuple[int, str]]:
     return list(enumerate(plan.report.prompts[: plan.shown]))
 
 
-def _shown(results: Sequence[Result], budget: int, place: int, clip_file: ClipFile) -> list[tuple[str, str]]:
+def _shown_clips(results: Sequence[Result], budget: int, place: int, clip_file: ClipFile) -> list[tuple[str, str]]:
     """Return the clips of a prompt at one budget, by arm, as data URIs."""
-    own = [one for one in results if one.candidate.budget == budget]
-    files = [(one.candidate.arm, clip_file(one.candidate, place)) for one in own]
+    results_at_budget = [result for result in results if result.candidate.budget == budget]
+    files = [(result.candidate.arm, clip_file(result.candidate, place)) for result in results_at_budget]
     return [(arm, _embedded(file)) for arm, file in files if file.exists()]
 
 

@@ -24,6 +24,7 @@ from w2sd_video.settings.schema import RenderConfig
 SEEDS = 10**4
 """Seed s of prompt k is sampled from the noise of ``SEEDS * s + k``."""
 _NO_SETTINGS = {"prompts": None, "seed": None, "output": None, "compare": None, "fps": None}
+"""What a configuration says beside how a sample is made: left out of a sample's key, so that it is found again."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ class Split:
 
     def batches(self, size: int) -> Iterator[list[tuple[int, int]]]:
         """Return what is sampled together: the place of a prompt in the split, and the seed of its noise."""
-        wanted = [(k, SEEDS * s + self.first + k) for s in range(self.seeds) for k in range(len(self.prompts))]
-        return (wanted[start : start + size] for start in range(0, len(wanted), size))
+        places_and_seeds = [
+            (k, SEEDS * s + self.first + k) for s in range(self.seeds) for k in range(len(self.prompts))
+        ]
+        return (places_and_seeds[start : start + size] for start in range(0, len(places_and_seeds), size))
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,13 @@ class Laboratory:
     def measure(self, candidate: Candidate, split: Split, on_batch: Callable[[int], object]) -> Samples:
         """Return what is measured of a setting on a split; `on_batch` is told how many samples were done."""
         parts = []
-        for number, wanted in enumerate(split.batches(self._batch)):
+        for number, places_and_seeds in enumerate(split.batches(self._batch)):
             file = self._folder / "samples" / f"{key_of(candidate.config)}-{split.name}-{number:04d}.npz"
             if not file.exists():
-                _write(file, self._measure_batch(candidate, split, wanted))
+                _write(file, self._measure_batch(candidate, split, places_and_seeds))
             parts.append(_read(file))
             self._append(candidate, split, parts[-1])
-            on_batch(len(wanted))
+            on_batch(len(places_and_seeds))
         return _joined(parts)
 
     def clip_file(self, candidate: Candidate, place: int) -> Path:
@@ -123,19 +126,23 @@ class Laboratory:
         ending = "png" if candidate.config.frames == 1 else "mp4"
         return self._folder / "clips" / f"{key_of(candidate.config)}-{place}.{ending}"
 
-    def _measure_batch(self, candidate: Candidate, split: Split, wanted: list[tuple[int, int]]) -> Samples:
+    def _measure_batch(self, candidate: Candidate, split: Split, places_and_seeds: list[tuple[int, int]]) -> Samples:
         """Sample a batch; if it fails sample by sample, and record those that fail alone."""
         started = time.perf_counter()
         try:
-            prompts = [split.prompts[place] for place, _ in wanted]
-            clips, _ = sample_clips(self._pipe(), candidate.config, prompts, [seed for _, seed in wanted], self._inputs)
+            prompts = [split.prompts[place] for place, _ in places_and_seeds]
+            clips, _ = sample_clips(
+                self._pipe(), candidate.config, prompts, [seed for _, seed in places_and_seeds], self._inputs
+            )
         except Exception as error:  # whatever a foreign pipeline raises is written down with its sample
-            if len(wanted) > 1:
-                return _joined([self._measure_batch(candidate, split, [one]) for one in wanted])
-            return _failed(wanted[0], first_line(error), time.perf_counter() - started)
-        seconds = (time.perf_counter() - started) / len(wanted)
-        for (place, seed), clip in zip(wanted, clips, strict=True):
-            if split.name == "report" and place < self._shown and seed < SEEDS:
+            if len(places_and_seeds) > 1:
+                return _joined(
+                    [self._measure_batch(candidate, split, [place_and_seed]) for place_and_seed in places_and_seeds]
+                )
+            return _failed(places_and_seeds[0], first_line(error), time.perf_counter() - started)
+        seconds = (time.perf_counter() - started) / len(places_and_seeds)
+        for (place, seed), clip in zip(places_and_seeds, clips, strict=True):
+            if split.name == "report" and place < self._shown and seed < SEEDS:  # of the first seed of each prompt
                 write_clips(self.clip_file(candidate, place), {"": clip}, candidate.config.fps)
         scores, features = {}, {}
         for metric in self._metrics:
@@ -143,17 +150,33 @@ class Laboratory:
                 scores[metric.name] = metric.of(clips, prompts)
             else:
                 features[metric.name] = metric.features(clips)
-        place_of, seed_of = np.array(wanted).T
-        return Samples(place_of, seed_of, np.full(len(wanted), seconds), np.full(len(wanted), ""), scores, features)
+        place_of, seed_of = np.array(places_and_seeds).T
+        return Samples(
+            place_of,
+            seed_of,
+            np.full(len(places_and_seeds), seconds),
+            np.full(len(places_and_seeds), ""),
+            scores,
+            features,
+        )
 
     def _append(self, candidate: Candidate, split: Split, samples: Samples) -> None:
-        same = [candidate.arm, candidate.setting, candidate.budget, candidate.config.steps, candidate.nfe, split.name]
+        columns_of_setting = [
+            candidate.arm,
+            candidate.setting,
+            candidate.budget,
+            candidate.config.steps,
+            candidate.nfe,
+            split.name,
+        ]
         with self._table.open("a", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             for i, place in enumerate(samples.prompt):
                 measured = [f"{samples.scores[name][i]:.6g}" if name in samples.scores else "" for name in self._scores]
                 seconds = f"{samples.seconds[i]:.4f}"
-                rows.writerow([*same, split.prompts[place], samples.seed[i], seconds, samples.error[i], *measured])
+                rows.writerow(
+                    [*columns_of_setting, split.prompts[place], samples.seed[i], seconds, samples.error[i], *measured]
+                )
 
 
 def key_of(config: RenderConfig) -> str:
@@ -162,8 +185,8 @@ def key_of(config: RenderConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _failed(wanted: tuple[int, int], error: str, seconds: float) -> Samples:
-    place, seed = wanted
+def _failed(place_and_seed: tuple[int, int], error: str, seconds: float) -> Samples:
+    place, seed = place_and_seed
     return Samples(np.array([place]), np.array([seed]), np.array([seconds]), np.array([error]), {}, {})
 
 
@@ -191,17 +214,19 @@ def _stacked(parts: Sequence[dict[str, np.ndarray]], counts: Sequence[int]) -> d
 
 
 def _write(file: Path, samples: Samples) -> None:
-    beside = file.with_name(f".{file.stem}.part.npz")
-    whole = {name: getattr(samples, name) for name in ("prompt", "seed", "seconds", "error")}
-    whole |= {f"score {name}": values for name, values in samples.scores.items()}
-    whole |= {f"features {name}": values.astype(np.float32) for name, values in samples.features.items()}
-    np.savez(beside, **whole)
-    os.replace(beside, file)
+    unfinished = file.with_name(f".{file.stem}.part.npz")
+    arrays = {name: getattr(samples, name) for name in ("prompt", "seed", "seconds", "error")}
+    arrays |= {f"score {name}": values for name, values in samples.scores.items()}
+    arrays |= {f"features {name}": values.astype(np.float32) for name, values in samples.features.items()}
+    np.savez(unfinished, **arrays)
+    os.replace(unfinished, file)
 
 
 def _read(file: Path) -> Samples:
-    with np.load(file) as kept:
-        whole = {name: kept[name] for name in kept.files}
-    scores = {name.removeprefix("score "): whole.pop(name) for name in list(whole) if name.startswith("score ")}
-    features = {name.removeprefix("features "): whole.pop(name) for name in list(whole) if name.startswith("features ")}
-    return Samples(**whole, scores=scores, features=features)
+    with np.load(file) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    scores = {name.removeprefix("score "): arrays.pop(name) for name in list(arrays) if name.startswith("score ")}
+    features = {
+        name.removeprefix("features "): arrays.pop(name) for name in list(arrays) if name.startswith("features ")
+    }
+    return Samples(**arrays, scores=scores, features=features)

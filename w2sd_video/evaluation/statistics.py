@@ -77,24 +77,24 @@ def measured(metric: Metric, samples: Samples, real: Real | None, prompts: int) 
         real: clips that a distance compares with.
         prompts: how many there are.
     """
-    there = samples.there
+    succeeded = samples.there
     if metric.name not in (samples.scores if isinstance(metric, Score) else samples.features):
         return figure(np.nan, np.full(RESAMPLES, np.nan))
     if isinstance(metric, Score):
-        return mean(samples.scores[metric.name][there], samples.prompt[there], prompts)
-    return _distance(metric, samples.features[metric.name][there], samples.prompt[there], real, prompts)
+        return mean(samples.scores[metric.name][succeeded], samples.prompt[succeeded], prompts)
+    return _distance(metric, samples.features[metric.name][succeeded], samples.prompt[succeeded], real, prompts)
 
 
 def mean(values: np.ndarray, prompt: np.ndarray, prompts: int) -> Figure:
     """Return a mean over samples, (n,), whose prompts are numbered from 0 to `prompts`."""
-    known = np.isfinite(values)
-    if not known.any():
+    is_known = np.isfinite(values)
+    if not is_known.any():
         return figure(np.nan, np.full(RESAMPLES, np.nan))
-    sums = np.bincount(prompt[known], values[known], prompts)
-    counts = np.bincount(prompt[known], minlength=prompts)
-    drawn = resampled(prompts)
+    sums = np.bincount(prompt[is_known], values[is_known], prompts)
+    counts = np.bincount(prompt[is_known], minlength=prompts)
+    counts_by_resample = resampled(prompts)
     with np.errstate(invalid="ignore"):
-        return figure(float(sums.sum() / counts.sum()), drawn @ sums / (drawn @ counts))
+        return figure(float(sums.sum() / counts.sum()), counts_by_resample @ sums / (counts_by_resample @ counts))
 
 
 def win_rate(metric: Score, ours: Samples, theirs: Samples, prompts: int) -> Figure:

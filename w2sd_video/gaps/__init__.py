@@ -27,6 +27,7 @@ _SWAPS: dict[str, Callable[[nn.Module, Any], list[Swap]]] = {
     "skip_layers": skipped_layers,
     "perturbed_layers": perturbed_layers,
 }
+"""The fields that change a denoiser from within; the others change what it is called with, or which one is called."""
 
 
 def swaps_of(denoiser: nn.Module, branch: Branch) -> list[Swap]:

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from w2sd_video.gaps.swaps import Swap
 
 _TOKEN_CHOICE = ("top_k", "num_activated_experts")
-"""How routers, and the layers around them, call the number of experts a token."""
+"""How routers, and the layers around them, call the number of experts a token: diffusers has no common name."""
 _EXPERT_CHOICE = "capacity_factor"
 """How routers whose experts choose their tokens call the mean number of experts a token."""
 
@@ -53,16 +53,17 @@ def _is_router(module: nn.Module) -> bool:
 
 
 def _number_of_experts(router: nn.Module) -> int:
+    # What routers call the number; those that do not keep it have a row of weights for each expert.
     names = ("n_routed_experts", "num_routed_experts", "num_experts", "n_experts")
-    found: list[int] = [getattr(router, name) for name in names if isinstance(getattr(router, name, None), int)]
-    return found[0] if found else len(router.weight)  # type: ignore[arg-type]
+    counts: list[int] = [getattr(router, name) for name in names if isinstance(getattr(router, name, None), int)]
+    return counts[0] if counts else len(router.weight)  # type: ignore[arg-type]
 
 
 def _counts(module: nn.Module, experts: int) -> dict[str, Any]:
     """Return the attributes in which a module keeps the number of experts a token, at another number."""
-    own = module.__dict__
-    counts: dict[str, Any] = {name: experts for name in _TOKEN_CHOICE if isinstance(own.get(name), int)}
-    return counts | ({_EXPERT_CHOICE: float(experts)} if _EXPERT_CHOICE in own else {})
+    attributes = module.__dict__
+    counts: dict[str, Any] = {name: experts for name in _TOKEN_CHOICE if isinstance(attributes.get(name), int)}
+    return counts | ({_EXPERT_CHOICE: float(experts)} if _EXPERT_CHOICE in attributes else {})
 
 
 class _LowestScores(TorchFunctionMode):

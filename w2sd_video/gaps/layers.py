@@ -21,6 +21,7 @@ from w2sd_video.gaps.swaps import Swap
 
 Layers = Sequence[int | str]
 _UNET_STAGES = ("down_blocks", "mid_block", "up_blocks")
+"""Parts of a UNet in order of execution, which is not the order in which it registers them."""
 
 
 def skipped_layers(denoiser: nn.Module, layers: Layers) -> list[Swap]:
@@ -55,8 +56,11 @@ def blocks_of(denoiser: nn.Module) -> dict[str, nn.Module]:
     Of a UNet these are the blocks of its spatial transformers and of its motion layers.
     """
     if any(hasattr(denoiser, stage) for stage in _UNET_STAGES):
-        found = {name: module for name, module in denoiser.named_modules() if isinstance(module, BasicTransformerBlock)}
-        return dict(sorted(found.items(), key=lambda item: _place_in_unet(item[0])))
+        blocks_of_unet = {
+            name: module for name, module in denoiser.named_modules() if isinstance(module, BasicTransformerBlock)
+        }
+        return dict(sorted(blocks_of_unet.items(), key=lambda item: _place_in_unet(item[0])))
+    # diffusers' transformers name the lists of their main blocks so; refiners, adapters and norms lie in other ones.
     lists = {name: child for name, child in denoiser.named_children() if isinstance(child, nn.ModuleList)}
     blocks = {
         f"{name}.{i}": block
@@ -82,15 +86,15 @@ def _named(field: str, denoiser: nn.Module, layers: Layers) -> list[nn.Module]:
     chosen: dict[str, nn.Module] = {}
     for layer in layers:
         if isinstance(layer, int):
-            found = [names[layer]] if -count <= layer < count else []
+            named = [names[layer]] if -count <= layer < count else []
         else:
-            found = [name for name in names if name == layer or name.startswith(f"{layer}.")]
-        if not found:
+            named = [name for name in names if name == layer or name.startswith(f"{layer}.")]
+        if not named:
             raise ValueError(
                 f"{field} {layer!r}: this {type(denoiser).__name__} has {count} blocks, 0 to {count - 1} from first to "
                 f"last or -1 to {-count} from the last, named {', '.join(names[:2])} … {', '.join(names[-1:])}"
             )
-        chosen |= {name: blocks[name] for name in found}
+        chosen |= {name: blocks[name] for name in named}
     return list(chosen.values())
 
 
@@ -101,7 +105,7 @@ def _handing_on(block: nn.Module) -> Callable[..., Any]:
     """
     forward = block.forward
     parameters = inspect.signature(type(block).forward.__get__(block))
-    first = next(iter(parameters.parameters))
+    first_argument = next(iter(parameters.parameters))
     returned: list[str] | None = _registered_order(block)
 
     def hand_on(*args: Any, **kwargs: Any) -> Any:
@@ -112,9 +116,9 @@ def _handing_on(block: nn.Module) -> Callable[..., Any]:
                     f"skip_layers: {type(block).__name__} returns several tensors, and diffusers does not say which is "
                     "which, so it cannot be left out; name other blocks"
                 )
-            returned = [first]
-        given = parameters.bind(*args, **kwargs).arguments
-        values = [given.get(name) for name in returned]
+            returned = [first_argument]
+        arguments = parameters.bind(*args, **kwargs).arguments
+        values = [arguments.get(name) for name in returned]
         return values[0] if len(values) == 1 else tuple(values)
 
     return hand_on
@@ -123,22 +127,24 @@ def _handing_on(block: nn.Module) -> Callable[..., Any]:
 def _registered_order(block: nn.Module) -> list[str] | None:
     """Return the arguments that a block returns anew, in order; None where diffusers does not know."""
     try:
-        known = TransformerBlockRegistry.get(type(block))
+        registered = TransformerBlockRegistry.get(type(block))
     except ValueError:
         return None
     names = [  # earlier versions of diffusers name no arguments, and register no block with others
-        getattr(known, f"{kind}_argument_name", kind) for kind in ("hidden_states", "encoder_hidden_states")
+        getattr(registered, f"{kind}_argument_name", kind) for kind in ("hidden_states", "encoder_hidden_states")
     ]
-    order = {known.return_hidden_states_index: names[0]}
-    if known.return_encoder_hidden_states_index is not None:
-        order[known.return_encoder_hidden_states_index] = names[1]
+    order = {registered.return_hidden_states_index: names[0]}
+    if registered.return_encoder_hidden_states_index is not None:
+        order[registered.return_encoder_hidden_states_index] = names[1]
     return [order[index] for index in sorted(order)]
 
 
 def _is_self_attention(name: str, module: nn.Module) -> bool:
     if not isinstance(module, _ATTENTION_CLASSES):
         return False
-    is_cross = getattr(module, "is_cross_attention", None)
+    is_cross = getattr(
+        module, "is_cross_attention", None
+    )  # where a class does not tell, attn2 is diffusers' name for it
     return not (name.endswith("attn2") if is_cross is None else is_cross)
 
 
@@ -149,8 +155,8 @@ class _IdentityMap(AttentionScoreSkipFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention:
-            given = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-            self.seen = self.seen or given["query"].shape[2] == given["value"].shape[2]
+            arguments = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            self.seen = self.seen or arguments["query"].shape[2] == arguments["value"].shape[2]
         return super().__torch_function__(func, types, args, kwargs)
 
 

@@ -66,14 +66,14 @@ def _state(layer: Any, scales: Mapping[str, float]) -> dict[str, Any]:
     if layer.merged:
         raise ValueError("a LoRA is fused into the weights; call pipe.unfuse_lora() before reflecting")
     named = {name: scale for name, scale in scales.items() if name in layer.scaling}
-    before = layer.scaling
-    layer.scaling = dict(before)
+    scaling_before = layer.scaling
+    layer.scaling = dict(scaling_before)
     try:
         for name, scale in named.items():
             layer.set_scale(name, scale)
         scaling = layer.scaling
     finally:
-        layer.scaling = before
+        layer.scaling = scaling_before
     active = [] if layer.disable_adapters else list(layer.active_adapters)
     return {
         "scaling": scaling,

@@ -10,6 +10,7 @@ Swap = tuple[Any, dict[str, Any]]
 """An object, and what some of its attributes are to be."""
 
 _ABSENT = object()
+"""Stands for an attribute that was not there, which None could not."""
 
 
 @contextmanager
@@ -21,20 +22,20 @@ def swapped(swaps: Sequence[Swap]) -> Iterator[None]:
     """
     undo: list[tuple[dict[str, Any], str, Any, Any]] = []
     for target, attributes in swaps:
-        own = target.__dict__
+        target_attributes = target.__dict__
         for name, value in attributes.items():
-            undo.append((own, name, own.get(name, _ABSENT), value))
-            own[name] = value
+            undo.append((target_attributes, name, target_attributes.get(name, _ABSENT), value))
+            target_attributes[name] = value
     try:
         yield
     finally:
-        for own, name, before, ours in reversed(undo):
-            if own.get(name) is not ours:
+        for target_attributes, name, value_before, set_value in reversed(undo):
+            if target_attributes.get(name) is not set_value:
                 continue
-            if before is _ABSENT:
-                del own[name]
+            if value_before is _ABSENT:
+                del target_attributes[name]
             else:
-                own[name] = before
+                target_attributes[name] = value_before
 
 
 def scale_like(before: Any, scale: float) -> Any:

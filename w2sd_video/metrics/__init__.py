@@ -101,11 +101,11 @@ def load_metric(name: str, **options: Any) -> Metric:
     """
     check_name(name)
     load = getattr(import_module(f"w2sd_video.metrics.{METRICS[name]}"), name)
-    known = inspect.signature(load).parameters
+    parameters = inspect.signature(load).parameters
     device = options.pop("device", None)
-    if unknown := sorted(options.keys() - known.keys()):
-        raise ValueError(f"metric {name!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    if device is not None and "device" in known:
+    if unknown := sorted(options.keys() - parameters.keys()):
+        raise ValueError(f"metric {name!r} has no option {unknown[0]!r}; it has {', '.join(parameters) or 'none'}")
+    if device is not None and "device" in parameters:
         from w2sd_video.backends.loading import check_device
 
         options["device"] = str(check_device(device))

@@ -63,16 +63,18 @@ def aesthetics(source: str = AESTHETICS, device: str = "cpu") -> Score:
     """
     with loading("aesthetics", source):
         head = linear_layers(read_checkpoint(file_of(source, AESTHETICS_FILE)), "layers.").to(device)
-    where = beside(source, "config.json", CLIP)
-    with loading("aesthetics", where):
-        model = _clip_model(where, device)
+    clip_source = beside(source, "config.json", CLIP)
+    with loading("aesthetics", clip_source):
+        model = _clip_model(clip_source, device)
         if model.config.projection_dim != head[0].in_features:
             sizes = f"{head[0].in_features} numbers, and this CLIP gives {model.config.projection_dim}"
             raise ValueError(f"the predictor wants embeddings of {sizes}")
 
     def judge(frames: np.ndarray, _: str) -> torch.Tensor:
-        seen = model.vision_model(pixel_values=pixels(frames, model.config.vision_config.image_size).to(device))
-        embedding = model.visual_projection(seen.pooler_output)
+        vision_output = model.vision_model(
+            pixel_values=pixels(frames, model.config.vision_config.image_size).to(device)
+        )
+        embedding = model.visual_projection(vision_output.pooler_output)
         return head(embedding / embedding.norm(dim=-1, keepdim=True))[:, 0]
 
     return score_of_frames("aesthetics", judge)
@@ -110,7 +112,7 @@ def _of_prompt(name: str, source: str, device: str) -> Score:
 def _clip_model(source: str, device: str) -> Any:
     from transformers import CLIPModel
 
-    model, told = CLIPModel.from_pretrained(source, output_loading_info=True)
-    if told["missing_keys"]:
-        raise ValueError(f"it is no CLIP model: {len(told['missing_keys'])} weights are missing")
+    model, loading_info = CLIPModel.from_pretrained(source, output_loading_info=True)
+    if loading_info["missing_keys"]:
+        raise ValueError(f"it is no CLIP model: {len(loading_info['missing_keys'])} weights are missing")
     return model.float().eval().requires_grad_(False).to(device)

@@ -33,12 +33,14 @@ _NAMES = {
     "text_projection": "text_projection.weight",
     "logit_scale": "logit_scale",
 }
+"""How names of weights begin, in open_clip and in transformers' CLIPModel; what begins otherwise is left out."""
 _NAMES_IN_BLOCK = {
     ".ln_": ".layer_norm",
     ".attn.out_proj.": ".self_attn.out_proj.",
     ".c_fc.": ".fc1.",
     ".c_proj.": ".fc2.",
 }
+"""Parts of the rest of a name, in the same two."""
 
 
 def hpsv2(source: str = HPSV2, device: str = "cpu") -> Score:
@@ -102,16 +104,16 @@ def clip_of(weights: Weights) -> Any:
 def to_transformers(weights: Weights) -> Weights:
     """Rename open_clip's weights: queries, keys and values apart, projections transposed."""
     renamed: Weights = {}
-    for old, value in weights.items():
-        start = next((known for known in _NAMES if old.startswith(known)), None)
+    for published, value in weights.items():
+        start = next((prefix for prefix in _NAMES if published.startswith(prefix)), None)
         if start is None:
             continue
-        name = _NAMES[start] + old.removeprefix(start)
-        for inside, known in _NAMES_IN_BLOCK.items():
-            name = name.replace(inside, known)
+        name = _NAMES[start] + published.removeprefix(start)
+        for inner, renamed_inner in _NAMES_IN_BLOCK.items():
+            name = name.replace(inner, renamed_inner)
         if ".attn.in_proj_" in name:
             for part, rows in zip("qkv", rearrange(value, "(qkv width) ... -> qkv width ...", qkv=3), strict=True):
                 renamed[name.replace(".attn.in_proj_", f".self_attn.{part}_proj.")] = rows
         else:
-            renamed[name] = value.T if old in ("visual.proj", "text_projection") else value
+            renamed[name] = value.T if published in ("visual.proj", "text_projection") else value
     return renamed

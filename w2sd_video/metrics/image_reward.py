@@ -29,6 +29,7 @@ TOKENIZER = "google-bert/bert-base-uncased"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the rewards before they are standardised, as published in the authors' code."""
 MAX_TOKENS = 35
+"""To which the authors' code cuts a prompt."""
 HEAD = 64
 """Channels of an attention head, of pictures and of text; all other sizes are those of the weights."""
 
@@ -39,7 +40,9 @@ _NAMES = {
     "blocks.": "encoder.layers.",
     "norm.": "post_layernorm.",
 }
+"""How names of the picture's weights begin, in the checkpoint and in transformers' BlipVisionModel."""
 _NAMES_IN_BLOCK = {".attn.qkv.": ".self_attn.qkv.", ".attn.proj.": ".self_attn.projection.", ".norm": ".layer_norm"}
+"""Parts of the rest of a name in a block, in the same two."""
 
 
 def image_reward(source: str = IMAGE_REWARD, device: str = "cpu") -> Score:
@@ -61,17 +64,17 @@ def image_reward(source: str = IMAGE_REWARD, device: str = "cpu") -> Score:
         tokenizer = BertTokenizer.from_pretrained(beside(source, "tokenizer_config.json", TOKENIZER))
 
     def judge(frames: np.ndarray, prompt: str) -> torch.Tensor:
-        seen = vision(pixel_values=pixels(frames, vision.config.image_size).to(device)).last_hidden_state
+        picture_features = vision(pixel_values=pixels(frames, vision.config.image_size).to(device)).last_hidden_state
         tokens = tokenizer([prompt] * len(frames), truncation=True, max_length=MAX_TOKENS, return_tensors="pt").to(
             device
         )
-        read = text(
+        text_output = text(
             input_ids=tokens["input_ids"],
             attention_mask=tokens["attention_mask"],
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:-1], device=device),
+            encoder_hidden_states=picture_features,
+            encoder_attention_mask=torch.ones(picture_features.shape[:-1], device=device),
         )
-        return (head(read.last_hidden_state[:, 0])[:, 0] - MEAN) / STD
+        return (head(text_output.last_hidden_state[:, 0])[:, 0] - MEAN) / STD
 
     return score_of_frames("image_reward", judge)
 
@@ -84,18 +87,18 @@ def vision_of(weights: Weights) -> Any:
     """
     from transformers import BlipVisionConfig, BlipVisionModel
 
-    own = _under(weights, "blip.visual_encoder.")
-    width, _, patch, _ = own["patch_embed.proj.weight"].shape
+    vision_weights = _under(weights, "blip.visual_encoder.")
+    width, _, patch, _ = vision_weights["patch_embed.proj.weight"].shape
     config = BlipVisionConfig(
         hidden_size=width,
-        intermediate_size=own["blocks.0.mlp.fc1.bias"].shape[0],
-        num_hidden_layers=count_of(own, "blocks."),
+        intermediate_size=vision_weights["blocks.0.mlp.fc1.bias"].shape[0],
+        num_hidden_layers=count_of(vision_weights, "blocks."),
         num_attention_heads=heads_of(width, HEAD),
-        image_size=math.isqrt(own["pos_embed"].shape[1] - 1) * patch,
+        image_size=math.isqrt(vision_weights["pos_embed"].shape[1] - 1) * patch,
         patch_size=patch,
         layer_norm_eps=1e-6,
     )
-    return fill(BlipVisionModel(config), _to_transformers(own))
+    return fill(BlipVisionModel(config), _to_transformers(vision_weights))
 
 
 def text_of(weights: Weights) -> Any:
@@ -107,18 +110,18 @@ def text_of(weights: Weights) -> Any:
     from transformers import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-    own = _under(weights, "blip.text_encoder.")
-    words, width = own["embeddings.word_embeddings.weight"].shape
+    text_weights = _under(weights, "blip.text_encoder.")
+    words, width = text_weights["embeddings.word_embeddings.weight"].shape
     config = BlipTextConfig(
         vocab_size=words,
         hidden_size=width,
-        encoder_hidden_size=own["encoder.layer.0.crossattention.self.key.weight"].shape[1],
-        intermediate_size=own["encoder.layer.0.intermediate.dense.bias"].shape[0],
-        num_hidden_layers=count_of(own, "encoder.layer."),
+        encoder_hidden_size=text_weights["encoder.layer.0.crossattention.self.key.weight"].shape[1],
+        intermediate_size=text_weights["encoder.layer.0.intermediate.dense.bias"].shape[0],
+        num_hidden_layers=count_of(text_weights, "encoder.layer."),
         num_attention_heads=heads_of(width, HEAD),
-        max_position_embeddings=own["embeddings.position_embeddings.weight"].shape[0],
+        max_position_embeddings=text_weights["embeddings.position_embeddings.weight"].shape[0],
     )
-    return fill(BlipTextModel(config, add_pooling_layer=False), own)
+    return fill(BlipTextModel(config, add_pooling_layer=False), text_weights)
 
 
 def _under(weights: Weights, prefix: str) -> Weights:
@@ -127,10 +130,10 @@ def _under(weights: Weights, prefix: str) -> Weights:
 
 def _to_transformers(weights: Weights) -> Weights:
     renamed: Weights = {}
-    for old, value in weights.items():
-        start = next((known for known in _NAMES if old.startswith(known)), "")
-        name = _NAMES.get(start, "") + old.removeprefix(start)
-        for inside, known in _NAMES_IN_BLOCK.items():
-            name = name.replace(inside, known) if start == "blocks." else name
+    for published, value in weights.items():
+        start = next((prefix for prefix in _NAMES if published.startswith(prefix)), "")
+        name = _NAMES.get(start, "") + published.removeprefix(start)
+        for inner, renamed_inner in _NAMES_IN_BLOCK.items():
+            name = name.replace(inner, renamed_inner) if start == "blocks." else name
         renamed[name] = value
     return renamed

@@ -21,6 +21,7 @@ INCEPTION = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/
 """The graph that FID was defined on, as a TorchScript that needs no package beside torch."""
 
 FEATURES, CLASSES = 2048, 1008
+"""Numbers a picture that this graph gives; with another network a figure would not be FID."""
 
 
 def fid(source: str = INCEPTION, device: str = "cpu") -> Distance:
@@ -58,11 +59,11 @@ def inception_score(source: str = INCEPTION, device: str = "cpu") -> Distance:
     """
 
     def between(features: np.ndarray, _: np.ndarray | None) -> float:
-        chances = _rows(features, CLASSES)
-        log = np.log(np.maximum(chances, np.finfo(float).tiny))
-        mean = chances.mean(0)
+        probabilities = _rows(features, CLASSES)
+        log = np.log(np.maximum(probabilities, np.finfo(float).tiny))
+        mean = probabilities.mean(0)
         surprise = log - np.log(np.maximum(mean, np.finfo(float).tiny))
-        return float(np.exp((chances * surprise).sum(1).mean()))
+        return float(np.exp((probabilities * surprise).sum(1).mean()))
 
     of = _features_of_clips("inception_score", source, device, CLASSES, no_output_bias=True)
     return Distance("inception_score", True, of, between, needs_real=False)
@@ -74,20 +75,20 @@ def _rows(features: np.ndarray, width: int) -> np.ndarray:
 
 
 def _features_of_clips(
-    name: str, source: str, device: str, width: int, **asked: bool
+    name: str, source: str, device: str, width: int, **flags: bool
 ) -> Callable[[np.ndarray], np.ndarray]:
     with loading(name, source):
         network = _network(source, device)
-        found = network(torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device), **asked).shape
-        if tuple(found) != (1, width):
-            raise ValueError(f"it gives {tuple(found)} for a picture, and Inception gives {(1, width)}")
+        shape = network(torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device), **flags).shape
+        if tuple(shape) != (1, width):
+            raise ValueError(f"it gives {tuple(shape)} for a picture, and Inception gives {(1, width)}")
 
     @torch.no_grad()
     def features(clips: np.ndarray) -> np.ndarray:
         rows = []
         for clip in clips:
             frames = rearrange(chosen(clip), "frames height width rgb -> frames rgb height width")
-            output = network(torch.from_numpy(np.ascontiguousarray(frames)).to(device), **asked)
+            output = network(torch.from_numpy(np.ascontiguousarray(frames)).to(device), **flags)
             rows.append(rearrange(output.float().cpu().numpy(), "frames width -> (frames width)"))
         return np.stack(rows)
 

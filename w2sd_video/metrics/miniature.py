@@ -29,8 +29,10 @@ def likelihood() -> Score:
 
     def of(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         labels = torch.tensor([judges.labels_of(world.parse(prompt)) for prompt in prompts])
-        every = judges.logits(clips).values()
-        chosen = [part.double().log_softmax(1).gather(1, labels[:, i : i + 1]) for i, part in enumerate(every)]
+        logits = judges.logits(clips).values()
+        chosen = [
+            head_logits.double().log_softmax(1).gather(1, labels[:, i : i + 1]) for i, head_logits in enumerate(logits)
+        ]
         return torch.cat(chosen, 1).sum(1).numpy()
 
     return Score("likelihood", True, of)

@@ -85,6 +85,7 @@ def _score_of_motion(name: str, frames: int, of: Callable[[np.ndarray], float]) 
 
 
 def _grey(clip: np.ndarray) -> np.ndarray:
+    """Return the luma of BT.601, which OpenCV's own conversion has too."""
     return (clip @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
 
 

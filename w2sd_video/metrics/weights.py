@@ -17,6 +17,7 @@ from w2sd_video.metrics import MetricUnavailableError
 Weights = dict[str, torch.Tensor]
 
 _FAILURES = (LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
+"""What torch, safetensors, transformers and the hub raise of files that are missing, damaged or of something else."""
 
 
 @contextmanager
@@ -37,9 +38,9 @@ def loading(name: str, source: str = "") -> Iterator[None]:
         raise MetricUnavailableError(f'{missing}: pip install "w2sd-video[metrics]"') from error
     except _FAILURES as error:
         reason = f"it holds no {error}" if isinstance(error, KeyError) else str(error)
-        told = textwrap.shorten(reason, 160, placeholder=" ...").rstrip(".")
+        short_reason = textwrap.shorten(reason, 160, placeholder=" ...").rstrip(".")
         raise MetricUnavailableError(
-            f"{name} cannot be loaded from {source!r}: {told}; give a folder with its files as source"
+            f"{name} cannot be loaded from {source!r}: {short_reason}; give a folder with its files as source"
         ) from error
 
 
@@ -93,15 +94,15 @@ def fill(module: nn.Module, weights: Weights) -> nn.Module:
 
 def linear_layers(weights: Weights, prefix: str) -> nn.Sequential:
     """Return the linear layers `{prefix}{number}`, in order of their numbers, with nothing between them."""
-    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    numbers = sorted({int(name.split(".")[0]) for name in own})
+    layer_weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    numbers = sorted({int(name.split(".")[0]) for name in layer_weights})
     if not numbers:
         raise KeyError(prefix)
     layers = []
     for number in numbers:
-        inside, outside = own[f"{number}.weight"].shape[::-1]
+        inside, outside = layer_weights[f"{number}.weight"].shape[::-1]
         layer = nn.Linear(inside, outside)
-        layers.append(fill(layer, {part: own[f"{number}.{part}"] for part in ("weight", "bias")}))
+        layers.append(fill(layer, {part: layer_weights[f"{number}.{part}"] for part in ("weight", "bias")}))
     return nn.Sequential(*layers)
 
 

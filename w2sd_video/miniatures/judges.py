@@ -22,6 +22,7 @@ from w2sd_video.miniatures.world import COLOURS, DIRECTIONS, SHAPES, Attributes,
 Samples = np.ndarray | torch.Tensor | Sequence
 
 HEADS = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "direction": tuple(DIRECTIONS)}
+"""What the classifiers tell, and the labels of each; a size or a speed they do not tell."""
 FRAMES = 8
 """Frames of a clip that are looked at; of longer clips the first ones."""
 _TIME = {1: [(1, 1, 0)] * 4, FRAMES: [(2, 1, 0), (3, 2, 1), (3, 2, 1), (2, 1, 0)]}
@@ -120,7 +121,7 @@ def _judge(samples: torch.Tensor) -> Classifier:
 
 def classify(samples: Samples) -> list[Attributes]:
     """What is seen in each of the `samples`, clips or pictures, given as to `as_tensor`."""
-    seen = {name: found.argmax(1).tolist() for name, found in logits(samples).items()}
+    seen = {name: head_logits.argmax(1).tolist() for name, head_logits in logits(samples).items()}
     return [Attributes(*(HEADS[name][seen[name][i]] for name in HEADS)) for i in range(len(seen["shape"]))]
 
 

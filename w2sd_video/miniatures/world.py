@@ -32,6 +32,7 @@ COMET: Trail = ((3.0, 0.8), (6.0, 0.7), (9.0, 0.6), (12.0, 0.5), (15.0, 0.4))
 """A style of its own: a long, bright trail. No prompt speaks of it; a LoRA learns it."""
 
 _FILLERS = ("a", "moving")
+"""Words of every prompt, which say nothing."""
 WORDS = (*_FILLERS, *SIZES, *COLOURS, *SHAPES, *DIRECTIONS, *SPEEDS)
 """Every word a prompt may hold."""
 
@@ -75,15 +76,15 @@ def parse(prompt: str) -> Attributes:
         if word not in WORDS:
             raise ValueError(f"unknown word {word!r} in {prompt!r}; the world knows: {', '.join(WORDS)}")
     kinds = {"shape": SHAPES, "colour": COLOURS, "direction": DIRECTIONS, "size": SIZES, "speed": SPEEDS}
-    found: dict[str, str | None] = {}
-    for kind, known in kinds.items():
-        named = [word for word in words if word in known]
+    word_of_kind: dict[str, str | None] = {}
+    for kind, words_of_kind in kinds.items():
+        named = [word for word in words if word in words_of_kind]
         if len(named) > 1:
             raise ValueError(f"{prompt!r} names more than one {kind}: {', '.join(named)}")
         if not named and kind in ("shape", "colour", "direction"):
-            raise ValueError(f"{prompt!r} names no {kind}; the world knows: {', '.join(known)}")
-        found[kind] = named[0] if named else None
-    return Attributes(**found)  # type: ignore[arg-type]
+            raise ValueError(f"{prompt!r} names no {kind}; the world knows: {', '.join(words_of_kind)}")
+        word_of_kind[kind] = named[0] if named else None
+    return Attributes(**word_of_kind)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,12 @@ def clip(what: str | Attributes, seed: int, frames: int = 8, trail: Trail = TRAI
 
 def clips(what: Sequence[str | Attributes], seeds: Sequence[int], frames: int = 8, trail: Trail = TRAIL) -> np.ndarray:
     """A batch of clips, uint8 (n, frames, 32, 32, 3); one seed a clip."""
-    return np.stack([clip(one, seed, frames, trail) for one, seed in zip(what, seeds, strict=True)])
+    return np.stack([clip(prompt, seed, frames, trail) for prompt, seed in zip(what, seeds, strict=True)])
 
 
 def bright(pixels: np.ndarray) -> np.ndarray:
     """Where the sprites are, without their trails: clips (..., 32, 32, 3) to bool (..., 32, 32)."""
-    light = pixels.max(-1)
+    light = pixels.max(-1)  # 0.7 lies between the sprite and the brightest ghost of TRAIL, 0.42
     return light > 0.7 * light.max((-2, -1), keepdims=True)
 
 

@@ -22,6 +22,7 @@ def read_inputs(config: RenderConfig) -> dict[str, Any]:
     from PIL import Image
 
     given = config.inputs | config.call
+    # What diffusers' pipelines call the picture of a ControlNet, and that of an IP-Adapter, before one is loaded.
     if config.model.controlnet and not {"image", "control_image", "conditioning_frames"} & set(given):
         raise ConfigError("inputs: a ControlNet needs its picture; add --inputs.image FILE (or --inputs.control_image)")
     if config.model.ip_adapter and not {"ip_adapter_image", "ip_adapter_image_embeds"} & set(given):

@@ -26,10 +26,11 @@ def load(config: RenderConfig) -> Any:
     import torch
 
     model = config.model
-    given = {name: getattr(model, name) for name in FAMILY_OPTIONS if getattr(model, name)}
-    as_given = ("ip_adapter", "scheduler", "size")
+    settings = {name: getattr(model, name) for name in FAMILY_OPTIONS if getattr(model, name)}
+    # Not looked for on this machine: a class, a size, and a file whose folder on the hub the backend needs.
+    not_located = ("ip_adapter", "scheduler", "size")
     try:
-        options = {name: value if name in as_given else _located(value) for name, value in given.items()}
+        options = {name: value if name in not_located else _located(value) for name, value in settings.items()}
         pipe = import_module(f"w2sd_video.backends.{model.family}").load(
             locate(model.pretrained),
             weights=_located(model.weights),
@@ -59,9 +60,9 @@ def quiet() -> Iterator[None]:
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
-    before = [(logging, logging.get_verbosity()) for logging in (diffusers_logging, transformers_logging)]
+    verbosities = [(logging, logging.get_verbosity()) for logging in (diffusers_logging, transformers_logging)]
     shows_downloads = not are_progress_bars_disabled()
-    for logging, _ in before:
+    for logging, _ in verbosities:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
     if shows_downloads:
@@ -71,7 +72,7 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logging, level in before:
+        for logging, level in verbosities:
             logging.set_verbosity(level)
             logging.enable_progress_bar()
 

@@ -44,7 +44,7 @@ def write_sidecar(
     path: Path, config: RenderConfig, nfe: dict[str, dict[str, int]], seconds: float, shape: tuple[int, ...]
 ) -> None:
     """Write beside an output how it was made: the configuration renders it again."""
-    said = {
+    record = {
         "config": plain(config),
         "prompt": config.prompts[0],
         "seed": config.seed,
@@ -54,7 +54,7 @@ def write_sidecar(
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in ("w2sd-video", "torch", "diffusers", "transformers")},
     }
-    write_whole(Path(f"{path}.json"), json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+    write_whole(Path(f"{path}.json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def plain(config: RenderConfig) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def render(config: RenderConfig) -> list[Path]:
     for name, source in config.model.lora.items():
         if source is None:
             raise ConfigError(f"model.lora.{name}: is needed by this configuration; add --model.lora.{name} FILE")
-    if known := known_class(config):
-        check_call(known, config)
+    if pipeline_class := known_class(config):
+        check_call(pipeline_class, config)
     inputs = read_inputs(config)
     written = []
     with threads_for(config.model.pretrained):
@@ -42,8 +42,8 @@ def render(config: RenderConfig) -> list[Path]:
             pipe = load(config)
         check_call(type(pipe), config)
         for number, (prompt, path) in enumerate(zip(config.prompts, outputs(config), strict=True)):
-            one = dataclasses.replace(config, prompts=[prompt], seed=config.seed + number)
-            written.append(_render_one(pipe, one, path, inputs))
+            prompt_config = dataclasses.replace(config, prompts=[prompt], seed=config.seed + number)
+            written.append(_render_one(pipe, prompt_config, path, inputs))
     return written
 
 
@@ -51,9 +51,9 @@ def _render_one(pipe: Any, config: RenderConfig, path: Path, inputs: Mapping[str
     """Sample one prompt, write its file and its sidecar, and say so."""
     started = time.perf_counter()
     clips, nfe = {}, {}
-    for label, one in panels(config).items():
-        pipe.set_progress_bar_config(desc=f"{label}: " if one is not config else None, leave=False)
-        (clips[label],), nfe[label] = sample_clips(pipe, one, one.prompts, [one.seed], inputs)
+    for label, panel in panels(config).items():
+        pipe.set_progress_bar_config(desc=f"{label}: " if panel is not config else None, leave=False)
+        (clips[label],), nfe[label] = sample_clips(pipe, panel, panel.prompts, [panel.seed], inputs)
     seconds = round(time.perf_counter() - started, 2)
     if config.output is None and len(clips["W2SD"]) == 1:
         path = path.with_suffix(".png")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from w2sd_video.branch import STAGES
 from w2sd_video.messages import first_line
-from w2sd_video.rendering.call_arguments import call_arguments
+from w2sd_video.rendering.call_arguments import base_is_pipelines, call_arguments
 from w2sd_video.rendering.video import to_uint8
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ROLES, BranchConfig, ConfigError, RenderConfig
@@ -43,7 +45,13 @@ def sample_clips(
     """
     from w2sd_video.plugin import reflection
 
+    arguments = call_arguments(pipe, config, prompts, seeds)
     branches = {role: branch_of(filled(config, getattr(config, role))) for role in ROLES}
+    if base_is_pipelines(pipe, config):
+        # With a scale strong and weak can share evaluations, where they differ in no more than scales and stages.
+        share = any(one.guidance_scale is not None or one.experts in STAGES for one in (config.strong, config.weak))
+        for role in ("base",) if share else ROLES:
+            branches[role] = replace(branches[role], guidance_scale=None)
     window = config.reflection_steps
     with ExitStack() as stack:
         try:
@@ -61,7 +69,6 @@ def sample_clips(
             run = stack.enter_context(reflected)
         except (TypeError, ValueError) as error:
             raise ConfigError(first_line(error)) from error
-        arguments = call_arguments(pipe, config, prompts, seeds)
         try:
             result = pipe(**arguments, **inputs)
             frames = to_uint8(result.images[:, None] if hasattr(result, "images") else result.frames)
@@ -82,9 +89,9 @@ def threads_for(pretrained: str) -> Iterator[None]:
     """Sample miniatures in one thread: layers so small lose by being shared out, most of all on a busy machine."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if pretrained.startswith(MINIATURE) else before)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if pretrained.startswith(MINIATURE) else threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)

@@ -21,8 +21,11 @@ SUFFIXES = {
 """What each ending of an output's name stands for."""
 
 _H264 = ("-crf", "12", "-preset", "slow", "-movflags", "+faststart")
+"""Near to lossless, for small clips of flat colours; and readable from its beginning, for web pages."""
 _COLOURS = "-vf scale=out_color_matrix=bt709:out_range=tv -colorspace bt709 -color_primaries bt709 -color_trc bt709"
+"""Converts to BT.709 and says so: without it players guess the matrix by the size, and small clips shift in hue."""
 _INK, _PAPER = (235, 235, 235), (24, 24, 28)
+"""Colours of labels and of what is between clips: light on dark, like the miniatures' frames."""
 
 
 class VideoError(OSError):
@@ -133,6 +136,7 @@ def check_output(path: str | Path) -> None:
     if not path.suffix and path.exists():
         if not path.is_dir():
             raise VideoError(f"output {path}: is a file, but a name without ending means a folder; add .mp4 or .gif")
+        # Only a folder of this kind is replaced; frame-0000.png and so on are what _write_folder writes.
         if foreign := next((item.name for item in path.iterdir() if not item.match("frame-*.png")), None):
             raise VideoError(f"output {path}: holds other files ({foreign}); name a new or an empty folder")
     try:

@@ -45,19 +45,21 @@ def parse(argv: list[str], command: str = "render") -> CommandLine:
     """
     parser = _parser()
     parser.command = command
-    named = parser.parse_args(argv)
-    file = read_config(named.config) | (PRESETS[named.preset] if named.preset else {})
+    arguments = parser.parse_args(argv)
+    file = read_config(arguments.config) | (PRESETS[arguments.preset] if arguments.preset else {})
     prompts = file.pop("prompts", None)
-    found = parser.parse_args(argv, namespace=parser.parse_object(file))
-    found = parser.instantiate(found)
-    if found.prompt or found.prompts:
-        prompts = [*found.prompt, *(read_prompts(found.prompts) if found.prompts else [])]
-    values = {one.name: getattr(found, one.name) for one in dataclasses.fields(RenderConfig) if one.name != "prompts"}
+    merged = parser.parse_args(argv, namespace=parser.parse_object(file))
+    merged = parser.instantiate(merged)
+    if merged.prompt or merged.prompts:
+        prompts = [*merged.prompt, *(read_prompts(merged.prompts) if merged.prompts else [])]
+    values = {
+        field.name: getattr(merged, field.name) for field in dataclasses.fields(RenderConfig) if field.name != "prompts"
+    }
     if isinstance(prompts, list):  # YAML reads the number of a class as a number
         prompts = [str(prompt) if type(prompt) is int else prompt for prompt in prompts]
     config = RenderConfig(prompts=[] if prompts is None else prompts, **values)
     check(config)
-    return CommandLine(config, dry_run=found.dry_run, print_config=found.print_config)
+    return CommandLine(config, dry_run=merged.dry_run, print_config=merged.print_config)
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -79,15 +81,16 @@ class _Parser(jsonargparse.ArgumentParser):
         fail(self._plain(message), command=self.command)
 
     def _plain(self, message: str) -> str:
-        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+        # jsonargparse has one exception for all mistakes, so that what is wrong is only in its words.
+        if unknown_option := re.match(r"unrecognized arguments: (\S+)", message):
             flags = [flag for action in self._actions for flag in action.option_strings if "_" not in flag]
-            name = unknown.group(1).split("=")[0]
+            name = unknown_option.group(1).split("=")[0]
             if not name.startswith("-"):
                 return f"unexpected argument {name!r}"
-            near = difflib.get_close_matches(name, flags, n=1)
-            return f"unknown option {name}; " + (f"did you mean {near[0]}?" if near else "--help lists them")
-        if wrong := re.findall(r'Parser key "([^"]+)"', message):
-            key = wrong[-1]
+            nearest = difflib.get_close_matches(name, flags, n=1)
+            return f"unknown option {name}; " + (f"did you mean {nearest[0]}?" if nearest else "--help lists them")
+        if keys := re.findall(r'Parser key "([^"]+)"', message):
+            key = keys[-1]  # the innermost
             given = re.findall(r"(?:Got value|Given value): (.*)", message)
             return f"{' '.join([key, *given[-1:]])}: must be {_expected(key)}"
         return " ".join(message.split())
@@ -147,15 +150,15 @@ def _expected(key: str) -> str:
 
 
 def _in_words(kind: Any) -> str:
-    origin, inner = get_origin(kind), get_args(kind)
+    origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return " or ".join(_in_words(one) for one in inner)
+        return " or ".join(_in_words(part) for part in arguments)
     if origin is Literal:
-        return "one of " + ", ".join(inner)
+        return "one of " + ", ".join(arguments)
     if origin is dict:
-        return f"a mapping of names to {_in_words(inner[1])}"
+        return f"a mapping of names to {_in_words(arguments[1])}"
     if origin is list:
-        return f"a list, each {_in_words(inner[0])}"
+        return f"a list, each {_in_words(arguments[0])}"
     if origin is tuple:
         return "a pair of numbers like [0, 0.5]"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}

@@ -10,7 +10,7 @@ from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, reflec
 from w2sd_video.settings.sources import component, index_of
 
 _SECOND_ORDER = ("HeunDiscreteScheduler", "DPMSolverSDEScheduler")
-"""Schedulers that evaluate twice a step, but for the last."""
+"""Schedulers that evaluate twice a step, but for the last: a file names the class, which alone tells it."""
 
 
 def evaluations(config: RenderConfig) -> dict[str, int]:
@@ -26,29 +26,31 @@ def evaluations(config: RenderConfig) -> dict[str, int]:
 def evaluations_by_stage(config: RenderConfig) -> list[dict[str, int]]:
     """Return the evaluations by role if all steps were of one stage: for each stage that a branch tells apart."""
     branches = [filled(config, getattr(config, role)) for role in ROLES]
-    apart = any(len(stage_scales(branch.guidance_scale)) == 2 or branch.experts in STAGES for branch in branches)
-    return [_evaluations(config, branches, stage) for stage in range(2 if apart else 1)]
+    stages_differ = any(
+        len(stage_scales(branch.guidance_scale)) == 2 or branch.experts in STAGES for branch in branches
+    )
+    return [_evaluations(config, branches, stage) for stage in range(2 if stages_differ else 1)]
 
 
 def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int) -> dict[str, int]:
     embedded = bool(component(config.model.pretrained, "transformer").get("guidance_embeds"))
     base, strong, weak = (_halves(branch, stage, embedded) for branch in branches)
     reflections, calls = len(reflected_steps(config)) * config.rounds, _scheduler_calls(config)
-    each_weak = len(weak) * {"implicit": config.iterations, "resample": 0}.get(config.inversion, 1)
-    same = _but_guidance(branches[1], stage) == _but_guidance(branches[2], stage) and not embedded
-    if same and config.inversion in ("current", "implicit"):
-        each_weak -= len(weak & strong)  # the first weak prediction is made where the strong one was
+    weak_evaluations = len(weak) * {"implicit": config.iterations, "resample": 0}.get(config.inversion, 1)
+    only_guidance_differs = _but_guidance(branches[1], stage) == _but_guidance(branches[2], stage) and not embedded
+    if only_guidance_differs and config.inversion in ("current", "implicit"):
+        weak_evaluations -= len(weak & strong)  # the first weak prediction is made where the strong one was
     return {
         "base": len(base) * calls,
         "strong": len(strong) * reflections,
-        "weak": each_weak * reflections + (len(weak) * calls if config.autoguidance else 0),
+        "weak": weak_evaluations * reflections + (len(weak) * calls if config.autoguidance else 0),
     }
 
 
 def _scheduler_calls(config: RenderConfig) -> int:
     """Return how many predictions the scheduler is given: most take one a step, and of the others a few are known."""
     name = config.model.scheduler or (index_of(config.model).get("scheduler") or ["", ""])[1]
-    if name == "PNDMScheduler":
+    if name == "PNDMScheduler":  # Stable Diffusion's first one, which takes its second step twice
         return config.steps + 1
     return 2 * config.steps - 1 if name in _SECOND_ORDER else config.steps
 

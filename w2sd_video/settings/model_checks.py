@@ -22,7 +22,7 @@ from w2sd_video.settings.sources import (
 )
 
 _EXPERTS = ("num_routed_experts", "n_routed_experts", "num_experts")
-"""What the configs of mixtures call the number of their experts."""
+"""What the configs of mixtures call the number of their experts: there is no common name, the first one counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ def check_plan(config: RenderConfig) -> None:
         ConfigError: a missing model folder, a branch or a size that the model cannot do, an unknown word or class.
     """
     model = config.model
-    single = (model.pretrained, model.motion_adapter, model.controlnet, model.ip_adapter, model.vae)
-    for source in (*single, *model.weights.values(), *model.lora.values(), *model.components.values()):
+    sources = (model.pretrained, model.motion_adapter, model.controlnet, model.ip_adapter, model.vae)
+    for source in (*sources, *model.weights.values(), *model.lora.values(), *model.components.values()):
         if source:
             path_of(source)
     for role in ROLES:
@@ -57,12 +57,13 @@ def check_plan(config: RenderConfig) -> None:
 def limits_of(model: ModelConfig) -> Limits:
     """Return the sizes that a model can do, as far as its files tell; else those of its family."""
     vae = component(model.pretrained, "vae")
+    # Each block but the last halves the sides; of a VAE that does not list its blocks 8 is taken, as most have it.
     scale = 2 ** (len(vae["block_out_channels"]) - 1) if "block_out_channels" in vae else 8
     if model.family == "animatediff":
         adapter = component(model.pretrained, "motion_adapter")
         if model.motion_adapter:
             adapter = read_json(model.motion_adapter, "config.json")
-        return Limits(math.lcm(8, scale), 1, adapter.get("motion_max_seq_length", 32))
+        return Limits(math.lcm(8, scale), 1, adapter.get("motion_max_seq_length", 32))  # 32 is the default of its class
     if model.family == "cogvideox":
         patch = component(model.pretrained, "transformer").get("patch_size", 2)
         step = 2 * vae.get("temporal_compression_ratio", 4)  # its VAE decodes latent frames in pairs, after one alone
@@ -84,29 +85,33 @@ def class_label(prompt: str, names: Mapping[str, int], count: int | None) -> int
     label = int(prompt) if prompt.isascii() and prompt.isdigit() else names.get(prompt)
     if label is not None and (count is None or label < count):
         return label
-    near = difflib.get_close_matches(prompt, names, n=1)
+    nearest = difflib.get_close_matches(prompt, names, n=1)
     known = f", or a name: {', '.join(list(names)[:12])}{', …' if len(names) > 12 else ''}" if names else ""
     numbers = "a number" if count is None else f"a number from 0 to {count - 1}"
-    meant = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"prompt {prompt!r}: this model is asked for classes; use {numbers}{known}{meant}")
+    suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise ConfigError(f"prompt {prompt!r}: this model is asked for classes; use {numbers}{known}{suggestion}")
 
 
 def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
-    kind = index_of(model).get("_class_name", "")
-    if branch.control_scale is not None and not model.controlnet and "ControlNet" not in kind:
+    pipeline_class = index_of(model).get("_class_name", "")
+    if branch.control_scale is not None and not model.controlnet and "ControlNet" not in pipeline_class:  # by its name
         raise ConfigError(f"{role}.control_scale: a control branch without a ControlNet; name it in model.controlnet")
     if stages_of(model) == 1:
         for name, value in (("experts", branch.experts), ("guidance_scale", branch.guidance_scale)):
             if value in STAGES or isinstance(value, (tuple, list)):
-                raise ConfigError(f"{role}.{name} {value}: is for a two-stage model, but {kind} has one denoiser")
+                raise ConfigError(
+                    f"{role}.{name} {value}: is for a two-stage model, but {pipeline_class} has one denoiser"
+                )
     denoiser = denoiser_of(model)
     if branch.experts is None or branch.experts in STAGES or not denoiser:
         return
-    numbers = [denoiser[name] for name in _EXPERTS if denoiser.get(name)]
-    if not numbers:
+    expert_counts = [denoiser[name] for name in _EXPERTS if denoiser.get(name)]
+    if not expert_counts:
         raise ConfigError(f"{role}.experts {branch.experts}: {denoiser.get('_class_name')} is no mixture of experts")
-    if isinstance(branch.experts, int) and branch.experts > numbers[0]:
-        raise ConfigError(f"{role}.experts {branch.experts}: the model has {numbers[0]} experts; use 1 to {numbers[0]}")
+    if isinstance(branch.experts, int) and branch.experts > expert_counts[0]:
+        raise ConfigError(
+            f"{role}.experts {branch.experts}: the model has {expert_counts[0]} experts; use 1 to {expert_counts[0]}"
+        )
 
 
 def _check_classes(config: RenderConfig) -> None:
@@ -138,8 +143,8 @@ def _check_sizes(config: RenderConfig) -> None:
         value = getattr(config, name)
         if value is not None and value % limits.multiple:
             lower = value // limits.multiple * limits.multiple
-            near = " or ".join(str(one) for one in (lower, lower + limits.multiple) if one)
-            raise ConfigError(f"{name} {value}: must be a multiple of {limits.multiple} for this model; use {near}")
+            nearest = " or ".join(str(size) for size in (lower, lower + limits.multiple) if size)
+            raise ConfigError(f"{name} {value}: must be a multiple of {limits.multiple} for this model; use {nearest}")
     frames, step = config.frames, limits.frame_step
     if frames is not None and frames > limits.most_frames:
         raise ConfigError(f"frames {frames}: this model makes at most {limits.most_frames}")

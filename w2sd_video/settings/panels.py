@@ -13,7 +13,7 @@ def weak_panel(config: RenderConfig) -> BranchConfig:
     Fields in which strong and weak agree are no part of the gap (as a guidance of 1 in both), and stay as in base.
     """
     strong, weak = filled(config, config.strong), filled(config, config.weak)
-    names = [one.name for one in dataclasses.fields(BranchConfig)]
+    names = [field.name for field in dataclasses.fields(BranchConfig)]
     gap = {name: getattr(weak, name) for name in names if getattr(weak, name) != getattr(strong, name)}
     return dataclasses.replace(config.base, **gap)
 

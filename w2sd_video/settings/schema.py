@@ -8,6 +8,7 @@ from typing import Literal
 from w2sd_video.reflection_settings import Reflection, Role
 
 ROLES: tuple[Role, ...] = ("base", "strong", "weak")
+"""All roles, in the order in which the evaluations are listed."""
 
 Value = int | float | bool | str | None
 
@@ -21,7 +22,7 @@ class BranchConfig:
     """A setting of the model; what is left out is as the pipeline has it, the guidance scale as in base."""
 
     guidance_scale: float | tuple[float, float] | None = None
-    """Scale of classifier-free guidance, -100 to 100; 1 switches it off. A pair: for high noise and for low."""
+    """Scale of classifier-free guidance, -100 to 100; 1 switches it off, in every pipeline. A pair: high noise, low."""
     weights: str | None = None
     """Name of a second denoiser, one of those in model.weights."""
     lora: dict[str, float] | None = None
@@ -97,7 +98,7 @@ class RenderConfig:
     steps: int = 50
     """Sampling steps, 1 to 1000."""
     reflection_steps: int | tuple[float, float] | None = None
-    """Reflected steps counted from the noisiest, or a window of fractions like [0, 0.5]; null: all but the last."""
+    """Reflected steps from the noisiest, or a window of fractions like [0, 0.5], half up; null: all but the last."""
     strength: float | str = 1.0
     """Scale of the reflection's displacement, -10 to 10; or a file with one for each noise level."""
     rounds: int = 1

@@ -16,7 +16,10 @@ MINIATURE = "miniature:"
 """Start of the name of a model that comes with this package."""
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin")
+"""Endings of weights: they tell a file on the hub, owner/name/file, from a path with a slip in it."""
+
 _CLASS_CONDITIONAL = ("DiTPipeline", "DiTMoEPipeline")
+"""Pipelines that take no prompt: of a pipeline that is not loaded, its name alone tells."""
 
 
 def path_of(source: str) -> Path | None:
@@ -94,7 +97,7 @@ def index_of(model: ModelConfig) -> dict[str, Any]:
 
 def denoiser_of(model: ModelConfig) -> dict[str, Any]:
     """Return the config of a pipeline's first denoiser; nothing if it is not on this machine."""
-    return next((found for name in DENOISERS if (found := component(model.pretrained, name))), {})
+    return next((config for name in DENOISERS if (config := component(model.pretrained, name))), {})
 
 
 def stages_of(model: ModelConfig) -> int | None:
@@ -128,4 +131,6 @@ def _weight_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix == ".safetensors" else []
     files = sorted(path.glob("*.safetensors"))
-    return [file for file in files if ".fp16" not in file.name] or files
+    return [
+        file for file in files if ".fp16" not in file.name
+    ] or files  # diffusers' name for it: model.fp16.safetensors

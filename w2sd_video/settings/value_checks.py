@@ -29,13 +29,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "fps": (0.1, 120),
     "seed": (0, 2**62),
 }
+"""From the least that has a meaning to far beyond what is of use, so that a slip of the keyboard is refused."""
 
 _SCALES = (-100, 100)
+"""The range of guidance and of all scales of a branch, for the same reason."""
 
 _OWN_ARGUMENTS = {
     *("prompt", "class_labels", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
     *("generator", "output_type", "num_videos_per_prompt", "num_images_per_prompt", "return_dict", "latents"),
 }
+"""Arguments of pipelines that this package gives itself, or on which it relies as they are."""
 
 
 def check(config: RenderConfig) -> None:
@@ -115,15 +118,21 @@ def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
 
 
 def _check_reflection(config: RenderConfig) -> None:
-    chosen = config.reflection_steps
-    if isinstance(chosen, int) and not 0 <= chosen <= config.steps:
-        raise ConfigError(f"reflection_steps {chosen}: must be from 0 to {config.steps}, the number of steps")
-    if isinstance(chosen, (tuple, list)) and not 0 <= chosen[0] <= chosen[1] <= 1:
-        raise ConfigError(f"reflection_steps {list(chosen)}: a window must be [start, stop], 0 <= start <= stop <= 1")
-    most, reflected = max(config.steps - config.span, 0), reflected_steps(config)
-    if config.inversion == "explicit" and len(reflected) and reflected[-1] >= most:
+    reflection_steps = config.reflection_steps
+    if isinstance(reflection_steps, int) and not 0 <= reflection_steps <= config.steps:
+        raise ConfigError(f"reflection_steps {reflection_steps}: must be from 0 to {config.steps}, the number of steps")
+    if isinstance(reflection_steps, (tuple, list)) and not 0 <= reflection_steps[0] <= reflection_steps[1] <= 1:
+        raise ConfigError(
+            f"reflection_steps {list(reflection_steps)}: a window must be [start, stop], 0 <= start <= stop <= 1"
+        )
+    first_unreflectable, steps = max(config.steps - config.span, 0), reflected_steps(config)
+    if len(steps) and config.span > config.steps:
+        raise ConfigError(f"span {config.span}: must be from 1 to {config.steps}, the number of steps")
+    if config.inversion == "explicit" and len(steps) and steps[-1] >= first_unreflectable:
         last = "the last step" if config.span == 1 else f"the last {config.span} steps"
-        raise ConfigError(f"reflection_steps: the explicit inversion cannot reflect {last}; at most {most}")
+        raise ConfigError(
+            f"reflection_steps: the explicit inversion cannot reflect {last}; at most {first_unreflectable}"
+        )
     if isinstance(config.strength, str):
         try:
             StrengthSchedule.read(config.strength)

@@ -9,27 +9,28 @@ from w2sd_video.settings.schema import BranchConfig, ModelConfig, RenderConfig, 
 from w2sd_video.settings.sources import MINIATURE, index_of, millions, path_of
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of a weight."""
 
 
 def plan_in_words(config: RenderConfig) -> str:
     """Say what a render would load, how often it evaluates the networks, and about how much memory it takes."""
     model, counts = config.model, parameters(config.model)
     lines = [f"pair     {pair_in_words(config)}"]
-    sources = {"pipeline": model.pretrained, **_further(model)}
+    sources = {"pipeline": model.pretrained, **_further_sources(model)}
     lines += [f"load     {name}: {source} {_state(source)}" for name, source in sources.items()]
     for name, adapter in model.lora.items():
-        found = f"{adapter} {_state(adapter)}" if adapter else f"to come: --model.lora.{name} FILE"
-        lines.append(f"load     LoRA {name}: {found}")
+        file = f"{adapter} {_state(adapter)}" if adapter else f"to come: --model.lora.{name} FILE"
+        lines.append(f"load     LoRA {name}: {file}")
     lines += [f"input    {name}: {path or f'to come: --inputs.{name} FILE'}" for name, path in config.inputs.items()]
     lines += [f"kernel   {model.attention} (attention)"] if model.attention != "sdpa" else []
     size = f"{config.width or 'own'} x {config.height or 'own'}, {config.frames or 'own number of'} frame(s)"
     lines.append(f"clip     {size}, {len(config.prompts)} prompt(s), seed {config.seed}")
     lines.append(f"steps    {steps_in_words(config)}")
     total = 0
-    for label, one in panels(config).items():
-        stages, nfe = evaluations_by_stage(one), evaluations(one)
+    for label, panel in panels(config).items():
+        stages, nfe = evaluations_by_stage(panel), evaluations(panel)
         total += sum(nfe.values())
-        by_level = isinstance(one.strength, str) and sum(nfe.values()) > nfe["base"]
+        by_level = isinstance(panel.strength, str) and sum(nfe.values()) > nfe["base"]
         at_most = "at most " if by_level or stages[0] != stages[-1] else ""
         lines.append(f"NFE      {label}: {at_most}{nfe_in_words(nfe)}")
     if len(config.prompts) > 1 or config.compare:
@@ -46,17 +47,17 @@ def parameters(model: ModelConfig) -> dict[str, float | None]:
     elif folder:
         counts = {name: millions(folder / name) for name in index_of(model) if not name.startswith("_")}
         known |= {name: count for name, count in counts.items() if count}
-    for name, source in _further(model).items():
-        if not name.startswith("tokenizer"):
+    for name, source in _further_sources(model).items():
+        if not name.startswith("tokenizer"):  # which has files, but no weights
             known[name] = _millions_of(source) or known.get(name)
     return known
 
 
-def _further(model: ModelConfig) -> dict[str, str]:
+def _further_sources(model: ModelConfig) -> dict[str, str]:
     """Return what is loaded besides the pipeline, by name: the hub ids, folders and files."""
-    single = {"motion_adapter": model.motion_adapter, "controlnet": model.controlnet, "ip_adapter": model.ip_adapter}
-    single |= {"vae": model.vae}
-    return {name: source for name, source in single.items() if source} | model.components | model.weights
+    parts = {"motion_adapter": model.motion_adapter, "controlnet": model.controlnet, "ip_adapter": model.ip_adapter}
+    parts |= {"vae": model.vae}
+    return {name: source for name, source in parts.items() if source} | model.components | model.weights
 
 
 def _millions_of(source: str) -> float | None:
@@ -64,8 +65,8 @@ def _millions_of(source: str) -> float | None:
     folder = path_of(source)
     if not folder:
         return None
-    inner = [folder / name for name in DENOISERS if (folder / name).is_dir()]
-    return sum(millions(part) or 0 for part in inner or [folder]) or None
+    denoisers = [folder / name for name in DENOISERS if (folder / name).is_dir()]
+    return sum(millions(part) or 0 for part in denoisers or [folder]) or None
 
 
 def pair_in_words(config: RenderConfig) -> str:
@@ -111,6 +112,7 @@ def _state(source: str) -> str:
     from huggingface_hub import try_to_load_from_cache
 
     owner, name, *file = source.split("/")
+    # A pipeline has the one and a model the other, and either is there as soon as it was downloaded.
     files = ["/".join(file)] if file else ["model_index.json", "config.json"]
     cached = any(isinstance(try_to_load_from_cache(f"{owner}/{name}", file), str) for file in files)
     return "(hub, in the local cache)" if cached else "(hub, not in the local cache: would be downloaded)"
@@ -124,17 +126,17 @@ def _memory_in_words(config: RenderConfig, counts: dict[str, float | None]) -> s
     parts = ", ".join(
         f"{name} {f'{count:.0f}' if count >= 1000 else f'{count:.4g}'} M" for name, count in known.items()
     )
-    said = f"about {_size(sum(known.values()), config.dtype)} of weights in {config.dtype} ({parts})"
+    words = f"about {_size(sum(known.values()), config.dtype)} of weights in {config.dtype} ({parts})"
     if config.model.memory == "offload":
         # At a step one denoiser works, and what works with it stays on the device.
-        own = [known[name] for name in DENOISERS if name in known] or [0]
-        weights = sum(known.get(name, 0) for name in config.model.weights) / len(own)
-        together = max(own) + weights + known.get("motion_adapter", 0) + known.get("controlnet", 0)
-        said += f", at most {_size(max(together, *known.values()), config.dtype)} of them on the device at a time"
+        denoisers = [known[name] for name in DENOISERS if name in known] or [0]
+        weights = sum(known.get(name, 0) for name in config.model.weights) / len(denoisers)
+        at_a_step = max(denoisers) + weights + known.get("motion_adapter", 0) + known.get("controlnet", 0)
+        words += f", at most {_size(max(at_a_step, *known.values()), config.dtype)} of them on the device at a time"
     if config.model.memory == "sequential":
-        said += ", a layer of them on the device at a time"
+        words += ", a layer of them on the device at a time"
     missing = f"; not counted, size unknown: {', '.join(unknown)}" if unknown else ""
-    return f"{said}; activations come on top{missing}"
+    return f"{words}; activations come on top{missing}"
 
 
 def _size(millions: float, dtype: str) -> str:

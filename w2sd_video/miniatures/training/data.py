@@ -39,8 +39,8 @@ def random_clips(
         ("", "", *SIZES),
         ("", "", *SPEEDS),
     )  # a size, a speed: half of the time
-    drawn = [[str(rng.choice(kind)) or None for kind in kinds] for _ in range(count)]  # half name a size, half a speed
-    rows = [Attributes(*row) for row in drawn]  # type: ignore[arg-type]
+    words = [[str(rng.choice(kind)) or None for kind in kinds] for _ in range(count)]  # half name a size, half a speed
+    rows = [Attributes(*row) for row in words]  # type: ignore[arg-type]
     pixels = clips(rows, rng.integers(2**40, size=count).tolist(), frames, trail)
     return to_model(pixels), torch.tensor([_INDEX[row] for row in rows])
 

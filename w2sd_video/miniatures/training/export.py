@@ -102,15 +102,15 @@ def export_image_classifier(out: Path, weights: Path) -> None:
     shutil.copytree(out / "image_classifier", weights / "image_classifier", dirs_exist_ok=True)
 
 
-def _save(folder: Path, pipe: DiffusionPipeline, **seconds: ModelMixin) -> None:
+def _save(folder: Path, pipe: DiffusionPipeline, **second_denoisers: ModelMixin) -> None:
     """Write a pipeline and second denoisers in half precision, but for the text encoder, which would load as such."""
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("vae", "unet", "transformer", "motion_adapter"):
         if name in pipe.components:
             pipe.components[name].to(torch.float16)
     pipe.save_pretrained(folder)
-    for name, second in seconds.items():
-        second.to(torch.float16).save_pretrained(folder / name)
+    for name, denoiser in second_denoisers.items():
+        denoiser.to(torch.float16).save_pretrained(folder / name)
     _forget_origin(folder)
 
 

@@ -62,32 +62,32 @@ def fit(
         _put(trained, state["network"])
         average, step, spent = state["average"], state["step"], state["spent"]
         optimizer.load_state_dict(state["optimizer"])
-    started, saved, mean = time.monotonic() - spent, time.monotonic(), math.nan
-    seconds, last_step = 60 * budget.minutes, budget.max_steps or math.inf
-    while (progress := (time.monotonic() - started) / seconds) < 1 and step < last_step:
+    start_time, last_save, mean_loss = time.monotonic() - spent, time.monotonic(), math.nan
+    planned_seconds, last_step = 60 * budget.minutes, budget.max_steps or math.inf
+    while (progress := (time.monotonic() - start_time) / planned_seconds) < 1 and step < last_step:
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * progress))
-        value = loss()
-        value.backward()
+        batch_loss = loss()
+        batch_loss.backward()
         nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         rate = 1 - min(decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in trained.values()], rate)
-        mean = value.item() if math.isnan(mean) else mean + 0.02 * (value.item() - mean)
-        if time.monotonic() - saved > 60:
-            saved = time.monotonic()
-            log.info("%s: step %d, %.0f%%, loss %.4f", name, step, 100 * progress, mean)
-            _save(path, trained, average, optimizer, step, saved - started)
+        mean_loss = batch_loss.item() if math.isnan(mean_loss) else mean_loss + 0.02 * (batch_loss.item() - mean_loss)
+        if time.monotonic() - last_save > 60:
+            last_save = time.monotonic()
+            log.info("%s: step %d, %.0f%%, loss %.4f", name, step, 100 * progress, mean_loss)
+            _save(path, trained, average, optimizer, step, last_save - start_time)
             if watch is not None:
                 current = {key: p.detach().clone() for key, p in trained.items()}
                 _put(trained, average)
                 watch()
                 _put(trained, current)
-    _save(path, trained, average, optimizer, step, min(seconds, time.monotonic() - started))
+    _save(path, trained, average, optimizer, step, min(planned_seconds, time.monotonic() - start_time))
     _put(trained, average)
-    log.info("%s: done after %d steps, loss %.4f", name, step, mean)
+    log.info("%s: done after %d steps, loss %.4f", name, step, mean_loss)
 
 
 @torch.no_grad()

@@ -78,8 +78,8 @@ def train_weak(out: Path, budget: Budget, seed: int = 9) -> None:
     """Train the base UNet on with wrong captions among the right ones; saved to `out/unet_weak`."""
     torch.manual_seed(seed)
     frames = _frames(out, budget)
-    others = frames.labels[torch.randperm(len(frames.labels))]
-    frames.labels = torch.where(torch.rand(len(others)) < WRONG_CAPTIONS, others, frames.labels)
+    wrong_labels = frames.labels[torch.randperm(len(frames.labels))]
+    frames.labels = torch.where(torch.rand(len(wrong_labels)) < WRONG_CAPTIONS, wrong_labels, frames.labels)
     _train_on("unet_weak", frames, out, budget)
 
 
@@ -123,7 +123,7 @@ def train_motion(out: Path, budget: Budget, seed: int = 5) -> None:
 
     def loss() -> torch.Tensor:
         noisy, t, label, v = noising.draw(16)
-        model = strong if torch.rand(()) < 0.7 else weak
+        model = strong if torch.rand(()) < 0.7 else weak  # base and strong are both sampled with the strong one
         text = repeat(embeddings[label], "clips tokens width -> (clips frames) tokens width", frames=FRAMES)
         prediction = model(rearrange(noisy, "clips frames channels ... -> clips channels frames ..."), t, text).sample
         return v_loss(rearrange(prediction, "clips channels frames ... -> clips frames channels ..."), v)
@@ -140,9 +140,9 @@ def prompt_table(out: Path) -> torch.Tensor:
     return prompt_embeddings(CLIPTextModel.from_pretrained(out / "clip").eval(), prompt_tokens(clip_tokenizer()))
 
 
-def _share_motion(one: UNetMotionModel, other: UNetMotionModel) -> None:
+def _share_motion(giver: UNetMotionModel, receiver: UNetMotionModel) -> None:
     """Give two models over different UNets one set of motion layers."""
-    theirs = dict(one.named_modules())
-    for name, module in other.named_modules():
+    givers_modules = dict(giver.named_modules())
+    for name, module in receiver.named_modules():
         if hasattr(module, "motion_modules"):
-            module.motion_modules = theirs[name].motion_modules
+            module.motion_modules = givers_modules[name].motion_modules

@@ -74,20 +74,20 @@ def _watch_gates(denoiser: nn.Module) -> Callable[[], torch.Tensor]:
 
     It is the sum over the experts of their share of the choices times their mean probability, times their number.
     """
-    seen: list[torch.Tensor] = []
+    imbalances: list[torch.Tensor] = []
 
-    def note(gate: MoEGate, inputs: tuple[torch.Tensor], outputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def record(gate: MoEGate, inputs: tuple[torch.Tensor], outputs: tuple[torch.Tensor, torch.Tensor]) -> None:
         scores = gate.scores(inputs[0])
         chosen = functional.one_hot(outputs[0].flatten(), len(gate.weight)).float().mean(0)
-        seen.append(len(gate.weight) * (chosen * scores.mean(0)).sum())
+        imbalances.append(len(gate.weight) * (chosen * scores.mean(0)).sum())
 
     for module in denoiser.modules():
         if isinstance(module, MoEGate):
-            module.register_forward_hook(note)
+            module.register_forward_hook(record)
 
-    def take() -> torch.Tensor:
-        total = torch.stack(seen).sum()
-        seen.clear()
+    def take_sum() -> torch.Tensor:
+        total = torch.stack(imbalances).sum()
+        imbalances.clear()
         return total
 
-    return take
+    return take_sum

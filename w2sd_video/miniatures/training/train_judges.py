@@ -14,7 +14,8 @@ from w2sd_video.miniatures.training.data import TABLE, random_clips
 from w2sd_video.miniatures.training.fit import Budget, fit, log
 
 LABELS = torch.tensor([labels_of(attributes) for attributes in TABLE])
-OPPOSITE = torch.tensor([1, 0, 3, 2])  # of left, right, up, down
+OPPOSITE = torch.tensor([1, 0, 3, 2])
+"""The label of the opposite direction: of left, right, up, down."""
 
 
 def train_classifier(out: Path, budget: Budget, seed: int = 8) -> None:
@@ -39,7 +40,9 @@ def _train(name: str, model: Classifier, draw: Draw, out: Path, budget: Budget, 
         x, labels = draw(rng, 32)
         x = x + 0.1 * torch.rand(len(x), 1, 1, 1, 1) * torch.randn_like(x)
         logits = model(x).values()
-        return torch.stack([functional.cross_entropy(one, labels[:, i]) for i, one in enumerate(logits)]).sum()
+        return torch.stack(
+            [functional.cross_entropy(head_logits, labels[:, i]) for i, head_logits in enumerate(logits)]
+        ).sum()
 
     fit(name, model, loss, out, budget, lr=2e-3, decay=0.99)
     measured = measure(model.eval(), np.random.default_rng(seed + 1000), min(2000, budget.pool))
@@ -70,6 +73,6 @@ def measure(model: Classifier, rng: np.random.Generator, count: int) -> dict[str
     shares = dict(zip(HEADS, right.float().mean(0).tolist(), strict=True))
     measured = {**shares, "joint": right.all(1).float().mean().item()}
     if model.frames > 1:
-        back = model(x.flip(1))["direction"].argmax(1) == OPPOSITE[LABELS[index, 2]]
-        measured["backwards"] = back.float().mean().item()
+        recognised = model(x.flip(1))["direction"].argmax(1) == OPPOSITE[LABELS[index, 2]]
+        measured["backwards"] = recognised.float().mean().item()
     return {key: round(value, 4) for key, value in measured.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import PixArtTransformer2DModel
+from einops import rearrange
 from transformers import T5EncoderModel
 
 from w2sd_video.miniatures.training.data import encoded_pool
@@ -24,7 +25,7 @@ PICTURES = 8
 def pool(out: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Encoded pictures (n, 4, 8, 8) and their prompts' indices."""
     latents, labels = encoded_pool(out / "pixart_pool.pt", encoder(out), PICTURES * count, frames=1, seed=15)
-    return latents.squeeze(1), labels
+    return rearrange(latents, "clips 1 ... -> clips ..."), labels
 
 
 @torch.no_grad()

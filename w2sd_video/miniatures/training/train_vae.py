@@ -16,9 +16,11 @@ from w2sd_video.miniatures.training.fit import Budget, fit, log
 from w2sd_video.miniatures.training.models import image_vae, video_vae
 
 KL_WEIGHT = 1e-5
+"""Of the divergence, summed over a latent: just enough to keep latents near to a Gaussian."""
 V = TypeVar("V", AutoencoderKL, AutoencoderKLCogVideoX)
 _BY_FRAME = "clips frames rgb height width -> (clips frames) rgb height width"
 _AS_VIDEO = "clips frames rgb height width -> clips rgb frames height width"
+"""The layouts that the VAE of images and that of videos take."""
 
 
 def train_image_vae(out: Path, budget: Budget, seed: int = 1) -> AutoencoderKL:
@@ -73,11 +75,12 @@ def _vae_loss(vae: AutoencoderKL | AutoencoderKLCogVideoX, x: torch.Tensor) -> t
     return _picture_loss(vae.decode(posterior.sample()).sample, x) + KL_WEIGHT * kl.flatten(1).sum(1).mean()
 
 
-def _picture_loss(made: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _picture_loss(reconstruction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Squared and absolute error, the sprite and its edge counting for more than the background."""
     light = reduce(x, "samples ... height width -> samples 1 height width", "max")
+    # The background is at -0.89; what is lit above -0.7, and two pixels around it, counts twice.
     near = functional.max_pool2d((light > -0.7).float(), 5, stride=1, padding=2)
-    error = (made - x) * (1 + (near[:, None] if x.ndim == 5 else near))
+    error = (reconstruction - x) * (1 + (near[:, None] if x.ndim == 5 else near))
     return error.square().mean() + 0.3 * error.abs().mean()
 
 

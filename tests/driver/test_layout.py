@@ -1,0 +1,169 @@
+"""The layout of guidance, from what probe turns show: rules written plainly, whose weights are known."""
+
+import functools
+
+import pytest
+import torch
+
+from w2sd_video.driver.layout import (
+    CONSTANT_TURNS,
+    PROBE_TURNS,
+    Pair,
+    Probed,
+    answered,
+    measured,
+    probe_rows,
+    rows_needed,
+)
+
+SHAPE = torch.Size((4, 6, 5))
+
+
+def plain(w):
+    return lambda cond, uncond, latents: uncond + w * (cond - uncond)
+
+
+def of_the_same_norm(w, dim):
+    def rule(cond, uncond, latents):
+        guided = uncond + w * (cond - uncond)
+        norm = functools.partial(torch.linalg.vector_norm, dim=dim, keepdim=True)
+        return guided * norm(cond) / norm(guided)
+
+    return rule
+
+
+def projected(w):
+    """Adaptive projected guidance: what of the difference is along the conditional prediction is left out."""
+
+    def rule(cond, uncond, latents):
+        difference = cond - uncond
+        along = (difference * cond).sum() / cond.square().sum() * cond
+        return cond + (w - 1) * (difference - along)
+
+    return rule
+
+
+def of_three_channels(w):
+    return lambda cond, uncond, latents: torch.cat([(uncond + w * (cond - uncond))[:3], cond[3:]])
+
+
+def by_frame(cond, uncond, latents):
+    w = torch.linspace(1.0, 3.0, 6)[None, :, None]
+    return uncond + w * (cond - uncond)
+
+
+def turned_into_velocity(cond, uncond, latents):
+    return 0.4 * latents - 0.9 * plain(5.0)(cond, uncond, latents)
+
+
+def probe(make, calls=((0, 1),), samples=1, dtype=torch.float32, own_scale=None, changed=None):
+    """Return the turns of a step whose rows are made into a prediction by a rule; `calls` name the rows' parts."""
+    turns = []
+    for turn in range(PROBE_TURNS):
+        rows, before = [], 0
+        for parts in calls:
+            count = len(parts) * samples
+            rows.append(probe_rows(turn, [SHAPE] * count, before, torch.zeros(1, dtype=dtype)))
+            before += count
+        flat = [row for call in rows for row in call]
+        latents = torch.randn(samples, *SHAPE, generator=torch.Generator().manual_seed(turn)).to(dtype)
+        rule = changed if turn == 2 and changed is not None else make
+        order = [part for parts in calls for part in parts]
+        of_sample = [[flat[order.index(part) * samples + s] for part in sorted(order)] for s in range(samples)]
+        prediction = torch.stack([rule(*parts, latents[s]) for s, parts in enumerate(of_sample)])
+        turns.append(Probed(rows, prediction.to(dtype), latents))
+    return measured(turns, own_scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("calls", [((1, 0),), ((0, 1),), ((0,), (1,)), ((1,), (0,))])
+def test_the_rows_of_a_weighted_sum_are_found_whatever_their_order(calls, samples, dtype):
+    layout = probe(plain(4.5), calls, samples, dtype)
+    order = [part for parts in calls for part in parts]
+    assert layout.kind == "affine" and not layout.others
+    assert layout.scale == pytest.approx(4.5, rel=0.02 if dtype == torch.bfloat16 else 2e-3)
+    cond, uncond = (samples * order.index(part) for part in (0, 1))
+    assert layout.pairs == tuple(Pair(cond + s, uncond + s) for s in range(samples))
+
+
+def test_a_prediction_that_is_turned_into_another_parametrisation_is_still_a_weighted_sum():
+    layout = probe(turned_into_velocity)
+    assert layout.kind == "affine" and layout.scale == pytest.approx(5.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [
+        (of_the_same_norm(3.0, (0, 1, 2)), "rescaled"),
+        (of_the_same_norm(3.0, 0), "rescaled"),
+        (of_the_same_norm(3.0, 2), "rescaled"),
+        (of_three_channels(3.0), "by slice"),
+        (by_frame, "by slice"),
+        (projected(3.0), "not affine"),
+    ],
+)
+def test_what_is_no_weighted_sum_as_a_whole_is_told_apart(rule, kind):
+    layout = probe(rule, samples=2)
+    assert layout.kind == kind
+    if kind != "not affine":
+        assert layout.pairs == (Pair(0, 2), Pair(1, 3)) and layout.scale == pytest.approx(3.0, abs=1e-3)
+
+
+def test_without_guidance_there_are_no_pairs():
+    layout = probe(lambda cond, latents: -cond, calls=((0,),), samples=2)
+    assert layout.kind == "affine" and not layout.is_guided
+
+
+def perturbed(w):
+    return lambda cond, uncond, other, latents: uncond + w * (cond - uncond) + 3.0 * (cond - other)
+
+
+def of_text_and_image(w):
+    return lambda text, image, uncond, latents: uncond + w * (text - image) + 1.5 * (image - uncond)
+
+
+@pytest.mark.parametrize("rule", [perturbed, of_text_and_image])
+def test_of_three_rows_those_of_the_scale_are_told_by_changing_it(rule):
+    layout = probe(rule(4.0), calls=((1, 0, 2),), own_scale=4.0, changed=rule(5.0))
+    assert layout.pairs == (Pair(1, 0),) and layout.others and layout.scale == 4.0
+    assert probe(rule(4.0), calls=((1, 0, 2),)).kind == "not affine", "where the scale cannot be changed"
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_rows_of_one_number_tell_weights_where_elements_are_packed_and_dropped(samples):
+    packed = lambda rule: lambda *rows: rule(*rows)[:, 1:].flip(-1).reshape(5, 20)  # noqa: E731
+    layout = probe(packed(plain(6.0)), calls=((1, 0),), samples=samples)
+    assert layout.kind == "affine" and layout.scale == pytest.approx(6.0, abs=1e-3)
+    assert layout.pairs == tuple(Pair(samples + s, s) for s in range(samples))
+    assert CONSTANT_TURNS == 3
+
+
+RULES = {
+    "plain": plain,
+    "of the same norm": functools.partial(of_the_same_norm, dim=0),
+    "of three channels": of_three_channels,
+}
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 1.0, 2.5, 4.0])
+@pytest.mark.parametrize("calls", [((0, 1),), ((1, 0),), ((0,), (1,)), ((1,), (0,))])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_pipeline_makes_the_branchs_scale_of_the_answers_by_its_own_rule(rule, calls, scale):
+    layout = probe(RULES[rule](4.0), calls)
+    order, needed = [part for parts in calls for part in parts], rows_needed(layout, scale)
+    rows = dict(enumerate(torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3)).double()))
+    expected = RULES[rule](scale)(rows[order.index(0)], rows[order.index(1)], None)
+    if rule != "plain" and calls == ((1,), (0,)):
+        with pytest.raises(ValueError, match="comes first"):
+            [answered(layout, scale, call, rows, rows[0]) for call in range(2)]
+        return
+    given, answers = {}, []
+    for call in range(len(calls)):
+        first = layout.first_row(call)
+        given |= {row: rows[row] for row in range(first, first + layout.calls[call]) if row in needed}
+        answers += answered(layout, scale, call, given, rows[0])
+    made = RULES[rule](4.0)(answers[order.index(0)], answers[order.index(1)], None)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
+    if scale in (0.0, 1.0) and rule == "plain":
+        assert len(needed) == 1, "the other row is not evaluated"

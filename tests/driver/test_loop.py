@@ -1,0 +1,225 @@
+"""The pipeline's loop: what it counts is meant in real steps, and what it does to the turns of one step is watched."""
+
+import copy
+
+import diffusers
+import pytest
+import tiny
+import torch
+from helpers import close
+from pipelines_table import run as result_of
+from plain_loop import STRONG, WEAK, run
+from tiny.variants import build
+
+from w2sd_video import Branch, reflection
+
+NULL = {"strong": Branch(), "weak": Branch(), "inversion": "current"}
+
+
+def image():
+    return torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+
+
+def image_to_image(scheduler=None):
+    pipe, call = tiny.stable_diffusion()
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = scheduler or pipe.scheduler
+    return pipe, {name: value for name, value in call.items() if name not in ("height", "width")} | {"image": image()}
+
+
+WINDOWS = {
+    "control": (tiny.animatediff_controlnet, {"control_guidance_start": 0.2, "control_guidance_end": 0.7}),
+    "denoising end": (tiny.stable_diffusion_xl, {"denoising_end": 0.5}),
+    "adapter": (lambda: build("StableDiffusionXLAdapterPipeline"), {"adapter_conditioning_factor": 0.5}),
+    "truncated guidance": (lambda: build("Lumina2Pipeline"), {"cfg_trunc_ratio": 0.5}),
+    "skipped layers": (
+        lambda: build("StableDiffusion3Pipeline"),
+        {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.2, "skip_layer_guidance_stop": 0.7},
+    ),
+    "timesteps and strength": (
+        lambda: image_to_image(diffusers.DPMSolverMultistepScheduler()),
+        {"timesteps": [999, 850, 736, 645, 545, 455, 343, 233, 124, 24], "strength": 0.75},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_are_in_real_steps(name):
+    make, window = WINDOWS[name]
+    pipe, call = make()
+    call = {**call, "num_inference_steps": 6, **window}
+    stock = result_of(pipe, call)
+    without = result_of(pipe, {name: value for name, value in call.items() if name not in window})
+    assert not torch.equal(stock, without)
+    with reflection(pipe, **NULL):
+        close(result_of(pipe, call), stock)
+    with reflection(pipe, strong=Branch(), weak=Branch(), reflection_steps=0):
+        assert torch.equal(result_of(pipe, call), stock)
+    with reflection(pipe, strong=Branch(), weak=Branch(), strength=0.0) as done:
+        assert torch.equal(result_of(pipe, call), stock)
+    assert done.reflected_steps == done.steps - ("denoising_end" not in window)
+
+
+def test_temporal_reasoning_ends_after_the_real_steps_it_was_given():
+    """ChronoEdit drops its frames between at one step, from its latents and from what its scheduler remembers."""
+    pipe, call = build("ChronoEditPipeline")
+    pipe.scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    call |= {"num_frames": 9, "enable_temporal_reasoning": True, "num_temporal_reasoning_steps": 2}
+    stock = result_of(pipe, call)
+    with reflection(pipe, **NULL):
+        close(result_of(pipe, call), stock)
+    with reflection(pipe, strong=Branch(), weak=Branch(), strength=0.0):
+        assert torch.equal(result_of(pipe, call), stock)
+
+
+def test_two_stages_of_one_schedule_walk_their_own_steps():
+    """A base model up to ``denoising_end``, then a refiner from there: together the stock steps, each reflected."""
+    pipe, call = tiny.stable_diffusion_xl()
+    call |= {"num_inference_steps": 10}
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(**{k: v for k, v in pipe.components.items() if v is not None})
+    refiner.set_progress_bar_config(disable=True)
+    with reflection(pipe, strong=STRONG, weak=WEAK) as base:
+        latents = run(pipe, call, num_inference_steps=10, denoising_end=0.7)
+    sizes = ("height", "width")
+    rest = {name: value for name, value in call.items() if name not in sizes} | {"denoising_start": 0.7}
+    stock = run(refiner, rest, num_inference_steps=10, image=latents)
+    with reflection(refiner, **NULL) as refined:
+        close(run(refiner, rest, num_inference_steps=10, image=latents), stock)
+    assert (base.steps, base.reflected_steps) == (7, 7)
+    assert (refined.steps, refined.reflected_steps) == (3, 2)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_old_callback_is_called_as_in_a_stock_loop(steps, every):
+    pipe, call = tiny.pixart()
+    pipe.scheduler = diffusers.DDIMScheduler()  # at one step PixArt goes on with the second thing that is returned
+    call |= {"num_inference_steps": steps, "callback_steps": every}
+
+    def seen():
+        shown = []
+        result_of(pipe, call | {"callback": lambda i, t, latents: shown.append((i, int(t), latents.clone()))})
+        return shown
+
+    stock = seen()
+    with reflection(pipe, strong=Branch(), weak=Branch(), strength=0.0):
+        off = seen()
+    with reflection(pipe, strong=STRONG, weak=WEAK):
+        on = seen()
+    assert [entry[:2] for entry in on] == [entry[:2] for entry in stock] and len(stock) == -(-steps // every)
+    assert all(torch.equal(one[2], other[2]) for one, other in zip(off, stock, strict=True))
+
+
+INPAINTING = [
+    "FluxInpaintPipeline",
+    "FluxControlNetInpaintPipeline",
+    "FluxKontextInpaintPipeline",
+    "Flux2KleinInpaintPipeline",
+    "QwenImageInpaintPipeline",
+    "QwenImageEditInpaintPipeline",
+]
+
+
+@pytest.mark.parametrize("name", INPAINTING)
+def test_inpainting_that_noises_the_kept_part_in_every_turn_is_reflected_at_its_level_only(name):
+    pipe, call = build(name)
+    stock = result_of(pipe, call)
+    with (
+        pytest.raises(ValueError, match="changes its latents in every turn"),
+        reflection(pipe, strong=Branch(), weak=Branch()) as done,
+    ):
+        result_of(pipe, call)
+    assert not done.nfe["base"]  # seen in the first step
+    with reflection(pipe, **NULL):
+        close(result_of(pipe, call), stock)
+
+
+def test_loops_that_cannot_be_walked_are_refused():
+    pipe, call = tiny.stable_diffusion()
+
+    class ByIndex(diffusers.StableDiffusionPipeline):
+        @torch.no_grad()
+        def __call__(self, prompt, **kwargs):
+            self.scheduler.set_timesteps(4)
+            latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+            text, _ = self.encode_prompt(prompt, "cpu", 1, False)
+            for i in range(len(self.scheduler.timesteps)):
+                t = self.scheduler.timesteps[i]
+                latents = self.scheduler.step(self.unet(latents, t, text).sample, t, latents).prev_sample
+            return (latents,)
+
+    by_index = ByIndex(**{k: v for k, v in pipe.components.items()}, requires_safety_checker=False)
+    stock = by_index(call["prompt"])[0]
+    with reflection(by_index, strong=Branch(), weak=Branch(), reflection_steps=0):
+        assert torch.equal(by_index(call["prompt"])[0], stock)
+    with pytest.raises(RuntimeError, match=r"go through scheduler\.timesteps"), reflection(by_index, **NULL):
+        by_index(call["prompt"])
+
+
+def test_enumerate_is_the_builtin_one_outside_a_call():
+    pipe, call = tiny.wan()
+    module = __import__(type(pipe).__module__, fromlist=["_"])
+    with reflection(pipe, strong=STRONG, weak=WEAK):
+        assert "enumerate" not in vars(module)
+
+        def fails(*_):
+            assert "enumerate" in vars(module)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(pipe, call, callback_on_step_end=fails)
+        assert "enumerate" not in vars(module)
+        again = run(pipe, call)
+    with reflection(pipe, strong=STRONG, weak=WEAK):
+        assert torch.equal(run(pipe, call), again)
+
+
+GUIDERS = {
+    "start": lambda: diffusers.ClassifierFreeGuidance(3.0, start=0.5),
+    "zero star": lambda: diffusers.ClassifierFreeZeroStarGuidance(3.0),
+    "momentum": lambda: diffusers.AdaptiveProjectedGuidance(3.0, adaptive_projected_guidance_momentum=-0.7),
+}
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+def test_a_guider_is_told_real_steps_and_keeps_momentum_of_them_only(guider):
+    pipe, call = build("HunyuanVideo15Pipeline")
+    plain = result_of(pipe, call)
+    pipe.guider = GUIDERS[guider]()
+    stock = result_of(pipe, call)
+    assert not torch.equal(stock, plain)
+    with reflection(pipe, **NULL):
+        close(result_of(pipe, call), stock)
+
+
+def test_a_cache_of_one_branch_is_not_given_to_another():
+    pipe, call = build("Flux2KleinKVPipeline")
+    stock = result_of(pipe, call)
+    with reflection(pipe, **NULL):
+        close(result_of(pipe, call), stock)
+    second = copy.deepcopy(pipe.transformer)
+    with (
+        pytest.raises(ValueError, match="kept from an evaluation of another branch"),
+        reflection(pipe, strong=Branch(), weak=Branch(weights=second)),
+    ):
+        result_of(pipe, call)
+
+
+@pytest.mark.parametrize("make", [tiny.dit, lambda: build("TextToVideoSDPipeline")])
+def test_resampling_draws_from_the_generators_of_the_samples(make):
+    pipe, call = make()
+    call |= {"num_inference_steps": 3}
+
+    def sample(seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        changed = {"class_labels": [1] * len(seeds)} if "class_labels" in call else {}
+        if "prompt" in call:
+            changed = {"prompt": [call["prompt"]] * len(seeds)}
+        is_latent = "prompt" in call
+        out = pipe(**call | changed, generator=generators, output_type="latent" if is_latent else "np")
+        return torch.as_tensor(out.frames if is_latent else out.images)
+
+    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="resample"):
+        close(sample([1, 2]), torch.cat([sample([1]), sample([2])]))

@@ -1,0 +1,66 @@
+"""Checks of what a user gives: numbers of any kind, and tensors; the one line of an error names the argument."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+
+def real_number(name: str, value: Any) -> int | float:
+    """Return a finite number as Python's own; numpy's scalars are numbers, truth values and tensors are not.
+
+    Raises:
+        TypeError: no number.
+        ValueError: NaN or infinity.
+    """
+    _check_is_number(name, value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Return a whole number as Python's own.
+
+    Raises:
+        TypeError: no number.
+        ValueError: a fraction, or a number below the least that is allowed.
+    """
+    _check_is_number(name, value)
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether something is a whole number, of Python's or numpy's."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_latents(latents: Any) -> None:
+    """Refuse latents that are not a floating-point tensor (TypeError)."""
+    if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+        kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise TypeError(f"latents must be a floating-point tensor, got {kind}")
+
+
+def check_like(name: str, result: Any, latents: torch.Tensor) -> None:
+    """Refuse what a user's function returned if it is no tensor like the latents (ValueError)."""
+    if not isinstance(result, torch.Tensor):
+        raise ValueError(f"{name} must return a tensor, got {type(result).__name__}")
+    for what in ("shape", "dtype", "device"):
+        before, after = getattr(latents, what), getattr(result, what)
+        if before != after:
+            raise ValueError(f"{name} changed the {what} of the latents from {before} to {after}; it must keep it")
+
+
+def _check_is_number(name: str, value: Any) -> None:
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return
+    has_item = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    raise TypeError(f"{name} must be a number, got {value!r}{'; pass its .item()' if has_item else ''}")

@@ -1,0 +1,115 @@
+"""What has to hold of a pipeline's loop for it to be reflected, watched without waiting on the device in between."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from w2sd_video.branch import Branch
+
+
+class HandedBack:
+    """Latents that the pipeline was handed back, to be stepped from in its next turn as they are.
+
+    Between steps a pipeline may change its latents; between the turns of one step they are the sampler's. Most hand
+    over the very tensor, which takes no look at its values. Others reshape it: of these the first one is compared at
+    once, and the later ones together when asked for.
+    """
+
+    def __init__(self) -> None:
+        self._latents: torch.Tensor | None = None
+        self._version = 0
+        self._equal: torch.Tensor | None = None
+
+    def forget(self) -> None:
+        """Forget an earlier loop."""
+        self._latents = self._equal = None
+
+    def remember(self, latents: torch.Tensor | None) -> None:
+        """Keep what is handed back; nothing after a step, which a pipeline may edit."""
+        self._latents, self._version = latents, 0 if latents is None else _version(latents)
+
+    def check(self, latents: torch.Tensor) -> None:
+        """Compare what the pipeline steps from.
+
+        Raises:
+            ValueError: it is something else; the first time that it has to be looked at.
+        """
+        given = self._latents
+        if given is None or (latents is given and _version(given) == self._version):
+            return
+        if latents is given or latents.shape != given.shape:
+            raise ValueError(EDITED)
+        repeated = torch.cat([given[: len(given) // 2]] * 2) if len(given) % 2 == 0 else given
+        # A pipeline that steps both halves of guidance alike (DiT) goes on with the first one, twice.
+        equal = (latents == given).all() | (latents == repeated).all()
+        if self._equal is None and not equal:
+            raise ValueError(EDITED)
+        self._equal = equal if self._equal is None else self._equal & equal
+
+    def compare(self) -> None:
+        """Look at what the loop's later turns were compared to.
+
+        Raises:
+            ValueError: something else than what was handed back.
+        """
+        if self._equal is not None and not self._equal:
+            raise ValueError(EDITED)
+
+
+class Momentum:
+    """The momentum of a pipeline's guider (APG), which is to see the steps that count only.
+
+    Args:
+        pipe: a pipeline, with a guider or without.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._guider: Any = getattr(pipe, "guider", None)
+        self._buffer = copy.copy(getattr(self._guider, "momentum_buffer", None))
+
+    def after_turn(self, takes_step: bool) -> None:
+        """Keep what a step has made of it; undo what another turn has."""
+        if takes_step:
+            self._buffer = copy.copy(getattr(self._guider, "momentum_buffer", None))
+        elif hasattr(self._guider, "momentum_buffer"):
+            self._guider.momentum_buffer = copy.copy(self._buffer)
+
+
+class Caches:
+    """What a network returned beside its prediction (Flux 2's keys and values), to be given back to its own role."""
+
+    def __init__(self) -> None:
+        self._made_by: list[tuple[Any, Branch]] = []
+
+    def note(self, output: Any, branch: Branch) -> None:
+        """Remember what was returned as a branch."""
+        if isinstance(output, tuple):
+            self._made_by += [(extra, branch) for extra in output[1:] if extra is not None]
+
+    def check(self, arguments: dict[str, Any], branch: Branch) -> None:
+        """Look at what a network is given.
+
+        Raises:
+            ValueError: what it returned for another branch.
+        """
+        for made, by in self._made_by:
+            if by != branch and any(value is made for value in arguments.values()):
+                raise ValueError(
+                    "the pipeline gives its network what it kept from an evaluation of another branch (a cache of keys "
+                    "and values), which cannot be reflected; reflect no step (reflection_steps=0)"
+                )
+
+
+EDITED = (
+    "the pipeline changes its latents in every turn of its loop (as inpainting does that keeps the unmasked part by "
+    "noising it anew), which cannot be reflected so; use inversion='current', which leaves such a part where it is, an "
+    "inpainting checkpoint, or reflect no step (reflection_steps=0)"
+)
+
+
+def _version(latents: torch.Tensor) -> int:
+    """Return how often a tensor was written into, where it is counted."""
+    return 0 if latents.is_inference() else latents._version

@@ -1,0 +1,64 @@
+"""The rows of an evaluation, among all arguments of a denoiser: samples, and what goes with each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+
+Arguments = dict[str, Any]
+
+_NOT_BATCHED = ("image_rotary_emb", "rotary_emb", "freqs_cis", "img_ids", "txt_ids")
+"""Positions, which all rows share, and whose length may by chance be the number of rows."""
+_LAYERS_FIRST = ("encoder_hidden_states_llama3",)
+"""HiDream's text of each layer, in which the rows come second."""
+
+
+def rows_of(value: Any) -> list[torch.Tensor]:
+    """Return the rows of a network's input or output: a batch, or a list of samples (Z-Image)."""
+    return list(value)
+
+
+def take_rows(value: Any, name: str, rows: Sequence[int], total: int, frames: int = 1) -> Any:
+    """Return some rows of what is batched in an argument; the rest stays as it is.
+
+    Args:
+        value: the argument.
+        name: its name.
+        rows: which, in order.
+        total: how many rows there are.
+        frames: of each row: frame-wise models are given text and residuals of side networks once a frame.
+    """
+    if name in _NOT_BATCHED:
+        return value
+    if isinstance(value, Mapping):
+        return {key: take_rows(item, key, rows, total, frames) for key, item in value.items()}
+    if isinstance(value, list) and len(value) == total and "residual" not in name and "block_samples" not in name:
+        return [value[row] for row in rows]
+    if isinstance(value, (list, tuple)):
+        return type(value)(take_rows(item, name, rows, total, frames) for item in value)
+    if not isinstance(value, torch.Tensor) or value.ndim == 0:
+        return value
+    if name in _LAYERS_FIRST:
+        return value[:, list(rows)]
+    if len(value) == total:
+        return value[list(rows)]
+    if len(value) == total * frames or ("residual" in name and len(value) % total == 0):
+        each = rearrange(value, "(rows frames) ... -> rows frames ...", rows=total)
+        return rearrange(each[list(rows)], "rows frames ... -> (rows frames) ...")
+    return value
+
+
+def are_equal(one: Any, other: Any) -> bool:
+    """Compare arguments of a denoiser, tensors by value."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(are_equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(are_equal, one, other))
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return False
+    return one is other or bool(one == other)
