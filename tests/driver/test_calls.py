@@ -305,15 +305,21 @@ def test_a_subclass_that_makes_the_generator_itself_keeps_it():
         assert torch.equal(run(pipe, call | {"text": prompt, "w": scale}), expected)
 
 
-def test_refusals_and_callbacks_reach_through_a_subclass():
+def test_arguments_refusals_and_callbacks_reach_through_a_subclass():
     pipe, call = tiny.stable_diffusion_xl()
+    stock = run(pipe, call, denoising_end=0.8)
     pipe.__class__ = app_of(type(pipe))
+    with reflection(pipe, **GAP, strength=0.0):
+        assert torch.equal(run(pipe, call, denoising_end=0.8), stock)
     with reflection(pipe, **GAP):
-        with pytest.raises(ValueError, match=r"denoising_end=0.8 cannot be reflected"):
-            run(pipe, call, denoising_end=0.8)
         seen = []
         run(pipe, call, callback_on_step_end=lambda p, i, t, kwargs: seen.append(i) or kwargs)
     assert seen == list(range(STEPS))
+    with (
+        pytest.raises(ValueError, match="pass negative_prompt as text"),
+        reflection(pipe, strong=Branch(), weak=Branch(prompt="a blue square")),
+    ):
+        run(pipe, call, negative_prompt_embeds=torch.zeros(1, 1, 1))
 
 
 def test_a_subclass_that_goes_past_super_is_not_passed_over_in_silence():

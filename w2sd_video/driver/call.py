@@ -86,10 +86,8 @@ def walking(
     if isinstance(pipe, ReflectedPipeline):
         raise ValueError("the pipeline is being reflected already; end that block before beginning another")
     with make_call().prepared():
-        reflecting = reflecting_class(
-            type(pipe), loop, make_call
-        )  # what no call could be given has been refused by here
-    with _of_class(pipe, reflecting):
+        """What no call could be given is refused here."""
+    with _of_class(pipe, reflecting_class(type(pipe), loop, make_call)):
         yield run
 
 
@@ -166,6 +164,8 @@ class PipelineCall:
             )
             self._walk.draw = drawing_as(arguments.get("generator"))
             self._walk.on_turn = Momentum(self._pipe).after_turn
+            samples = 1
+            stack.enter_context(counting_calls(type(self._pipe)))
             if self._walk.wrapped is self._pipe.scheduler:
                 stack.enter_context(_as_before(self._walk.wrapped))
             stack.enter_context(swapped([(self._pipe, {"scheduler": presented(self._walk)})]))
@@ -180,6 +180,8 @@ class PipelineCall:
                 result = self._call(given | changes, len(args))
                 samples = _samples_in(result)
             finally:
+                if self._state.changed_scale is not None:  # the call ended inside the turn that has it changed
+                    self._state.changed_scale()
                 self._run.nfe = {role: self._state.nfe[role] // samples for role in ("base", "strong", "weak")}
                 self._run.steps = self._walk.steps_taken
                 self._run.reflected_steps = self._walk.reflected_steps_taken
@@ -267,12 +269,6 @@ class PipelineCall:
                 self._state.rehearsing = None
 
 
-def _samples_in(result: Any) -> int:
-    """Return how many samples a pipeline's call has made: the length of the first thing that it returns."""
-    first = result[0] if isinstance(result, (tuple, list, Mapping)) else result
-    return max(1, len(first)) if isinstance(first, Sized) else 1
-
-
 class ReflectedPipeline:
     """What a pipeline is an instance of inside a block."""
 
@@ -293,7 +289,7 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
 
     def call_to_the_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = calls_of_loop
-        result = original.__call__(self, *args, **kwargs)
+        result = super(Reflecting, self).__call__(*args, **kwargs)
         if calls_of_loop == before:
             raise RuntimeError(
                 f"{original.__name__} did not call {loop.__name__}.__call__ by super().__call__: nothing was reflected"
@@ -341,6 +337,12 @@ def _as_before(scheduler: Any) -> Iterator[None]:
     finally:
         vars(scheduler).clear()
         vars(scheduler).update(before)
+
+
+def _samples_in(result: Any) -> int:
+    """Return how many samples a pipeline's call has made: the length of the first thing that it returns."""
+    first = result[0] if isinstance(result, (tuple, list, Mapping)) else result
+    return max(1, len(first)) if isinstance(first, Sized) else 1
 
 
 def _walked(iterable: Any, bar: Any) -> Iterator[Any]:

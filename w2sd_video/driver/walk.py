@@ -87,15 +87,14 @@ class Walk:
         self.on_step: Callable[[], None] = lambda: None
         self._settings = settings
         self._state = state
-        self._reflected: frozenset[int] = frozenset()
-        self._positional = 0
         self._begin = 0
+        self._positional = 0
+        self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self._handed_back = HandedBack()
         self._probed: list[Probed] = []
         self._own_scale: float | None = None
-        self._positional = 0
         self._step_signature = declared_signature(type(scheduler), "step")
         self.set_timesteps = with_signature(self._set_timesteps, declared_signature(type(scheduler), "set_timesteps"))
         self.step = with_signature(self._step, self._step_signature)
@@ -233,6 +232,12 @@ class Walk:
             self.on_step()
         return result
 
+    def _count(self, turn: Turn) -> None:
+        """Count the steps of all passes of a call (FreeInit and Framepack make several)."""
+        step = max(step for step, call in enumerate(self._trajectory.calls) if call <= turn.call)
+        self.steps_taken += 1
+        self.reflected_steps_taken += step in self._reflected
+
     def _probe(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
         """Keep what a probe turn shows, find the layout after the last, and hand the latents back as they are."""
         state, latents = self._state, arguments["sample"]
@@ -288,8 +293,8 @@ class Walk:
         """Take the wrapped scheduler's own step, with what it would have been given in a loop of its own."""
         shift_history(self.wrapped, self._trajectory, step)
         self._handed_back.remember(None)
-        arguments = arguments | {"model_output": with_variance(step.prediction, arguments["model_output"])}
-        positional, named = as_given(arguments, self._positional)
+        prediction = with_variance(step.prediction, arguments["model_output"])
+        positional, named = as_given(arguments | {"model_output": prediction}, self._positional)
         return self.wrapped.step(*positional, **named)
 
     def _result(self, latents: torch.Tensor, arguments: dict[str, Any]) -> Any:

@@ -31,4 +31,5 @@ def has_ip_adapter(denoiser: nn.Module) -> bool:
 
 def _adapters(denoiser: nn.Module) -> list[Any]:
     processors = [getattr(module, "processor", None) for module in denoiser.modules()]
+    # diffusers has no base class of these processors, but all of them have it in their name.
     return [processor for processor in processors if "IPAdapter" in type(processor).__name__]
