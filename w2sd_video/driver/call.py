@@ -86,7 +86,7 @@ def walking(
     if isinstance(pipe, ReflectedPipeline):
         raise ValueError("the pipeline is being reflected already; end that block before beginning another")
     with make_call().prepared():
-        """What no call could be given is refused here."""
+        pass  # what no call could be given is refused here
     with _of_class(pipe, reflecting_class(type(pipe), loop, make_call)):
         yield run
 
@@ -169,10 +169,8 @@ class PipelineCall:
             if self._walk.wrapped is self._pipe.scheduler:
                 stack.enter_context(_as_before(self._walk.wrapped))
             stack.enter_context(swapped([(self._pipe, {"scheduler": presented(self._walk)})]))
-            stack.enter_context(counting_calls(type(self._pipe)))
             for switch in self._switches:
                 stack.enter_context(switch.installed())
-            samples = 1
             try:
                 self._rehearse(arguments, given, len(args))
                 changes = self._with_callbacks_aside(arguments)

@@ -254,12 +254,6 @@ class Walk:
             self._probed = []
         return self._result(latents, arguments)
 
-    def _count(self, turn: Turn) -> None:
-        """Count the steps of all passes of a call (FreeInit and Framepack make several)."""
-        step = max(s for s, call in enumerate(self._trajectory.calls) if call <= turn.call)
-        self.steps_taken += 1
-        self.reflected_steps_taken += step in self._reflected
-
     def _checked(self, turn: Turn | None, arguments: dict[str, Any]) -> Turn:
         """Return the turn that a step answers, or say that the pipeline does not walk as it should."""
         if arguments.get("per_token_timesteps") is not None and self.reflected_steps:
