@@ -177,6 +177,13 @@ class PipelineCall:
                 changes |= call_back_after_steps(arguments | changes, self._state)
                 result = self._call(given | changes, len(args))
                 samples = _samples_in(result)
+            except Exception as error:
+                if self._state.probing is not None and not _is_ours(error):
+                    raise ValueError(
+                        f"{type(self._pipe).__name__} needs more of its network than a prediction, so its guidance "
+                        "cannot be measured, nor a branch set its guidance_scale or negative_prompt"
+                    ) from error
+                raise
             finally:
                 if self._state.changed_scale is not None:  # the call ended inside the turn that has it changed
                     self._state.changed_scale()
@@ -335,6 +342,14 @@ def _as_before(scheduler: Any) -> Iterator[None]:
     finally:
         vars(scheduler).clear()
         vars(scheduler).update(before)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Return whether an error was raised by this package, and not by the pipeline that it calls."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("w2sd_video.")
 
 
 def _samples_in(result: Any) -> int:
