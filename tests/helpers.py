@@ -37,6 +37,17 @@ def close(result, expected, tolerance=1e-5):
     assert error < tolerance
 
 
+def add_lora(module, name, seed):
+    """Load a random LoRA into a network of diffusers."""
+    from peft import LoraConfig
+
+    torch.manual_seed(seed)
+    module.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"]), adapter_name=name)
+    for parameter_name, parameter in module.named_parameters():
+        if f"lora_B.{name}" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.5)
+
+
 def _plain(attributes):
     """All names, and the values that can be compared."""
     return {

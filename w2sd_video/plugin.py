@@ -34,7 +34,12 @@ def reflection(
     """Reflect every call of a diffusers pipeline inside the block (algorithm 1 of the paper).
 
     The pipeline's own loop runs, so its guidance, control, adapters, conditioning, offloading and callbacks go on
-    working. After the block, also after an exception, the pipeline is what it was.
+    working. Its parts are looked up at each call, so that what is replaced or loaded inside the block counts. Outside
+    the calls, and for callbacks, scheduler and networks are stock, also for other pipelines that share them. After the
+    block, also after an exception, the pipeline is what it was.
+
+    A call keeps its networks to itself: a reflected call of another thread that uses one of them waits until it ends; a
+    stock one goes on, past the branches. A second denoiser (``weights``) is not to be used elsewhere meanwhile.
 
     Args:
         pipe: any diffusers pipeline that loops over ``scheduler.step`` with a known scheduler.
@@ -59,8 +64,9 @@ def reflection(
     Raises:
         TypeError: a scheduler that is not known or cannot be reflected, or a pipeline without a denoiser.
         ValueError: a setting out of range, weights or LoRA that are not loaded, a second denoiser of another shape,
-            experts, layers or side networks that the pipeline does not have; or, inside the block, a guidance scale or
-            text that this pipeline cannot be given.
+            experts, layers or side networks that the pipeline does not have, a cache of evaluations, a second denoiser
+            without the adapters of the first; or, inside the block, a guidance scale or text that this pipeline cannot
+            be given, or a reflected call inside another one that shares its network.
     """
     settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance, span)
     branches: dict[Role, Branch] = {"base": base or Branch(), "strong": strong, "weak": weak}

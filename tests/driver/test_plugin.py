@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import tiny
 import torch
-from helpers import state
+from helpers import add_lora, state
 from plain_loop import SCALES, STEPS, STRONG, SYSTEMS, WEAK, close, guided, noise_like, run
 
 from w2sd_video import Branch, reflection
@@ -74,19 +74,9 @@ def test_a_pure_guidance_gap_costs_no_weak_evaluation_with_current_inversion(sys
     assert separate.nfe["weak"] == 2 * (STEPS - 1)
 
 
-def add_lora(pipe, name, seed):
-    from peft import LoraConfig
-
-    torch.manual_seed(seed)
-    pipe.unet.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"]), adapter_name=name)
-    for parameter_name, parameter in pipe.unet.named_parameters():
-        if f"lora_B.{name}" in parameter_name:
-            torch.nn.init.normal_(parameter, std=0.5)
-
-
 def test_lora_scales_are_those_of_set_adapters_and_come_back():
     pipe, call = tiny.stable_diffusion()
-    add_lora(pipe, "style", 1), add_lora(pipe, "other", 2)
+    add_lora(pipe.unet, "style", 1), add_lora(pipe.unet, "other", 2)
     pipe.unet.set_adapters(["other"], [0.3])
     stock = run(pipe, call)
     layers = [m for m in pipe.unet.modules() if hasattr(m, "scaling")]
@@ -213,16 +203,29 @@ def test_a_callback_can_still_change_the_latents():
 
 
 def test_the_scheduler_passes_for_the_one_it_wraps():
-    pipe, _ = tiny.animatediff()
-    own, signature = pipe.scheduler, inspect.signature(pipe.__call__)
+    """Seen from the network, in the midst of a call; a callback sees a stock one, and outside it is the pipeline's."""
+    pipe, call = tiny.animatediff()
+    own, signature, seen = pipe.scheduler, inspect.signature(pipe.__call__), {}
+    hook = pipe.unet.register_forward_pre_hook(lambda *_: seen.update(network=pipe.scheduler))
+
+    def look(pipe, index, timestep, kwargs):
+        seen["callback"] = pipe.scheduler
+        assert pipe.scheduler.timesteps[index] == timestep
+        return {}
+
     with reflection(pipe, strong=STRONG, weak=WEAK):
-        assert isinstance(pipe.scheduler, diffusers.DDIMScheduler) and pipe.scheduler is not own
-        for method in ("step", "set_timesteps"):
-            shown, true = (inspect.signature(getattr(scheduler, method)) for scheduler in (pipe.scheduler, own))
-            assert shown == true
-        assert pipe.scheduler.config == own.config and isinstance(pipe, diffusers.AnimateDiffPipeline)
-        assert type(pipe).__name__ == "AnimateDiffPipeline"
+        assert pipe.scheduler is own
+        run(pipe, call, callback_on_step_end=look)
+        assert pipe.scheduler is own
+        assert type(pipe).__name__ == "AnimateDiffPipeline" and isinstance(pipe, diffusers.AnimateDiffPipeline)
         assert inspect.signature(pipe.__call__) == signature
+    hook.remove()
+    assert type(seen["callback"]) is diffusers.DDIMScheduler
+    assert isinstance(seen["network"], diffusers.DDIMScheduler) and seen["network"] is not own
+    for method in ("step", "set_timesteps"):
+        shown, true = (inspect.signature(getattr(scheduler, method)) for scheduler in (seen["network"], own))
+        assert shown == true
+    assert seen["network"].config == own.config
 
 
 def test_several_samples_are_the_single_ones():

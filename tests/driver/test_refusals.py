@@ -19,10 +19,17 @@ def test_what_cannot_be_reflected_is_refused_with_a_reason_before_sampling():
         reflection(pipe, strong=STRONG, weak=WEAK),
     ):
         run(pipe, call)
-    with pytest.raises(ValueError, match="replaced inside"), reflection(pipe, strong=STRONG, weak=WEAK):
+
+    def replace(pipe, index, timestep, kwargs):
         pipe.scheduler = diffusers.EulerDiscreteScheduler()
-        run(pipe, call)
-    assert pipe.scheduler is good
+        return kwargs
+
+    with (
+        pytest.raises(ValueError, match="a callback replaced"),
+        reflection(pipe, strong=STRONG, weak=WEAK),
+    ):
+        run(pipe, call, callback_on_step_end=replace)
+    pipe.scheduler = good
     for scheduler, said in [
         (diffusers.LCMScheduler(), "consistency"),
         (diffusers.KDPM2DiscreteScheduler(), "use one of"),

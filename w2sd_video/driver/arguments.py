@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from w2sd_video.inversions import Draw
 from w2sd_video.sampler import drawing_from
 
 
-def with_text(arguments: dict[str, Any], prompt: Any, negative_prompt: Any, pipeline: str) -> dict[str, Any]:
-    """Return a pipeline's arguments with another prompt, negative prompt, or both, one a sample."""
+def with_text(arguments: Mapping[str, Any], prompt: Any, negative_prompt: Any, pipeline: str) -> dict[str, Any]:
+    """Return the changes that give a pipeline another prompt, negative prompt, or both, one a sample."""
     own, embedded_own = arguments.get("prompt"), arguments.get("prompt_embeds")
     samples = len(own) if isinstance(own, list) else 1 if embedded_own is None else len(embedded_own)
     if prompt is not None and negative_prompt is None and arguments.get("negative_prompt_embeds") is not None:
@@ -26,11 +27,17 @@ def with_text(arguments: dict[str, Any], prompt: Any, negative_prompt: Any, pipe
         texts = [text] * samples if isinstance(text, str) else list(text)
         if len(texts) != samples:
             raise ValueError(f"a branch has {len(texts)} prompts, but the pipeline was called with {samples}")
-        for other, value in arguments.items():
-            if other.startswith((f"{name}_", f"pooled_{name}_", f"{name.replace('_prompt', '_pooled_prompt')}_")):
-                changed |= {other: None} if isinstance(value, torch.Tensor) else {}
+        changed |= {other: None for other, value in arguments.items() if _belongs_to(name, other, value)}
         changed[name] = texts[0] if samples == 1 and not isinstance(own, list) else texts
-    return arguments | changed
+    return changed
+
+
+def _belongs_to(name: str, other: str, value: Any) -> bool:
+    """Return whether an argument is a form of a prompt: embeddings, or the text for another encoder (``prompt_2``)."""
+    if other.removeprefix(f"{name}_").isdigit():
+        return value is not None
+    embedded = (f"{name}_", f"pooled_{name}_", f"{name.replace('_prompt', '_pooled_prompt')}_")
+    return other.startswith(embedded) and isinstance(value, torch.Tensor)
 
 
 def drawing_as(generator: torch.Generator | list[torch.Generator] | None) -> Draw:
@@ -51,12 +58,14 @@ def drawing_as(generator: torch.Generator | list[torch.Generator] | None) -> Dra
     return draw_rows
 
 
-def call_back_after_steps(arguments: dict[str, Any], state: CallState) -> None:
+def call_back_after_steps(arguments: Mapping[str, Any], state: CallState) -> dict[str, Any]:
     """Have the user's callbacks, new and old, called after the scheduler's own steps only, not after every turn."""
     callback, old_callback = arguments.get("callback_on_step_end"), arguments.get("callback")
+    changes: dict[str, Any] = {}
     if callback is not None:
         if hasattr(callback, "tensor_inputs"):
-            arguments["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
-        arguments["callback_on_step_end"] = lambda *shown: callback(*shown) if state.step_taken else {}
+            changes["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+        changes["callback_on_step_end"] = lambda *shown: callback(*shown) if state.step_taken else {}
     if callable(old_callback):
-        arguments["callback"] = lambda *shown: old_callback(*shown) if state.step_taken else None
+        changes["callback"] = lambda *shown: old_callback(*shown) if state.step_taken else None
+    return changes

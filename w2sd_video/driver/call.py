@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import length_hint
@@ -17,12 +19,23 @@ from w2sd_video.driver.arguments import call_back_after_steps, drawing_as, with_
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
 from w2sd_video.driver.guards import Momentum
-from w2sd_video.driver.parts import branch_at_stage, check_loop, controlnet_of, denoisers_of
+from w2sd_video.driver.networks import in_use
+from w2sd_video.driver.parts import (
+    branch_at_stage,
+    check_loop,
+    check_no_cache,
+    check_same_adapters,
+    check_text_encoders,
+    controlnet_of,
+    denoisers_of,
+    loop_of,
+)
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
-from w2sd_video.driver.signatures import with_signature
+from w2sd_video.driver.signatures import as_given, by_name, declared_signature, defaults, with_signature
 from w2sd_video.driver.timesteps import counting_calls
 from w2sd_video.driver.walk import Walk, presented
 from w2sd_video.gaps.lora import check_loaded
+from w2sd_video.gaps.swaps import swapped
 from w2sd_video.reflection_settings import Reflection, Role
 
 
@@ -32,7 +45,7 @@ class Run:
 
     Attributes:
         nfe: network evaluations a sample by role ("base", "strong", "weak"); a guided prediction counts as two.
-        steps: steps of the scheduler.
+        steps: steps of the scheduler, of all passes where the pipeline makes several (FreeInit, Framepack).
         reflected_steps: how many of them were reflected.
     """
 
@@ -50,6 +63,8 @@ def walking(
 ) -> Iterator[Run]:
     """Have a walk lead every call of a pipeline inside the block, and each role answered by its branch.
 
+    The parts of the pipeline are looked up at each call. Outside its calls nothing stands in the place of a part.
+
     Args:
         pipe: a diffusers pipeline.
         branches: the setting of every role.
@@ -62,104 +77,131 @@ def walking(
     Raises:
         TypeError, ValueError: see ``reflection``.
     """
-    denoisers = denoisers_of(pipe)
-    stages = [
-        {role: branch_at_stage(pipe, role, branch, denoisers, stage) for role, branch in branches.items()}
-        for stage in range(len(denoisers))
-    ]
-    for role, branch in branches.items():
-        seconds = [stage[role].weights for stage in stages]
-        used = [one if isinstance(one, nn.Module) else own for one, own in zip(seconds, denoisers, strict=True)]
-        check_loaded(branch.lora or {}, used)
-    state = CallState(stages=len(denoisers))
-    check_loop(pipe)
-    if settings.is_on and any(getattr(denoiser, "is_cache_enabled", False) for denoiser in denoisers):
-        raise ValueError(
-            "the denoiser has a cache enabled, which would answer one role with what it kept of another; call its "
-            "disable_cache() before reflecting"
-        )
-    walk = walk_of(pipe.scheduler, settings, state)
-    switches: list[DenoiserSwitch | ControlSwitch] = [
-        DenoiserSwitch(pipe, denoiser, stage, state) for denoiser, stage in zip(denoisers, stages, strict=True)
-    ]
-    controlnet = controlnet_of(pipe, branches)
-    if controlnet is not None:
-        switches.append(ControlSwitch(controlnet, branches, state))
     run = Run(nfe=dict.fromkeys(branches, 0))
-    scheduler = presented(walk)
-    call = PipelineCall(pipe, scheduler, branches, settings, walk, switches, state, run)
-    with _swapped(pipe, "scheduler", scheduler), _of_class(pipe, call.pipeline_class()):
+    loop = loop_of(type(pipe))
+
+    def make_call() -> PipelineCall:
+        return PipelineCall(pipe, loop, branches, settings, walk_of, run)
+
+    if isinstance(pipe, ReflectedPipeline):
+        raise ValueError("the pipeline is being reflected already; end that block before beginning another")
+    with make_call().prepared():
+        pass  # what no call could be given is refused here
+    with _of_class(pipe, reflecting_class(type(pipe), loop, make_call)):
         yield run
 
 
 class PipelineCall:
-    """What surrounds a call of the pipeline: rehearsals before it, progress and callbacks in it, counts after it."""
+    """One call of the pipeline: rehearsals before it, progress and callbacks in it, counts after it."""
 
     def __init__(
         self,
         pipe: Any,
-        scheduler: Any,
+        loop: Any,
         branches: Mapping[Role, Branch],
         settings: Reflection,
-        walk: Walk,
-        switches: Sequence[DenoiserSwitch | ControlSwitch],
-        state: CallState,
+        walk_of: Callable[[Any, Reflection, CallState], Walk],
         run: Run,
     ) -> None:
-        self._original = type(pipe)
-        self._scheduler = scheduler
-        self._signature = inspect.signature(type(pipe).__call__)
-        self._used = [branch for role, branch in branches.items() if role in settings.roles]
-        self._walk = walk
-        self._switches = switches
-        self._state = state
+        self._pipe = pipe
+        self._branches = branches
+        self._settings = settings
+        self._walk_of = walk_of
         self._run = run
+        self._used = [branch for role, branch in branches.items() if role in settings.roles]
+        self._loop: Callable[..., Any] = loop.__call__
+        self._signature = declared_signature(loop, "__call__")
 
-    def pipeline_class(self) -> type:
-        """Return a subclass of the pipeline's class, of the same name, whose calls come here."""
-        call = self
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Work out what stands in for the pipeline's parts, and keep its networks for this call.
 
-        class Reflecting(self._original):  # type: ignore[name-defined]
-            def __call__(self, *args: Any, **kwargs: Any) -> Any:
-                return call.run(self, args, kwargs)
+        Raises:
+            TypeError, ValueError: what this pipeline cannot be given as it is now.
+        """
+        pipe, branches = self._pipe, self._branches
+        denoisers = denoisers_of(pipe)
+        stages = [
+            {role: branch_at_stage(pipe, role, branch, denoisers, stage) for role, branch in branches.items()}
+            for stage in range(len(denoisers))
+        ]
+        check_loop(pipe)
+        controlnet = controlnet_of(pipe, branches)
+        used = {
+            role: [_second(stage[role]) or own for stage, own in zip(stages, denoisers, strict=True)]
+            for role in branches
+        }
+        networks = list(itertools.chain(denoisers, *used.values())) + ([] if controlnet is None else [controlnet])
+        with in_use(networks):
+            if self._settings.is_on:
+                check_no_cache(pipe, networks)
+            for role, branch in branches.items():
+                check_loaded(branch.lora or {}, used[role])
+                check_text_encoders(pipe, branch.lora or {})
+                check_same_adapters(role, denoisers, used[role])
+            self._state = CallState(stages=len(denoisers))
+            scheduler = pipe.scheduler if _is_patched(pipe.scheduler) else copy.deepcopy(pipe.scheduler)
+            self._walk = self._walk_of(scheduler, self._settings, self._state)
+            self._switches: list[DenoiserSwitch | ControlSwitch] = [
+                DenoiserSwitch(pipe, denoiser, stage, self._state)
+                for denoiser, stage in zip(denoisers, stages, strict=True)
+            ]
+            if controlnet is not None:
+                self._switches.append(ControlSwitch(controlnet, branches, self._state))
+            yield
 
-            def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-                return call.progress_bar(super().progress_bar, iterable, total)
-
-        Reflecting.__call__ = with_signature(Reflecting.__call__, self._signature)  # type: ignore[method-assign]
-        for name in ("__name__", "__qualname__", "__module__", "__doc__"):
-            setattr(Reflecting, name, getattr(self._original, name))
-        return Reflecting
-
-    def run(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the pipeline, reflected."""
-        bound = self._signature.bind(pipe, *args, **kwargs)
-        bound.apply_defaults()
-        if pipe.scheduler is not self._scheduler:
-            raise ValueError("the pipeline's scheduler was replaced inside the block; replace it before reflecting")
-        self._state.begin_call(bound.arguments.get("guidance_scale"))
-        self._walk.begin_call(drawing_as(bound.arguments.get("generator")))
-        self._walk.on_turn = Momentum(pipe).after_turn
-        self._state.measures = any(
-            branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
-        )
-        samples = 1
-        try:
-            with ExitStack() as stack:
-                stack.enter_context(counting_calls(self._original))
-                for switch in self._switches:
-                    stack.enter_context(switch.installed())
-                self._rehearse(pipe, bound)
-                call_back_after_steps(bound.arguments, self._state)
-                result = self._original.__call__(*bound.args, **bound.kwargs)
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], running: list[PipelineCall]) -> Any:
+        """Call the pipeline, reflected; the call stands among those that are running as long as it has the networks."""
+        given = by_name(self._signature, args, kwargs)
+        with self.prepared(), ExitStack() as stack:
+            running.append(self)
+            stack.callback(running.remove, self)
+            arguments = defaults(self._signature) | given
+            scale = arguments.get("guidance_scale")
+            self._state.guidance_scale = scale if isinstance(scale, (int, float)) else None
+            self._state.measures = any(
+                branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
+            )
+            self._walk.draw = drawing_as(arguments.get("generator"))
+            self._walk.on_turn = Momentum(self._pipe).after_turn
+            samples = 1
+            stack.enter_context(counting_calls(type(self._pipe)))
+            if self._walk.wrapped is self._pipe.scheduler:
+                stack.enter_context(_as_before(self._walk.wrapped))
+            stack.enter_context(swapped([(self._pipe, {"scheduler": presented(self._walk)})]))
+            for switch in self._switches:
+                stack.enter_context(switch.installed())
+            try:
+                self._rehearse(arguments, given, len(args))
+                changes = self._with_callbacks_aside(arguments)
+                changes |= call_back_after_steps(arguments | changes, self._state)
+                result = self._call(given | changes, len(args))
                 samples = _samples_in(result)
-        finally:
-            self._run.nfe = {role: self._state.nfe[role] // samples for role in ("base", "strong", "weak")}
-            self._run.steps, self._run.reflected_steps = self._walk.total_steps, self._walk.reflected_steps
-            self._state.rehearsals.clear()
-        if self._walk.at == 0 and not getattr(pipe, "interrupt", False):
-            raise RuntimeError(f"{self._original.__name__} never called scheduler.step, so nothing was reflected")
+            except Exception as error:
+                if self._state.probing is not None and not _is_ours(error):
+                    raise ValueError(
+                        f"{type(self._pipe).__name__} needs more of its network than a prediction, so its guidance "
+                        "cannot be measured, nor a branch set its guidance_scale or negative_prompt"
+                    ) from error
+                raise
+            finally:
+                if self._state.changed_scale is not None:  # the call ended inside the turn that has it changed
+                    self._state.changed_scale()
+                self._run.nfe = {role: self._state.nfe[role] // samples for role in ("base", "strong", "weak")}
+                self._run.steps = self._walk.steps_taken
+                self._run.reflected_steps = self._walk.reflected_steps_taken
+            self._check_end()
         return result
+
+    def _call(self, arguments: Mapping[str, Any], positional: int) -> Any:
+        args, kwargs = as_given(arguments, positional)
+        return self._loop(self._pipe, *args, **kwargs)
+
+    def _check_end(self) -> None:
+        """Refuse a result that was not led by the walk."""
+        name = type(self._pipe).__name__
+        if self._walk.steps_taken == 0 and not getattr(self._pipe, "interrupt", False):
+            raise RuntimeError(f"{name} never called scheduler.step, so nothing was reflected")
 
     def progress_bar(self, make_bar: Callable[..., Any], iterable: Any, total: int | None) -> Any:
         """Return a bar of real steps: the walk moves it, not the pipeline's loop."""
@@ -177,24 +219,137 @@ class PipelineCall:
         walk.on_loop, walk.on_step = show_steps, lambda: move(1)
         return bar if iterable is None else _walked(iterable, bar)
 
-    def _rehearse(self, pipe: Any, bound: inspect.BoundArguments) -> None:
+    def _with_callbacks_aside(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Have the user's callbacks see the scheduler and the networks as they are in a stock loop."""
+
+        def aside(callback: Callable[..., Any]) -> Callable[..., Any]:
+            def call_aside(*args: Any, **kwargs: Any) -> Any:
+                self._state.aside = True
+                try:
+                    with swapped([(self._pipe, {"scheduler": self._walk.wrapped})]):
+                        return self._checked(callback, args, kwargs)
+                finally:
+                    self._state.aside = False
+
+            if hasattr(callback, "tensor_inputs"):
+                call_aside.tensor_inputs = callback.tensor_inputs  # type: ignore[attr-defined]
+            return call_aside
+
+        names = ("callback_on_step_end", "callback")
+        return {name: aside(arguments[name]) for name in names if arguments.get(name) is not None}
+
+    def _checked(self, callback: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Refuse that a callback changes the text where a branch has its own, learnt before the first step."""
+        tensors = dict(args[-1]) if args and isinstance(args[-1], dict) else {}
+        versions = {name: tensor._version for name, tensor in tensors.items() if hasattr(tensor, "_version")}
+        result = callback(*args, **kwargs)
+        if self._pipe.scheduler is not self._walk.wrapped and self._settings.is_on:
+            raise ValueError(
+                "a callback replaced the pipeline's scheduler in a reflected call; replace it before the call"
+            )
+        returned = result.items() if isinstance(result, dict) and self._state.rehearsals else ()
+        for name, after in returned:
+            is_unchanged = after is tensors.get(name) and getattr(after, "_version", None) == versions.get(name)
+            if "prompt" in name and not is_unchanged:
+                raise ValueError(
+                    f"a callback changed {name}, but a branch has a text of its own, encoded before the first step; "
+                    " leave the text of the branches out, or the callback"
+                )
+        return result
+
+    def _rehearse(self, arguments: Mapping[str, Any], given: dict[str, Any], positional: int) -> None:
         """Learn what the pipeline gives its denoiser for each prompt, if a branch has one."""
         texts = list(dict.fromkeys(branch.text for branch in self._used if branch.text is not None))
         if not texts:
             return
         for text in [None, *texts]:
-            arguments = dict(bound.arguments)
-            if text is not None:
-                arguments = with_text(arguments, *text, self._original.__name__)
+            changes = {} if text is None else with_text(arguments, *text, type(self._pipe).__name__)
             self._state.rehearsing = Rehearsal()
             try:
                 with same_random_state(arguments.get("generator")):
-                    rehearsed = inspect.BoundArguments(self._signature, arguments)
-                    self._original.__call__(*rehearsed.args, **rehearsed.kwargs)
+                    self._call(given | changes, positional)
             except RehearsalOver:
                 self._state.rehearsals[text] = self._state.rehearsing
             finally:
                 self._state.rehearsing = None
+
+
+class ReflectedPipeline:
+    """What a pipeline is an instance of inside a block."""
+
+
+def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineCall]) -> type:
+    """Return a subclass of a pipeline's class, of the same name, in which the calls of its loop are reflected.
+
+    They are caught right before the class whose ``__call__`` is the loop, so that a subclass which prepares arguments
+    and calls ``super().__call__`` does so as ever. What is made of the class, or copied from the pipeline, is stock.
+    """
+    running: list[PipelineCall] = []
+    calls_of_loop = 0
+
+    def call_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls_of_loop
+        calls_of_loop += 1
+        return make_call().run(args, kwargs, running)
+
+    def call_to_the_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = calls_of_loop
+        result = super(Reflecting, self).__call__(*args, **kwargs)
+        if calls_of_loop == before:
+            raise RuntimeError(
+                f"{original.__name__} did not call {loop.__name__}.__call__ by super().__call__: nothing was reflected"
+            )
+        return result
+
+    shown = {"__call__": with_signature(call_loop, inspect.signature(loop.__call__)), "__module__": loop.__module__}
+    caught = type(loop.__name__, (loop,), shown)
+
+    class Reflecting(*([caught] if loop is original else [original, caught]), ReflectedPipeline):  # type: ignore[misc]
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            return original(*args, **kwargs)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            function, arguments, *rest = super().__reduce_ex__(protocol)
+            return function, tuple(original if value is Reflecting else value for value in arguments), *rest
+
+        def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+            if not running:
+                return super().progress_bar(iterable, total)
+            return running[-1].progress_bar(super().progress_bar, iterable, total)
+
+    if loop is not original:
+        Reflecting.__call__ = with_signature(call_to_the_loop, inspect.signature(original.__call__))
+    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(Reflecting, name, getattr(original, name))
+    return Reflecting
+
+
+def _second(branch: Branch) -> nn.Module | None:
+    return branch.weights if isinstance(branch.weights, nn.Module) else None
+
+
+def _is_patched(scheduler: Any) -> bool:
+    """Return whether a method of a scheduler was replaced on the object: a copy would step the original."""
+    return any(callable(getattr(type(scheduler), name, None)) for name in vars(scheduler))
+
+
+@contextmanager
+def _as_before(scheduler: Any) -> Iterator[None]:
+    """Put the attributes of a scheduler back at the end."""
+    before = {name: list(value) if isinstance(value, list) else value for name, value in vars(scheduler).items()}
+    try:
+        yield
+    finally:
+        vars(scheduler).clear()
+        vars(scheduler).update(before)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Return whether an error was raised by this package, and not by the pipeline that it calls."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("w2sd_video.")
 
 
 def _samples_in(result: Any) -> int:
@@ -210,21 +365,10 @@ def _walked(iterable: Any, bar: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _swapped(pipe: Any, name: str, value: Any) -> Iterator[None]:
-    """Put another component into a pipeline without its configuration taking note."""
-    before = pipe.__dict__[name]
-    pipe.__dict__[name] = value
-    try:
-        yield
-    finally:
-        pipe.__dict__[name] = before
-
-
-@contextmanager
-def _of_class(pipe: Any, other: type) -> Iterator[None]:
+def _of_class(pipe: Any, reflecting: type) -> Iterator[None]:
     """Make a pipeline an instance of another class for a while."""
     before = type(pipe)
-    pipe.__class__ = other
+    pipe.__class__ = reflecting
     try:
         yield
     finally:

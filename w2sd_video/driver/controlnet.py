@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from w2sd_video.branch import Branch
+from w2sd_video.driver.networks import in_place_of
 from w2sd_video.driver.rehearsal import CallState
-from w2sd_video.driver.signatures import named_signature
-from w2sd_video.gaps.swaps import scale_like, swapped
+from w2sd_video.driver.signatures import as_given, by_name, named_signature
+from w2sd_video.gaps.swaps import scale_like
 from w2sd_video.reflection_settings import Role
 
 
@@ -40,18 +41,19 @@ class ControlSwitch:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Put the switch in the ControlNet's place for one call of the pipeline."""
-        self._forward = self._controlnet.forward
         try:
-            with swapped([(self._controlnet, {"forward": self._answer})]):
+            with in_place_of(self._controlnet, self._answer) as self._forward:
                 yield
         finally:
             self._zeros = None
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = self._signature.bind(*args, **kwargs).arguments
+        if self._state.is_elsewhere:
+            return self._forward(*args, **kwargs)
+        arguments = by_name(self._signature, args, kwargs)
         if self._state.rehearsing is not None:
             self._state.rehearsing.control = arguments
-            return self._forward(**arguments)
+            return self._forward(*args, **kwargs)
         if self._state.probing is not None:
             return self._instead_of_residuals(arguments)
         branch = self._branches[self._state.role]
@@ -63,7 +65,8 @@ class ControlSwitch:
         own_text, text = self._state.rehearsals.get(None), self._state.rehearsals.get(branch.text)
         if own_text is not None and text is not None:
             arguments |= own_text.control_changes(text, next(iter(arguments)))
-        residuals = self._forward(**arguments)
+        positional, named = as_given(arguments, len(args))
+        residuals = self._forward(*positional, **named)
         if self._zeros is None:
             self._zeros = tree_map_only(torch.Tensor, lambda one: one.new_zeros(()).expand(one.shape), residuals)
         return residuals

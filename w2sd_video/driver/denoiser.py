@@ -7,7 +7,7 @@ own guidance makes the branch's of them. A guidance-distilled network is told th
 
 from __future__ import annotations
 
-import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,9 +18,10 @@ from torch import nn
 from w2sd_video.branch import Branch
 from w2sd_video.driver.guards import Caches
 from w2sd_video.driver.layout import CHANGED_SCALE, Layout, answered, output_shapes, probe_rows, rows_needed
+from w2sd_video.driver.networks import in_place_of, unswitched
 from w2sd_video.driver.rehearsal import CallState, output_like
 from w2sd_video.driver.rows import Arguments, rows_of, take_rows
-from w2sd_video.driver.signatures import named_signature, uncompiled, with_signature
+from w2sd_video.driver.signatures import as_given, by_name, named_signature, uncompiled
 from w2sd_video.gaps import Swap, swapped, swaps_of
 from w2sd_video.reflection_settings import Role
 
@@ -42,6 +43,8 @@ class DenoiserSwitch:
         self._pipe = pipe
         self._denoiser = denoiser
         self._forward: Callable[..., Any] = denoiser.forward
+        self._positional = 0
+        self._evaluating = threading.RLock()
         self._signature = named_signature(denoiser)
         self._latents_name = next(iter(self._signature.parameters))
         self._branches = branches
@@ -60,11 +63,8 @@ class DenoiserSwitch:
     def installed(self) -> Iterator[None]:
         """Put the switch in the denoiser's place for one call of the pipeline, and take it out at the end."""
         self._forget()
-        self._forward = self._denoiser.forward
-        replaced: dict[str, Any] = {"forward": with_signature(self._forward_as_named, self._signature)}
-        replaced["forward"].unswitched = self._forward
         try:
-            with swapped([(self._denoiser, replaced)]):
+            with in_place_of(self._denoiser, self._forward_as_named) as self._forward:
                 yield
         finally:
             self._forget()
@@ -77,12 +77,12 @@ class DenoiserSwitch:
         self._kept: tuple[int, dict[int, torch.Tensor]] = (-1, {})
 
     def _forward_as_named(self, *args: Any, **kwargs: Any) -> Any:
-        """Bring positional and keyword arguments to their names, and answer."""
-        arguments: Arguments = {}
-        for name, value in self._signature.bind(*args, **kwargs).arguments.items():
-            is_rest = self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            arguments.update(value if is_rest else {name: value})
-        return self._answer(arguments)
+        """Bring positional and keyword arguments to their names, and answer; evaluations of others pass by."""
+        if self._state.is_elsewhere:
+            with self._evaluating:
+                return self._forward(*args, **kwargs)
+        self._positional = len(args)
+        return self._answer(by_name(self._signature, args, kwargs))
 
     def _answer(self, arguments: Arguments) -> Any:
         state, samples, call = self._state, arguments[self._latents_name], self._number_of_call()
@@ -218,10 +218,13 @@ class DenoiserSwitch:
         self._state.nfe[role] += rows
         module = self._modules[role]
         # The other denoiser of a two-stage model has a switch of its own, which this evaluation passes by.
-        run = self._forward if module is self._denoiser else getattr(module.forward, "unswitched", module)
+        run = self._forward if module is self._denoiser else unswitched(module)
         self._caches.check(arguments, self._branches[role])
-        with swapped(self._swaps[role]):
-            output = run(**arguments)
+        # Networks take from lists that they are given (HunyuanDiT its residuals), and may be evaluated again.
+        arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
+        positional, named = as_given(arguments, self._positional)
+        with self._evaluating, swapped(self._swaps[role]):
+            output = run(*positional, **named)
         self._caches.note(output, self._branches[role])
         return output
 

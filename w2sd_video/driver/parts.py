@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import nn
 
 from w2sd_video.backends import DENOISERS, second_denoiser
 from w2sd_video.branch import STAGES, Branch
-from w2sd_video.driver.walk import PresentedScheduler
+from w2sd_video.gaps.ip_adapter import has_ip_adapter
+from w2sd_video.gaps.lora import active_adapters
 from w2sd_video.reflection_settings import Role
 from w2sd_video.trajectory import Trajectory
 
@@ -34,14 +35,98 @@ def check_loop(pipe: Any) -> None:
 
     Raises:
         TypeError: no such loop, or a scheduler that cannot be reflected.
-        ValueError: the pipeline is being reflected already.
     """
     Trajectory.check(pipe.scheduler)
-    if isinstance(pipe.scheduler, PresentedScheduler):
-        raise ValueError("the pipeline is being reflected already; end that block before beginning another")
     source = source_of(pipe)
     if source and "scheduler.step(" not in source:
         raise TypeError(f"{type(pipe).__name__} cannot be reflected: it has no loop over scheduler.step")
+
+
+def check_no_cache(pipe: Any, networks: Iterable[nn.Module]) -> None:
+    """Refuse what keeps of one evaluation what it answers the next with, for that may be another role's.
+
+    Raises:
+        ValueError: a cache of diffusers, cache-dit, ParaAttention, DeepCache, TeaCache or T-GATE.
+    """
+    kept = next((cache for part in (pipe, *networks) if (cache := _cache_of(part))), None)
+    if kept is not None:
+        raise ValueError(
+            f"the pipeline has a cache ({kept}), which would answer one role with what it kept of another; disable it "
+            "before reflecting, or reflect no step (reflection_steps=0)"
+        )
+
+
+def _cache_of(part: Any) -> str | None:
+    """Return a word for the cache that is put on a pipeline or a network, or None."""
+    marks = {
+        "is_cache_enabled": "enable_cache",
+        "_is_cached": "cache-dit or ParaAttention",
+        "enable_teacache": "TeaCache",
+    }
+    for mark, name in marks.items():
+        if getattr(part, mark, False) is True:
+            return name
+    for module in part.modules() if isinstance(part, nn.Module) else [part]:
+        for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values():
+            if getattr(hook, "_is_stateful", False):  # casting and offloading keep nothing
+                return type(hook).__name__
+        for function in (vars(module).get("forward"), vars(module).get("__call__")):
+            package = (getattr(function, "__module__", None) or "").partition(".")[0]
+            if package in ("DeepCache", "cache_dit", "para_attn", "tgate"):
+                return package
+    return None
+
+
+def check_same_adapters(role: Role, denoisers: Sequence[nn.Module], used: Sequence[nn.Module]) -> None:
+    """Refuse a second denoiser without the IP-Adapter or the LoRA that act in the pipeline's own.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    for own, second in zip(denoisers, used, strict=True):
+        if any(second is denoiser for denoiser in denoisers):
+            continue
+        missing = [f"the LoRA {name}" for name in sorted(active_adapters(own).keys() - active_adapters(second).keys())]
+        if has_ip_adapter(own) and not has_ip_adapter(second):
+            missing.append("the IP-Adapter")
+        if missing:
+            raise ValueError(
+                f"the second denoiser of the {role} branch lacks {' and '.join(missing)} of the pipeline's own: "
+                "load it into both, or take it out of the pipeline's"
+            )
+
+
+def check_text_encoders(pipe: Any, scales: Mapping[str, float]) -> None:
+    """Refuse a LoRA's scale that a text encoder does not have too: the text is encoded once, for all branches.
+
+    Raises:
+        ValueError: naming the adapter and the text encoder.
+    """
+    for part, module in vars(pipe).items():
+        if not isinstance(module, nn.Module) or not part.startswith("text_encoder"):
+            continue
+        loaded = active_adapters(module)
+        for name in scales.keys() & loaded.keys():
+            if loaded[name] != scales[name]:
+                raise ValueError(
+                    f"a branch has lora={{{name!r}: {scales[name]:g}}}, but this adapter acts in {part} too, at "
+                    f"{loaded[name]:g}, and the text is encoded with that for all branches; load it "
+                    "without its part for the text encoder, or give the branch the same scale"
+                )
+
+
+def loop_of(cls: type) -> type:
+    """Return the class whose ``__call__`` is a pipeline's loop: the first that does not hand on to another's.
+
+    A subclass may prepare arguments and call ``super().__call__``; what reaches that one counts.
+    """
+    classes = [base for base in cls.__mro__ if "__call__" in vars(base)]
+    return next((base for base in classes if not _hands_on(vars(base)["__call__"])), classes[-1])
+
+
+def _hands_on(function: Any) -> bool:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and "__call__" in code.co_names
 
 
 def controlnet_of(pipe: Any, branches: Mapping[Role, Branch]) -> nn.Module | None:

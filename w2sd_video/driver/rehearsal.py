@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,8 @@ class CallState:
         rehearsals: what it showed, by the text of the branch (None: its own).
         guidance_scale: the argument of the pipeline's call, if it is a number.
         step_taken: whether the scheduler's own step was the last to be taken.
+        thread: the thread that the call runs in.
+        aside: whether a callback of the user's is running, which sees and evaluates what it would in a stock loop.
     """
 
     role: Role = "base"
@@ -108,15 +111,13 @@ class CallState:
     rehearsals: dict[Any, Rehearsal] = field(default_factory=dict)
     guidance_scale: float | None = None
     step_taken: bool = False
+    thread: int = field(default_factory=threading.get_ident)
+    aside: bool = False
 
-    def begin_call(self, guidance_scale: Any) -> None:
-        """Forget the earlier call."""
-        self.guidance_scale = guidance_scale if isinstance(guidance_scale, (int, float)) else None
-        self.nfe.clear()
-        self.probed.clear()
-        self.layouts.clear()
-        self.probing = None
-        self.rehearsals.clear()
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether what runs is no part of the pipeline's own loop: a callback, or another thread."""
+        return self.aside or threading.get_ident() != self.thread
 
 
 def output_like(rows: Sequence[torch.Tensor], samples: Any, arguments: Arguments) -> Any:

@@ -1,21 +1,69 @@
-"""The signatures of functions that others look at, or hide."""
+"""The signatures of functions that others look at, or hide, and arguments by the names in them."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def declared_signature(cls: type, method: str) -> inspect.Signature:
+    """Return the signature, without ``self``, in the first of a class's bases that names the arguments of a method.
+
+    Wrappers of ``(self, *args, **kwargs)`` hide them.
+    """
+    functions = [vars(base)[method] for base in cls.__mro__ if method in vars(base)]
+    signatures = [inspect.signature(function) for function in functions]
+    signature = next((one for one in signatures if not _hides(one)), signatures[0])
+    return signature.replace(parameters=_without_self(signature))
+
+
+def _without_self(signature: inspect.Signature) -> list[inspect.Parameter]:
+    first, *rest = signature.parameters.values()
+    return [first, *rest] if first.kind in _REST else rest
+
+
+def _hides(signature: inspect.Signature) -> bool:
+    kinds = [parameter.kind for parameter in _without_self(signature)]
+    return inspect.Parameter.VAR_POSITIONAL in kinds or all(kind in _REST for kind in kinds)
+
 
 def named_signature(module: nn.Module) -> inspect.Signature:
-    """Return the signature of a module's forward; of its class's where a wrapper hides the names (torch.compile)."""
-    signature = inspect.signature(module.forward)
-    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in signature.parameters.values()):
-        inner = uncompiled(module)
-        signature = inspect.signature(type(inner).forward.__get__(inner))
-    return signature
+    """Return the signature of a module's forward as its class declares it, whatever wraps it (torch.compile, hooks)."""
+    return declared_signature(type(uncompiled(module)), "forward")
+
+
+def by_name(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments by their names, those given by position first; ``as_given`` is the way back.
+
+    Raises:
+        TypeError: arguments that do not go with the signature.
+    """
+    names = [name for name, parameter in signature.parameters.items() if parameter.kind in _BY_POSITION][: len(args)]
+    if len(names) < len(args) or set(names) & set(kwargs):
+        signature.bind(*args, **kwargs)
+        raise TypeError(
+            f"{len(args)} arguments came by position, of which {len(names)} have a name: a wrapper hides the others; "
+            "functools.wraps shows them"
+        )
+    return dict(zip(names, args, strict=True)) | dict(kwargs)
+
+
+def as_given(arguments: Mapping[str, Any], positional: int) -> tuple[list[Any], dict[str, Any]]:
+    """Return positional and keyword arguments: the first ``positional`` of them go by position."""
+    items = list(arguments.items())
+    return [value for _, value in items[:positional]], dict(items[positional:])
+
+
+def defaults(signature: inspect.Signature) -> dict[str, Any]:
+    """Return the value of every argument that is not given."""
+    parameters = signature.parameters.items()
+    return {name: p.default for name, p in parameters if p.default is not p.empty}
 
 
 def uncompiled(module: nn.Module) -> nn.Module:

@@ -8,7 +8,6 @@ see in a loop of its own.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, s
 from w2sd_video.driver.guards import HandedBack
 from w2sd_video.driver.layout import PROBE_TURNS, Probed, at_other_weights, measured
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
-from w2sd_video.driver.signatures import with_signature
+from w2sd_video.driver.signatures import as_given, by_name, declared_signature, with_signature
 from w2sd_video.driver.timesteps import Timesteps, at_index
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection, Role
@@ -66,7 +65,7 @@ class Walk:
     """The walk of one pipeline call: the turns, where we are among them, and the reflection under way.
 
     Args:
-        scheduler: the pipeline's; a copy of it takes the steps that count.
+        scheduler: takes the steps that count; the pipeline's, or a copy of it.
         settings: where and how to reflect.
         state: told, before each turn, which role the denoiser answers for.
 
@@ -75,11 +74,13 @@ class Walk:
     """
 
     def __init__(self, scheduler: Any, settings: Reflection, state: CallState) -> None:
-        self.wrapped = copy.deepcopy(scheduler)
+        self.wrapped = scheduler
         self.turns: list[Turn] = []
         self.at = 0
         self.total_steps = 0
         self.reflected_steps = 0
+        self.steps_taken = 0
+        self.reflected_steps_taken = 0
         self.draw: Draw = torch.randn_like
         self.on_loop: Callable[[], None] = lambda: None
         self.on_turn: Callable[[bool], None] = lambda takes_step: None
@@ -87,13 +88,15 @@ class Walk:
         self._settings = settings
         self._state = state
         self._begin = 0
+        self._positional = 0
+        self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self._handed_back = HandedBack()
         self._probed: list[Probed] = []
         self._own_scale: float | None = None
-        self._step_signature = inspect.signature(self.wrapped.step)
-        self.set_timesteps = with_signature(self._set_timesteps, inspect.signature(self.wrapped.set_timesteps))
+        self._step_signature = declared_signature(type(scheduler), "step")
+        self.set_timesteps = with_signature(self._set_timesteps, declared_signature(type(scheduler), "set_timesteps"))
         self.step = with_signature(self._step, self._step_signature)
 
     @property
@@ -123,11 +126,6 @@ class Walk:
             "this pipeline copies its scheduler (several latents walk side by side, as in joint audio and video), "
             "which cannot be reflected"
         )
-
-    def begin_call(self, draw: Draw) -> None:
-        """Forget the pipeline's last call, whether it came to its end or not, and draw noise as the next one does."""
-        self.draw = draw
-        self.turns, self.at, self.total_steps, self.reflected_steps = [], 0, 0, 0
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         self.wrapped.set_timesteps(*args, **kwargs)
@@ -164,7 +162,8 @@ class Walk:
         if not steps:
             raise ValueError(f"the pipeline begins at timestep {calls.start} of {calls.stop}: no step is left")
         self.total_steps = len(steps)
-        self.reflected_steps = len(reflected_steps(trajectory, self._settings, calls.start).intersection(steps))
+        self._reflected = reflected_steps(trajectory, self._settings, calls.start).intersection(steps)
+        self.reflected_steps = len(self._reflected)
         self.turns = self._probe_turns(calls.start)
         asked_for_call: list[Request | StepRequest] = []
         for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=calls.start)):
@@ -213,8 +212,9 @@ class Walk:
         turn, self._shown = self._shown, None
         if not self._settings.is_on and turn is None:
             self.at += 1
+            self.steps_taken += 1
             return self.wrapped.step(*args, **kwargs)
-        arguments = self._step_signature.bind(*args, **kwargs).arguments
+        arguments, self._positional = by_name(self._step_signature, args, kwargs), len(args)
         turn = self._checked(turn, arguments)
         self._state.step_taken = turn.takes_step
         self._handed_back.check(arguments["sample"])
@@ -228,8 +228,15 @@ class Walk:
             self._handed_back.compare()
         self._announce()
         if turn.ends_step:
+            self._count(turn)
             self.on_step()
         return result
+
+    def _count(self, turn: Turn) -> None:
+        """Count the steps of all passes of a call (FreeInit and Framepack make several)."""
+        step = max(step for step, call in enumerate(self._trajectory.calls) if call <= turn.call)
+        self.steps_taken += 1
+        self.reflected_steps_taken += step in self._reflected
 
     def _probe(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
         """Keep what a probe turn shows, find the layout after the last, and hand the latents back as they are."""
@@ -281,7 +288,8 @@ class Walk:
         shift_history(self.wrapped, self._trajectory, step)
         self._handed_back.remember(None)
         prediction = with_variance(step.prediction, arguments["model_output"])
-        return self.wrapped.step(**arguments | {"model_output": prediction})
+        positional, named = as_given(arguments | {"model_output": prediction}, self._positional)
+        return self.wrapped.step(*positional, **named)
 
     def _result(self, latents: torch.Tensor, arguments: dict[str, Any]) -> Any:
         """Hand latents back in the form in which the wrapped scheduler returns them."""
@@ -309,10 +317,6 @@ def with_variance(prediction: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     return torch.cat([prediction, own[:, prediction.shape[1] :]], dim=1)
 
 
-class PresentedScheduler:
-    """What every scheduler is an instance of that a reflection put into a pipeline."""
-
-
 _WALKED = ("timesteps", "set_timesteps", "scale_model_input", "step", "__deepcopy__")
 
 
@@ -320,7 +324,7 @@ def presented(walk: Walk) -> Any:
     """Return a walk that passes for the scheduler it wraps: of a subclass, with all its attributes and signatures."""
     wrapped = walk.wrapped
 
-    class Presented(PresentedScheduler, type(wrapped)):  # type: ignore[misc]
+    class Presented(type(wrapped)):  # type: ignore[misc]
         def __init__(self) -> None:
             pass
 

@@ -15,12 +15,21 @@ def ip_adapter_scales(denoiser: nn.Module, scale: float) -> list[Swap]:
     Raises:
         ValueError: a denoiser without an IP-Adapter.
     """
-    processors = [getattr(module, "processor", None) for module in denoiser.modules()]
-    # diffusers has no base class of these processors, but all of them have it in their name.
-    adapters: list[Any] = [processor for processor in processors if "IPAdapter" in type(processor).__name__]
+    adapters = _adapters(denoiser)
     if not adapters:
         raise ValueError(
             f"a branch has ip_adapter_scale={scale:g}, but no IP-Adapter is loaded into this "
             f"{type(denoiser).__name__}; load one by pipe.load_ip_adapter(...)"
         )
     return [(adapter, {"scale": scale_like(adapter.scale, scale)}) for adapter in adapters]
+
+
+def has_ip_adapter(denoiser: nn.Module) -> bool:
+    """Return whether an IP-Adapter is loaded into a denoiser."""
+    return bool(_adapters(denoiser))
+
+
+def _adapters(denoiser: nn.Module) -> list[Any]:
+    processors = [getattr(module, "processor", None) for module in denoiser.modules()]
+    # diffusers has no base class of these processors, but all of them have it in their name.
+    return [processor for processor in processors if "IPAdapter" in type(processor).__name__]

@@ -151,20 +151,21 @@ def _is_self_attention(name: str, module: nn.Module) -> bool:
 class _IdentityMap(AttentionScoreSkipFunctionMode):
     """diffusers' mode, in which attention gives back its values, and whether there was any that it can do so for."""
 
-    seen = False
+    seen: bool
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention:
             arguments = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
-            self.seen |= arguments["query"].shape[2] == arguments["value"].shape[2]
+            self.seen = self.seen or arguments["query"].shape[2] == arguments["value"].shape[2]
         return super().__torch_function__(func, types, args, kwargs)
 
 
 def _with_identity_map(attention: nn.Module) -> Callable[..., Any]:
-    forward = attention.forward
+    forward, mode = attention.forward, _IdentityMap()
 
     def attend(*args: Any, **kwargs: Any) -> Any:
-        with _IdentityMap() as mode:
+        mode.seen = False
+        with mode:
             result = forward(*args, **kwargs)
         if not mode.seen:
             raise ValueError(

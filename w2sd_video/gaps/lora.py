@@ -38,6 +38,25 @@ def check_loaded(scales: Mapping[str, float], denoisers: Iterable[nn.Module]) ->
         )
 
 
+def active_adapters(module: nn.Module) -> dict[str, float]:
+    """Return the adapters that act in a module, and the scale of each: 1 is that which it was trained with."""
+    active: dict[str, float] = {}
+    for layer in _lora_layers(module):
+        names = [] if layer.disable_adapters else layer.active_adapters
+        active |= {name: _scale(layer, name) for name in names if layer.scaling.get(name)}
+    return active
+
+
+def _scale(layer: Any, name: str) -> float:
+    """Return what a layer's scaling is a multiple of that which alpha and rank give."""
+    before, layer.scaling = layer.scaling, dict(layer.scaling)
+    try:
+        layer.set_scale(name, 1.0)
+        return before[name] / layer.scaling[name]
+    finally:
+        layer.scaling = before
+
+
 def _lora_layers(denoiser: nn.Module) -> list[Any]:
     return [layer for layer in denoiser.modules() if isinstance(getattr(layer, "scaling", None), dict)]
 

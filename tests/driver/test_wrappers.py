@@ -1,0 +1,272 @@
+"""What else wraps a network: caches are refused, compiled regions stay whole, adapters are not lost."""
+
+import copy
+
+import diffusers
+import pytest
+import tiny
+import torch
+from helpers import add_lora
+from plain_loop import STEPS, STRONG, WEAK, run
+from tiny.variants import build
+
+from w2sd_video import Branch, reflection
+from w2sd_video.gaps.layers import blocks_of
+
+GAP = {"strong": STRONG, "weak": WEAK}
+
+
+# --- caches --------------------------------------------------------------------------------------------------------
+
+
+def enabled(config):
+    return lambda pipe: pipe.transformer.enable_cache(config)
+
+
+def hooked(apply, config):
+    return lambda pipe: apply(pipe.transformer, config)
+
+
+def marked_on_the_class(pipe):
+    """As cache-dit and ParaAttention mark a pipeline; the class is one of its own here."""
+    pipe.__class__ = type(type(pipe).__name__, (type(pipe),), {"_is_cached": True})
+
+
+CACHES = {
+    "enable_cache": enabled(diffusers.FirstBlockCacheConfig(threshold=0.1)),
+    "first block": hooked(diffusers.hooks.apply_first_block_cache, diffusers.FirstBlockCacheConfig(threshold=0.1)),
+    "pyramid": hooked(
+        diffusers.hooks.apply_pyramid_attention_broadcast,
+        diffusers.PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 300
+        ),
+    ),
+    "faster": hooked(
+        diffusers.hooks.apply_faster_cache,
+        diffusers.FasterCacheConfig(spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 300),
+    ),
+    "marked pipeline": lambda pipe: setattr(pipe, "_is_cached", True),
+    "marked class": marked_on_the_class,
+    "marked denoiser": lambda pipe: setattr(pipe.transformer, "_is_cached", True),
+    "teacache": lambda pipe: setattr(pipe.transformer, "enable_teacache", True),
+}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cache_is_refused_at_entry_and_at_each_call(cache):
+    pipe, call = tiny.cogvideox()
+    with reflection(pipe, **GAP):
+        run(pipe, call)
+        CACHES[cache](pipe)
+        with pytest.raises(ValueError, match=r"has a cache \(.*disable it before reflecting"):
+            run(pipe, call)
+    CACHES[cache](pipe) if cache == "marked class" else None
+    with pytest.raises(ValueError, match=r"has a cache"), reflection(pipe, **GAP):
+        pytest.fail("the block was entered")
+    with reflection(pipe, **GAP, reflection_steps=0):
+        pass
+
+
+def test_cache_dit_is_refused():
+    cache_dit = pytest.importorskip("cache_dit")
+    pipe, call = tiny.wan()
+    kept = type(pipe).__call__
+    cache_dit.enable_cache(pipe, cache_config=cache_dit.DBCacheConfig(max_warmup_steps=1))
+    try:
+        with pytest.raises(ValueError, match="has a cache"), reflection(pipe, **GAP):
+            run(pipe, call)
+    finally:
+        cache_dit.disable_cache(pipe)
+        assert type(pipe).__call__ is kept
+
+
+# --- compiled networks ---------------------------------------------------------------------------------------------
+
+
+def in_place(pipe, **options):
+    pipe.transformer.compile(**options)
+
+
+def wrapped(pipe, **options):
+    pipe.transformer = torch.compile(pipe.transformer, **options)
+
+
+def regional(pipe, **options):
+    for block in blocks_of(pipe.transformer).values():
+        block.compile(**options)
+
+
+GAPS = {
+    "guidance": lambda pipe: Branch(),
+    "weights": lambda pipe: Branch(weights=tiny.randomise(copy.deepcopy(pipe.transformer), gain=1.2)),
+    "lora": lambda pipe: Branch(lora={"style": -1.5}),
+    "skip_layers": lambda pipe: Branch(skip_layers=[0]),
+    "perturbed_layers": lambda pipe: Branch(perturbed_layers=[1]),
+}
+
+
+@pytest.mark.parametrize("way", [in_place, wrapped, regional])
+@pytest.mark.parametrize("gap", GAPS)
+def test_a_compiled_denoiser_has_a_graph_a_setting_and_gives_the_same(way, gap):
+    pipe, call = tiny.cogvideox()
+    if gap == "lora":
+        add_lora(pipe.transformer, "style", 1)
+    branches = {"strong": Branch(), "weak": GAPS[gap](pipe)}
+    with reflection(pipe, **branches):
+        expected = run(pipe, call)
+    stock, graphs = run(pipe, call), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    try:
+        way(pipe, backend=backend, fullgraph=True)
+        if gap == "weights" and way is not wrapped:
+            branches["weak"].weights.compile(backend=backend, fullgraph=True)
+        for _ in range(2):
+            with reflection(pipe, **branches):
+                assert torch.equal(run(pipe, call), expected)
+            assert torch.equal(run(pipe, call), stock)
+    finally:
+        torch._dynamo.reset()
+    a_setting = 2 if way is regional else 1  # the first block of CogVideoX is compiled apart from the others
+    settings = 1 if gap == "guidance" or (gap == "weights" and way is wrapped) else 2
+    assert len(graphs) <= a_setting * settings
+
+
+def test_a_compiled_network_of_two_stages_is_told_its_stage():
+    pipe, call = tiny.wan(two_stage=True)
+    gap = {"strong": Branch(), "weak": Branch(experts="high")}
+    with reflection(pipe, **gap):
+        expected = run(pipe, call)
+    torch._dynamo.reset()
+    for network in (pipe.transformer, pipe.transformer_2):
+        network.compile(backend="eager", fullgraph=True)
+    with reflection(pipe, **gap):
+        assert torch.equal(run(pipe, call), expected)
+    assert "forward" not in vars(pipe.transformer)
+    torch._dynamo.reset()
+
+
+def test_a_controlnet_compiled_in_place_is_scaled():
+    pipe, call = tiny.stable_diffusion(control=True)
+    gap = {"strong": Branch(), "weak": Branch(control_scale=0.3)}
+    with reflection(pipe, **gap):
+        expected = run(pipe, call)
+    torch._dynamo.reset()
+    pipe.controlnet.compile(backend="eager", fullgraph=True)
+    with reflection(pipe, **gap):
+        assert torch.equal(run(pipe, call), expected)
+    torch._dynamo.reset()
+
+
+# --- adapters and text ---------------------------------------------------------------------------------------------
+
+
+def test_a_second_denoiser_without_the_adapters_of_the_first_is_refused():
+    pipe, call = tiny.stable_diffusion(ip_adapter=True)
+    plain = tiny.stable_diffusion()[0].unet
+    with (
+        pytest.raises(ValueError, match="weak branch lacks the IP-Adapter"),
+        reflection(pipe, strong=Branch(), weak=Branch(weights=plain)),
+    ):
+        pytest.fail("the block was entered")
+    pipe, call = tiny.stable_diffusion()
+    gap = {"strong": Branch(), "weak": Branch(weights=copy.deepcopy(pipe.unet))}
+    with reflection(pipe, **gap):
+        add_lora(pipe.unet, "style", 1)
+        with pytest.raises(ValueError, match="weak branch lacks the LoRA style"):
+            run(pipe, call)
+        pipe.unet.set_adapters(["style"], [0.0])
+        run(pipe, call)
+        pipe.unet.set_adapters(["style"], [1.0])
+        add_lora(gap["weak"].weights, "style", 1)
+        run(pipe, call)
+
+
+def test_a_lora_scale_that_a_text_encoder_has_otherwise_is_refused():
+    from peft import LoraConfig, inject_adapter_in_model
+
+    pipe, call = tiny.stable_diffusion()
+    add_lora(pipe.unet, "style", 1)
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"])
+    inject_adapter_in_model(config, pipe.text_encoder, "style")
+    for scale in (1.0, 0.4):
+        with reflection(pipe, strong=Branch(), weak=Branch(lora={"style": 1.0})):
+            run(pipe, call)
+        with (
+            pytest.raises(ValueError, match="this adapter acts in text_encoder too, at 1"),
+            reflection(pipe, strong=Branch(), weak=Branch(lora={"style": scale - 1})),
+        ):
+            pytest.fail("the block was entered")
+
+
+@pytest.mark.parametrize("system", [tiny.stable_diffusion_xl, tiny.flux, tiny.stable_diffusion_3])
+def test_the_text_for_another_encoder_follows_the_prompt_of_a_branch(system):
+    pipe, call = system()
+    other = "a blue square over the sea"
+    with reflection(pipe, strong=Branch(), weak=Branch()):
+        expected = run(pipe, call, prompt=other)
+    role = Branch(prompt=other)
+    with reflection(pipe, strong=role, weak=role, base=role):
+        assert torch.equal(run(pipe, call, prompt_2=call["prompt"]), expected)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_callback_that_changes_the_text_beside_a_branch_with_text_is_refused(in_place):
+    pipe, call = tiny.stable_diffusion()
+
+    def change(pipe, index, timestep, kwargs):
+        text = kwargs["prompt_embeds"]
+        return {"prompt_embeds": text.mul_(0.5) if in_place else 0.5 * text}
+
+    changes = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    with (
+        pytest.raises(ValueError, match="a callback changed prompt_embeds"),
+        reflection(pipe, strong=Branch(), weak=Branch(prompt="a blue square")),
+    ):
+        run(pipe, call, **changes)
+    with reflection(pipe, **GAP):
+        assert torch.isfinite(run(pipe, call, **changes)).all()
+
+
+# --- passes --------------------------------------------------------------------------------------------------------
+
+
+def test_the_steps_of_all_passes_are_counted():
+    pipe, call = tiny.animatediff()
+    pipe.enable_free_init(num_iters=2)
+    with reflection(pipe, **GAP, reflection_steps=2) as reflected:
+        run(pipe, call)
+    assert (reflected.steps, reflected.reflected_steps) == (2 * STEPS, 4)
+
+
+def test_timesteps_that_are_set_again_after_the_last_step_do_not_count():
+    """WanAnimate sets them once more after its last segment."""
+
+    class SetsThemAgain(diffusers.StableDiffusionPipeline):
+        def maybe_free_model_hooks(self):
+            self.scheduler.set_timesteps(3)
+
+    pipe, call = tiny.stable_diffusion()
+    with reflection(pipe, **GAP):
+        expected = run(pipe, call)
+    pipe.__class__ = SetsThemAgain
+    with reflection(pipe, **GAP) as reflected:
+        assert torch.equal(run(pipe, call), expected)
+    assert (reflected.steps, reflected.reflected_steps) == (STEPS, STEPS - 1)
+
+
+@pytest.mark.parametrize("name", ["HunyuanDiTControlNetPipeline"])
+def test_residuals_that_a_denoiser_takes_from_a_list_are_given_anew(name):
+    pipe, call = build(name)
+    pipe.set_progress_bar_config(disable=True)
+    call = call | {"num_inference_steps": 3}
+    role = Branch(control_scale=0.0)
+    with reflection(pipe, strong=role, weak=role, base=role):
+        result = run(pipe, call)
+    with reflection(pipe, strong=Branch(), weak=Branch()):
+        expected = run(pipe, call, controlnet_conditioning_scale=0.0)
+    torch.testing.assert_close(result, expected)

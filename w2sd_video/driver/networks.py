@@ -1,0 +1,69 @@
+"""Networks in a reflected call: who uses them, and what stands in their place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from w2sd_video.driver.signatures import named_signature, uncompiled, with_signature
+from w2sd_video.gaps.swaps import swapped
+
+
+class _Use:
+    """Which thread's reflected call uses a network."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.thread: int | None = None
+
+
+_USES: WeakKeyDictionary[nn.Module, _Use] = WeakKeyDictionary()
+_USES_LOCK = threading.Lock()
+
+
+@contextmanager
+def in_use(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Keep networks for one reflected call; a call of another thread that uses one of them waits for its end.
+
+    Raises:
+        ValueError: a reflected call of this very thread uses one of them, and would wait for itself.
+    """
+    kept = {id(network): network for network in map(uncompiled, networks)}
+    with ExitStack() as stack:
+        for _, network in sorted(kept.items()):  # all threads in one order, so that none waits for the other
+            with _USES_LOCK:
+                use = _USES.setdefault(network, _Use())
+            if use.thread == threading.get_ident():
+                raise ValueError(
+                    f"a {type(network).__name__} is in use by a reflected call, and a call inside that one (of a "
+                    "callback, or of the pipeline itself) would reflect with it too; make it before or after"
+                )
+            stack.enter_context(use.lock)
+            use.thread = threading.get_ident()
+            stack.callback(setattr, use, "thread", None)
+        yield
+
+
+@contextmanager
+def in_place_of(network: nn.Module, answer: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Have a function answer for a network, and yield what evaluates the network itself.
+
+    A network that was compiled in place (``network.compile()``) compiles whatever stands in for its ``forward``: there
+    the function takes the place of the compiled region as a whole.
+    """
+    compiled: Callable[..., Any] | None = vars(network).get("_compiled_call_impl")
+    evaluate = compiled or network.forward
+    switch = with_signature(answer, named_signature(network))
+    switch.unswitched = evaluate  # type: ignore[attr-defined]
+    with swapped([(network, {"forward" if compiled is None else "_compiled_call_impl": switch})]):
+        yield evaluate
+
+
+def unswitched(network: nn.Module) -> Callable[..., Any]:
+    """Return what evaluates a network itself, past a function that stands in its place."""
+    return getattr(vars(network).get("_compiled_call_impl") or network.forward, "unswitched", network)
