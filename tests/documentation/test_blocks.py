@@ -159,7 +159,11 @@ def check_tool(words: list[str]) -> None:
             assert not extras[1] or set(extras[1].split(",")) <= set(known), f"no such extra: {what}"
         case ["python", "-m", "pytest", *paths] | ["ruff", "check" | "format", *paths] | ["mypy", *paths]:
             assert all((ROOT / path).exists() for path in paths if not path.startswith("-")), words
-        case ["mkdocs", "build" | "serve", *_] | ["pre-commit", "install" | "run", *_] | ["bash", ".ci/run" | ".ci/versions", *_]:
+        case (
+            ["mkdocs", "build" | "serve", *_]
+            | ["pre-commit", "install" | "run", *_]
+            | ["bash", ".ci/run" | ".ci/versions", *_]
+        ):
             pass
         case ["python", script, *_]:
             assert (ROOT / script).is_file(), words
