@@ -131,9 +131,9 @@ def test_of_three_rows_those_of_the_scale_are_told_by_changing_it(rule):
 
 
 @pytest.mark.parametrize("samples", [1, 2])
-def test_rows_of_one_number_tell_weights_where_elements_are_packed_and_dropped(samples):
-    packed = lambda rule: lambda *rows: rule(*rows)[:, 1:].flip(-1).reshape(5, 20)  # noqa: E731
-    layout = probe(packed(plain(6.0)), calls=((1, 0),), samples=samples)
+@pytest.mark.parametrize("shape", [(4, 5, 5), (5, 20)])
+def test_rows_of_one_number_tell_weights_where_elements_are_packed_and_dropped(shape, samples):
+    layout = probe(lambda *rows: plain(6.0)(*rows)[:, 1:].reshape(shape), calls=((1, 0),), samples=samples)
     assert layout.kind == "affine" and layout.scale == pytest.approx(6.0, abs=1e-3)
     assert layout.pairs == tuple(Pair(samples + s, s) for s in range(samples))
     assert CONSTANT_TURNS == 3

@@ -138,15 +138,16 @@ def measured(probed: Sequence[Probed], own_scale: float | None) -> Layout:
     if any(tuple(len(rows) for rows in turn.rows) != calls for turn in probed):
         return Layout(calls, "not affine")
     fits = [_fit(turn) for turn in probed[:RANDOM_TURNS]]
+    kind: Kind = "not affine"
+    weights, changed = torch.zeros(0), None
     if all(fit is not None for fit in fits):
         kind, weights, changed = _compared([fit for fit in fits if fit is not None], tolerance)
         if kind == "not affine":
             kind, weights = _not_plain(probed[:2], tolerance)
-    else:
-        pairwise = _fit_constants(probed[RANDOM_TURNS:], tolerance)
-        if pairwise is None:
-            return Layout(calls, "not affine")
-        kind, weights, changed = "affine", pairwise, None
+    if kind == "not affine" and first.rows[0][0].shape != first.prediction.shape[1:]:
+        # The elements arrive in another order, or only some of them do.
+        of_constants = _fit_constants(probed[RANDOM_TURNS:], tolerance)
+        kind, weights = ("not affine", weights) if of_constants is None else ("affine", of_constants)
     if kind == "not affine":
         return Layout(calls, kind)
     return _with_pairs(calls, kind, weights, changed, own_scale, tolerance)
