@@ -158,7 +158,7 @@ def test_a_comparison_shows_what_the_stock_pipeline_gives(family, models, monkey
     assert np.array_equal(clips["strong"], stock(3.0))
     second = type(getattr(pipe, DENOISER[family])).from_pretrained(models / f"{family}-weak")
     setattr(pipe, DENOISER[family], second.eval())
-    assert np.array_equal(clips["weak"], stock(1.0))
+    assert np.abs(clips["weak"].astype(int) - stock(1.0)).max() <= 1  # a batch of one rounds otherwise in older torch
     assert not np.array_equal(clips["W2SD"], clips["strong"])
 
 
