@@ -115,6 +115,15 @@ def test_without_guidance_there_are_no_pairs():
     assert layout.kind == "affine" and not layout.is_guided
 
 
+def test_rows_that_weigh_nothing_yet_are_the_unconditional_ones():
+    """A scale that begins at 1 and grows: both rows are evaluated from the first step on."""
+    layout = probe(plain(1.0), calls=((1, 0),), samples=2)
+    assert layout.pairs == (Pair(2, 0), Pair(3, 1)) and layout.scale == 1.0
+    rows = {row: torch.randn(SHAPE, generator=torch.Generator().manual_seed(row)) for row in range(4)}
+    answers = answered(layout, 3.0, 0, rows, rows[0])
+    torch.testing.assert_close(plain(2.0)(answers[2], answers[0], None), plain(3.0)(rows[2], rows[0], None))
+
+
 def perturbed(w):
     return lambda cond, uncond, other, latents: uncond + w * (cond - uncond) + 3.0 * (cond - other)
 

@@ -176,7 +176,7 @@ def _with_pairs(
     shares = weights / weights.sum(1, keepdim=True)
     counted = [(row.abs() > 2 * tolerance * row.abs().max()).nonzero().flatten().tolist() for row in shares]
     if all(len(rows) == 1 for rows in counted):
-        return Layout(calls, kind)
+        return _with_idle_rows(calls, kind, [rows[0] for rows in counted])
     moved = None if changed is None or own_scale is None else changed / changed.sum(1, keepdim=True) - shares
     responds = moved is not None and bool((moved.abs().amax(1) > 0.5).all())
     if not responds and any(len(rows) > 2 for rows in counted):
@@ -189,6 +189,14 @@ def _with_pairs(
     if abs(cond - uncond) < tolerance and not responds:
         return Layout(calls, "not affine")  # nothing tells the two rows apart
     return Layout(calls, kind, pairs, scale, (cond, uncond), others)
+
+
+def _with_idle_rows(calls: tuple[int, ...], kind: Kind, conds: list[int]) -> Layout:
+    """Return a layout in which one row a sample weighs, and others may in later steps (CogVideoX's dynamic guidance)."""
+    idle = [row for row in range(sum(calls)) if row not in conds]
+    if len(calls) != 1 or len(idle) != len(conds) or len(set(conds)) != len(conds):
+        return Layout(calls, kind)
+    return Layout(calls, kind, tuple(map(Pair, conds, idle)))
 
 
 def _compared(
