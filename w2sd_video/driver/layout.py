@@ -192,7 +192,7 @@ def _with_pairs(
 
 
 def _with_idle_rows(calls: tuple[int, ...], kind: Kind, conds: list[int]) -> Layout:
-    """Return a layout in which one row a sample weighs, and others may in later steps (CogVideoX's dynamic guidance)."""
+    """Return a layout in which one row a sample weighs, and others may in later steps (CogVideoX's dynamic scale)."""
     idle = [row for row in range(sum(calls)) if row not in conds]
     if len(calls) != 1 or len(idle) != len(conds) or len(set(conds)) != len(conds):
         return Layout(calls, kind)
