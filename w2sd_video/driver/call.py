@@ -178,7 +178,7 @@ class PipelineCall:
                 result = self._call(given | changes, len(args))
                 samples = _samples_in(result)
             except Exception as error:
-                if self._state.probing is not None and not _is_ours(error):
+                if self._state.probing is not None and _is_raised_by(type(self._pipe), error):
                     raise ValueError(
                         f"{type(self._pipe).__name__} needs more of its network than a prediction, so its guidance "
                         "cannot be measured, nor a branch set its guidance_scale or negative_prompt"
@@ -344,12 +344,13 @@ def _as_before(scheduler: Any) -> Iterator[None]:
         vars(scheduler).update(before)
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Return whether an error was raised by this package, and not by the pipeline that it calls."""
+def _is_raised_by(pipeline: type, error: BaseException) -> bool:
+    """Return whether an error was raised by the very code of a pipeline, and not by what it calls, hooks among it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("w2sd_video.")
+    modules = {base.__module__ for base in pipeline.__mro__ if "__call__" in vars(base)}
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") in modules
 
 
 def _samples_in(result: Any) -> int:
