@@ -3,8 +3,11 @@
 import functools
 
 import pytest
+import tiny
 import torch
+from helpers import run
 
+from w2sd_video import Branch, reflection
 from w2sd_video.driver.layout import (
     CONSTANT_TURNS,
     PROBE_TURNS,
@@ -176,3 +179,10 @@ def test_a_pipeline_makes_the_branchs_scale_of_the_answers_by_its_own_rule(rule,
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
     if scale in (0.0, 1.0) and rule == "plain":
         assert len(needed) == 1, "the other row is not evaluated"
+
+
+def test_at_a_scale_of_0_a_network_that_is_given_more_channels_than_it_gives_is_answered_for():
+    pipe, call = tiny.wan_image_to_video()
+    with reflection(pipe, strong=Branch(guidance_scale=4.0), weak=Branch(guidance_scale=0.0)) as reflected:
+        assert run(pipe, call | {"num_inference_steps": 3}).isfinite().all()
+    assert reflected.nfe == {"base": 6, "strong": 4, "weak": 2}

@@ -253,7 +253,7 @@ class PipelineCall:
             if "prompt" in name and not is_unchanged:
                 raise ValueError(
                     f"a callback changed {name}, but a branch has a text of its own, encoded before the first step; "
-                    " leave the text of the branches out, or the callback"
+                    "leave the text of the branches out, or the callback"
                 )
         return result
 

@@ -181,14 +181,13 @@ class DenoiserSwitch:
                 f"{type(self._pipe).__name__} evaluates {len(samples)} rows where there were others in the first step, "
                 "so a branch cannot set its guidance_scale"
             )
-        first, kept = layout.first_row(call), self._kept_rows()
-        numbers = range(first, first + len(samples))
-        missing = [row for row in numbers if row in rows_needed(layout, scale) and row not in kept]
+        first, kept, needed = layout.first_row(call), self._kept_rows(), rows_needed(layout, scale)
+        missing = [row for row in range(first, first + len(samples)) if row in needed and row not in kept]
         if missing:
             part = self._with_rows(arguments, [row - first for row in missing])
             kept |= dict(zip(missing, rows_of(self._evaluate(part, len(missing))[0]), strict=True))
             self._keep(kept)
-        like = next(iter(kept.values()), samples[0])
+        like = samples[0].new_zeros(output_shapes(uncompiled(self._denoiser), samples)[0])
         return output_like(answered(layout, scale, call, kept, like), samples, arguments)
 
     def _with_rows(self, arguments: Arguments, rows: list[int]) -> Arguments:

@@ -96,10 +96,6 @@ class Layout:
         """Whether a step is made of more than one row a sample."""
         return bool(self.pairs)
 
-    def call_of(self, row: int) -> int:
-        """Return the evaluation that a row belongs to."""
-        return next(c for c, end in enumerate(itertools.accumulate(self.calls)) if row < end)
-
     def first_row(self, call: int) -> int:
         """Return the number of an evaluation's first row."""
         return sum(self.calls[:call])
