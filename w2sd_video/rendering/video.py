@@ -12,6 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from w2sd_video.jobs.whole_files import PART
+from w2sd_video.jobs.whole_files import write_whole as write_whole
+
+
 SUFFIXES = {
     ".mp4": "an H.264 video",
     ".gif": "an animation",
@@ -153,7 +157,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
     The file, or folder, appears when it is complete and replaces an earlier one; after an error nothing has changed.
     """
     path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}{PART}-") as scratch:
         part = Path(scratch) / path.name
         if path.suffix.lower() == ".mp4":
             _write_mp4(part, frames, fps)
@@ -169,16 +173,9 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     from PIL import Image
 
     path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}{PART}-") as scratch:
         Image.fromarray(picture).save(Path(scratch) / path.name)
         os.replace(Path(scratch) / path.name, path)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, UTF-8, that appears whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def _replace(path: Path, part: Path, earlier: Path) -> None:
