@@ -57,8 +57,9 @@ def _render_one(pipe: Any, config: RenderConfig, path: Path, inputs: Mapping[str
     seconds = round(time.perf_counter() - started, 2)
     if config.output is None and len(clips["W2SD"]) == 1:
         path = path.with_suffix(".png")
-    write_clips(path, clips, config.fps)
-    write_sidecar(path, dataclasses.replace(config, output=str(path)), nfe, seconds, clips["W2SD"].shape)
+    titles = [f"{label}, {sum(counts.values())} NFE" for label, counts in nfe.items()]
+    boxes = write_clips(path, clips, config.fps, titles, f"{config.prompts[0]} (seed {config.seed})")
+    write_sidecar(path, dataclasses.replace(config, output=str(path)), nfe, seconds, clips["W2SD"].shape, boxes)
     print(f"prompt   {config.prompts[0]} (seed {config.seed})")
     print(f"pair     {pair_in_words(config)}")
     print(f"steps    {steps_in_words(config)}")
