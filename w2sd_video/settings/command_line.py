@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -98,8 +99,24 @@ class _Parser(jsonargparse.ArgumentParser):
 
 def fail(message: str, code: int = 2, command: str = "render") -> NoReturn:
     """Print one line on stderr, headed by the command, and exit."""
-    print(f"w2sd_video.{command}: {message}", file=sys.stderr)
+    print(f"w2sd_video.{command}: {' '.join(message.splitlines())}", file=sys.stderr)
     raise SystemExit(code)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """The parser of a command that has options beside those of a configuration: its errors are one line."""
+
+    def __init__(self, command: str, **settings: Any) -> None:
+        super().__init__(f"python -m w2sd_video.{command}", allow_abbrev=False, **settings)
+        self._command = command
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without a block of how it is used."""
+        message = message.removeprefix("argument ")
+        if not_a_number := re.fullmatch(r"(\S+): invalid (int|float) value: (.*)", message):
+            option, kind, given = not_a_number.groups()
+            message = f"{option} {given}: must be a {'whole ' if kind == 'int' else ''}number"
+        fail(f"{message}; --help lists the options", command=self._command)
 
 
 @functools.cache
