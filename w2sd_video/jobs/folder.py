@@ -18,8 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from w2sd_video.jobs.whole_files import PART, write_whole
 from w2sd_video.settings.schema import ConfigError
+from w2sd_video.writing import PART, write_whole
 
 HIDDEN, IDENTITY, FAILED = ".job", "job.json", "failed"
 """Names in a job's folder that are no files of the job."""
@@ -68,11 +68,17 @@ class JobFolder:
             yield
 
     def record(self, name: str) -> dict[str, Any] | None:
-        """Return the record of a finished file; None if the file or its record is not there, or not whole."""
+        """Return the record of a finished file; None if the file or its record is not there, or not whole.
+
+        Raises:
+            ConfigError: a file that another job, or none, has made.
+        """
         record = read_record(Path(f"{self.path / name}.json"))
-        if record is None or record.get("job") != self.key or record.get("bytes") != _size(self.path / name):
+        if record is None:
             return None
-        return record
+        if record.get("job") != self.key:
+            raise ConfigError(f"{self.path / name}: was made otherwise than the files beside it; move it away")
+        return record if record.get("bytes") == _size(self.path / name) else None
 
     def write_record(self, name: str, record: Mapping[str, Any]) -> None:
         """Write the record of a file that is there, and forget that it failed before."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from w2sd_video.rendering.video import to_uint8
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ROLES, BranchConfig, ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
+
+if TYPE_CHECKING:
+    from w2sd_video.plugin import Run
 
 
 def sample_clips(
@@ -43,9 +46,24 @@ def sample_clips(
         ConfigError: a scheduler, branch or setting that this pipeline cannot be reflected with; or frames that are not
             finite.
     """
+    with reflected(pipe, config) as run:
+        try:
+            result = pipe(**call_arguments(pipe, config, prompts, seeds), **inputs)
+            frames = to_uint8(result.images[:, None] if hasattr(result, "images") else result.frames)
+        except (TypeError, ValueError) as error:  # how pipelines refuse what they are called with
+            raise ConfigError(first_line(error)) from error
+    return frames, dict(run.nfe)
+
+
+@contextmanager
+def reflected(pipe: Any, config: RenderConfig) -> Iterator[Run]:
+    """Reflect a pipeline as a configuration says.
+
+    Raises:
+        ConfigError: a scheduler, branch or setting that this pipeline cannot be reflected with.
+    """
     from w2sd_video.plugin import reflection
 
-    arguments = call_arguments(pipe, config, prompts, seeds)
     branches = {role: branch_of(filled(config, getattr(config, role))) for role in ROLES}
     if base_is_pipelines(pipe, config):
         # With a scale strong and weak can share evaluations, where they differ in no more than scales and stages.
@@ -55,7 +73,7 @@ def sample_clips(
     window = config.reflection_steps
     with ExitStack() as stack:
         try:
-            reflected = reflection(
+            block = reflection(
                 pipe,
                 **branches,
                 reflection_steps=tuple(window) if isinstance(window, (tuple, list)) else window,  # type: ignore[arg-type]
@@ -66,15 +84,10 @@ def sample_clips(
                 autoguidance=config.autoguidance,
                 span=config.span,
             )
-            run = stack.enter_context(reflected)
+            run = stack.enter_context(block)
         except (TypeError, ValueError) as error:
             raise ConfigError(first_line(error)) from error
-        try:
-            result = pipe(**arguments, **inputs)
-            frames = to_uint8(result.images[:, None] if hasattr(result, "images") else result.frames)
-        except (TypeError, ValueError) as error:  # how pipelines refuse what they are called with
-            raise ConfigError(first_line(error)) from error
-    return frames, dict(run.nfe)
+        yield run
 
 
 def branch_of(branch: BranchConfig) -> Any:

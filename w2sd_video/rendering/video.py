@@ -5,21 +5,29 @@ An image is a clip of one frame.
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import os
+import re
+import subprocess
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from w2sd_video.jobs.whole_files import PART
-from w2sd_video.jobs.whole_files import write_whole as write_whole
-
+from w2sd_video.writing import PART
+from w2sd_video.writing import write_whole as write_whole
 
 SUFFIXES = {
     ".mp4": "an H.264 video",
+    ".webm": "a VP9 video",
     ".gif": "an animation",
+    ".webp": "an animation, or an image",
     ".png": "an image, or a contact sheet",
     "": "a folder of .png frames",
 }
@@ -27,6 +35,10 @@ SUFFIXES = {
 
 _H264 = ("-crf", "12", "-preset", "slow", "-movflags", "+faststart")
 """Near to lossless, for small clips of flat colours; and readable from its beginning, for web pages."""
+_VP9 = ("-crf", "18", "-b:v", "0", "-row-mt", "1")
+"""The same, in a format without patents."""
+_MOST_FPS_OF_GIF = 50
+"""Browsers show faster frames a tenth of a second each."""
 _COLOURS = "-vf scale=out_color_matrix=bt709:out_range=tv -colorspace bt709 -color_primaries bt709 -color_trc bt709"
 """Converts to BT.709 and says so: without it players guess the matrix by the size, and small clips shift in hue."""
 _INK, _PAPER = (235, 235, 235), (24, 24, 28)
@@ -176,31 +188,50 @@ def check_output(path: str | Path) -> None:
         raise VideoError(f"output {path}: cannot write into {path.parent}: {error.strerror}{hint}") from error
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
-    """Write frames, uint8 (frames, height, width, 3), as the ending of the path says: .mp4, .gif, or a folder of .png.
+def write_video(
+    path: str | Path, frames: np.ndarray, fps: float = 8, about: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write frames, uint8 (frames, height, width, 3), as the ending of the path says; no ending is a folder of .png.
 
     The file, or folder, appears when it is complete and replaces an earlier one; after an error nothing has changed.
+
+    Args:
+        path: of the file or folder.
+        frames: at least one.
+        fps: frames a second; a .gif holds at most 50, and a warning is given above.
+        about: plain data that goes into the file as JSON: a comment in a video or a .gif, a description in a picture.
     """
     path = Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}{PART}-") as scratch:
         part = Path(scratch) / path.name
-        if path.suffix.lower() == ".mp4":
-            _write_mp4(part, frames, fps)
-        elif path.suffix.lower() == ".gif":
-            _write_gif(part, frames, fps)
-        else:
-            _write_folder(part, frames)
+        _WRITERS.get(path.suffix.lower(), _write_folder)(part, frames, fps, about)
         _replace(path, part, Path(scratch) / "earlier")
 
 
-def write_picture(path: str | Path, picture: np.ndarray) -> None:
-    """Write one picture, uint8 (height, width, 3), whole or not at all."""
-    from PIL import Image
-
+def write_picture(path: str | Path, picture: np.ndarray, about: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Write one picture, uint8 (height, width, 3), whole or not at all; `about` as of `write_video`."""
     path = Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}{PART}-") as scratch:
-        Image.fromarray(picture).save(Path(scratch) / path.name)
-        os.replace(Path(scratch) / path.name, path)
+        part = Path(scratch) / path.name
+        _save_picture(part, picture, about)
+        os.replace(part, path)
+
+
+def about_of(path: str | Path) -> dict[str, Any]:
+    """Return the data that `write_video` or `write_picture` put into a file; nothing for a file that has none.
+
+    Raises:
+        VideoError: a file that cannot be read.
+    """
+    path = Path(path)
+    try:
+        text = _comment_of_video(path) if path.suffix.lower() in (".mp4", ".webm") else _comment_of_picture(path)
+        data = json.loads(text)
+    except (OSError, RuntimeError) as error:
+        raise VideoError(f"{path}: cannot be read as a picture or a video") from error
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _replace(path: Path, part: Path, earlier: Path) -> None:
@@ -214,37 +245,124 @@ def _replace(path: Path, part: Path, earlier: Path) -> None:
         raise
 
 
-def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
+def _write_mp4(path: Path, frames: np.ndarray, fps: float, about: Mapping[str, Any]) -> None:
+    _write_with_ffmpeg(path, frames, fps, "libx264", [*_H264, *_COLOURS.split(), *_tags(about)])
+
+
+def _write_webm(path: Path, frames: np.ndarray, fps: float, about: Mapping[str, Any]) -> None:
+    _write_with_ffmpeg(path, frames, fps, "libvpx-vp9", [*_VP9, *_COLOURS.split(), *_tags(about)])
+
+
+def _write_with_ffmpeg(path: Path, frames: np.ndarray, fps: float, codec: str, options: list[str]) -> None:
     import imageio.v3 as iio
 
     height, width = frames.shape[1:3]
     even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # 4:2:0 halves the colours
-    options = [*_H264, *_COLOURS.split()]
     iio.imwrite(
         path,
         even,
         plugin="FFMPEG",
         fps=fps,
-        codec="libx264",
+        codec=codec,
         pixelformat="yuv420p",
         macro_block_size=2,
         quality=None,
-        output_params=options,
+        output_params=[*options, "-fflags", "+bitexact", "-flags:v", "+bitexact"],  # no time, no random number in it
     )
 
 
-def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
-    import imageio.v3 as iio
-
-    iio.imwrite(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
-
-
-def _write_folder(path: Path, frames: np.ndarray) -> None:
+def _write_gif(path: Path, frames: np.ndarray, fps: float, about: Mapping[str, Any]) -> None:
     from PIL import Image
 
+    if fps > _MOST_FPS_OF_GIF:
+        warnings.warn(
+            f"{path.name}: a .gif holds at most {_MOST_FPS_OF_GIF} frames a second, not {fps:g}", stacklevel=3
+        )
+        fps = _MOST_FPS_OF_GIF
+    ends = [round(100 * number / fps) for number in range(len(frames) + 1)]  # a .gif counts in 1/100 s
+    durations = [10 * (end - begin) for begin, end in itertools.pairwise(ends)]
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    comment: dict[str, Any] = {"comment": _json_of(about).encode()} if about else {}
+    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, disposal=1, **comment)
+
+
+def _write_webp(path: Path, frames: np.ndarray, fps: float, about: Mapping[str, Any]) -> None:
+    from PIL import Image
+
+    ends = [round(1000 * number / fps) for number in range(len(frames) + 1)]
+    durations = [end - begin for begin, end in itertools.pairwise(ends)]
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    settings: dict[str, Any] = {"quality": 95, "method": 4, "exif": _exif(about)}
+    if rest:
+        settings |= {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
+    first.save(path, **settings)
+
+
+def _write_folder(path: Path, frames: np.ndarray, fps: float, about: Mapping[str, Any]) -> None:
     path.mkdir()
     for index, frame in enumerate(frames):
-        Image.fromarray(frame).save(path / f"frame-{index:04d}.png")
+        _save_picture(path / f"frame-{index:04d}.png", frame, about)
+
+
+_WRITERS = {".mp4": _write_mp4, ".webm": _write_webm, ".gif": _write_gif, ".webp": _write_webp}
+"""How a clip is written by the ending of its file."""
+
+
+def _save_picture(path: Path, picture: np.ndarray, about: Mapping[str, Any]) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    image = Image.fromarray(picture)
+    if path.suffix.lower() != ".png":
+        return image.save(path, quality=95, exif=_exif(about))
+    info = PngInfo()
+    if about:
+        info.add_itxt("Description", _json_of(about))
+    image.save(path, pnginfo=info)
+
+
+def _json_of(about: Mapping[str, Any]) -> str:
+    return json.dumps(about, ensure_ascii=False)
+
+
+def _tags(about: Mapping[str, Any]) -> list[str]:
+    """Return ffmpeg's options for a comment, and for a title that players show."""
+    title = ["-metadata", f"title={about['prompt']}"] if "prompt" in about else []
+    return [*title, "-metadata", f"comment={_json_of(about)}"] if about else []
+
+
+def _exif(about: Mapping[str, Any]) -> bytes:
+    """Return what says it in a picture of cameras' kind; its texts are ASCII."""
+    from PIL import Image
+    from PIL.ExifTags import Base
+
+    exif = Image.Exif()
+    if about:
+        exif[Base.ImageDescription] = json.dumps(about)
+    return exif.tobytes() if about else b""
+
+
+def _comment_of_video(path: Path) -> str:
+    import imageio_ffmpeg
+
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "ffmetadata", "-"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        raise VideoError(f"{path}: cannot be read as a video")
+    # A value goes on in the next line after a backslash, which stands before each special character too.
+    logical = re.split(r"(?<!\\)\n", done.stdout.decode())
+    comment = next((line for line in logical if line.lower().startswith("comment=")), "comment=")
+    return re.sub(r"\\(.)", r"\1", comment.partition("=")[2], flags=re.DOTALL)
+
+
+def _comment_of_picture(path: Path) -> str:
+    from PIL import Image
+    from PIL.ExifTags import Base
+
+    with Image.open(path) as picture:
+        comment = picture.info.get("comment", b"")
+        text = getattr(picture, "text", {}).get("Description") or picture.getexif().get(Base.ImageDescription)
+        return text or (comment.decode(errors="replace") if isinstance(comment, bytes) else comment)
 
 
 def _text(text: str, width: int, height: int) -> np.ndarray:

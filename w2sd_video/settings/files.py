@@ -64,19 +64,3 @@ def _check_keys(data: Any, kind: type, where: str) -> None:
             raise ConfigError(f"{where}: unknown key {key!r}; {suggest(str(key), hints)}")
         if dataclasses.is_dataclass(hints[key]):
             _check_keys(value, typing.cast(type, hints[key]), f"{where}: {key}")
-
-
-def read_prompts(path: str) -> list[str]:
-    """Return the prompts of a text file, one a line; empty lines and those that begin with # are left out.
-
-    Raises:
-        ConfigError: a file that cannot be read, or holds no prompt.
-    """
-    try:
-        lines = read_text(path).splitlines()
-    except ValueError as error:
-        raise ConfigError(f"prompts {shortened(path)}: cannot be read: {error}") from error
-    prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not prompts:
-        raise ConfigError(f"prompts {path}: holds no prompt; write one a line")
-    return prompts

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from w2sd_video.settings.sources import path_of
 
 OF_A_SAMPLE = ("prompts", "seed", "output", "inputs")
 """Settings that each sample has of its own."""
-_NOT_SEEN = ("device",)
+_ROUNDING = ("device",)
 """Settings that change nothing but rounding."""
-_NOTES = ("parameters",)
-"""Settings of a model that are there for estimates."""
+_NOTES = ("parameters", "memory")
+"""Settings of a model that change no sample: for estimates, and for where its parts lie."""
 
 Hashes = dict[str, list[Any]]
 """What is known of files by their paths: size in bytes, time of the last change in ns, and hash of the content."""
@@ -40,17 +40,17 @@ def identity_of(config: RenderConfig, hashes: Hashes | None = None) -> dict[str,
     """
     hashes = {} if hashes is None else hashes
     settings = {
-        name: value for name, value in asdict(config).items() if name not in (*OF_A_SAMPLE, *_NOT_SEEN, "model")
+        name: value for name, value in asdict(config).items() if name not in (*OF_A_SAMPLE, *_ROUNDING, "model")
     }
     if isinstance(config.strength, str):
         settings["strength"] = file_hash(Path(config.strength), hashes)
     model = {name: value for name, value in asdict(config.model).items() if name not in _NOTES}
     files = {source: _files_of(source, hashes) for source in sorted(set(sources_of(config.model)))}
-    plain = {"settings": settings, "model": model, "files": files, "versions": versions()}
+    plain = {"settings": settings, "model": model, "files": files, "versions": library_versions()}
     return json.loads(json.dumps(plain))
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Return the versions that samples depend on."""
     return {name: metadata.version(name) for name in ("w2sd-video", "torch", "diffusers", "transformers")}
 
@@ -86,7 +86,7 @@ def file_hash(path: Path, hashes: Hashes) -> str:
 
 
 def _files_of(source: str, hashes: Hashes) -> dict[str, str] | str:
-    """Return the hash of each file of a source, by its path in there; of a hub id what its cache was downloaded from."""
+    """Return the hash of each file of a source, by its path in there; of a hub id the commit of it."""
     path = path_of(source)
     if path is None:
         return _revision_of(source)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import difflib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from w2sd_video.messages import shortened
 from w2sd_video.settings.schema import ConfigError
+from w2sd_video.text_files import parse_json, read_text
 
 KEYS = ("prompt", "seed", "negative_prompt", "name", "inputs")
 """What an object or a row can say of a sample; inputs is a mapping, or a column or key ``inputs.image`` for each."""
@@ -27,7 +28,8 @@ class PromptLine:
         seed: of its first sample.
         negative_prompt: what not to show.
         name: for the names of its files.
-        inputs: files of pictures and videos, by the arguments of the pipeline's call.
+        inputs: files of pictures and videos, by the arguments of the pipeline's call; as the file names them, from the
+            folder that it is in.
         about: what else the file says (VBench's dimension), kept beside the samples.
         where: the file and the line, for errors.
     """
@@ -55,14 +57,13 @@ def read_prompt_file(path: str) -> list[PromptLine]:
         ConfigError: a file that cannot be read, holds no prompt, or says something that has no meaning.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"prompts {path}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
-        ) from error
+        text = read_text(path)
+    except ValueError as error:
+        raise ConfigError(f"prompts {shortened(path)}: cannot be read: {error}") from error
     readers = {".jsonl": _of_json_lines, ".csv": _of_table, ".json": _of_json}
     reader = readers.get(Path(path).suffix.lower(), _of_text)
-    lines = [_line(data, f"prompts {path}: {where}") for where, data in reader(text, f"prompts {path}")]
+    folder = Path(path).parent
+    lines = [_line(data, f"prompts {path}: {where}", folder) for where, data in reader(text, f"prompts {path}")]
     if not lines:
         raise ConfigError(f"prompts {path}: holds no prompt; write one a line")
     return lines
@@ -103,19 +104,12 @@ def _of_table(text: str, file: str) -> Iterator[tuple[str, Any]]:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ConfigError(f"{where}: not JSON: {error}") from error
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"the key {twice!r} is there twice")
-    return dict(pairs)
-
-
-def _line(data: Any, where: str) -> PromptLine:
+def _line(data: Any, where: str, folder: Path) -> PromptLine:
     """Check what a line, an object or a row says."""
     if isinstance(data, str):
         data = {"prompt": data}
@@ -123,11 +117,12 @@ def _line(data: Any, where: str) -> PromptLine:
         raise ConfigError(f"{where}: must be a prompt or an object with one, not {data!r}")
     data = dict(data)
     prompts = [data.pop(key) for key in _PROMPT_KEYS if data.get(key) is not None]
+    prompts = [str(prompt) if type(prompt) is int else prompt for prompt in prompts]  # the number of a class
     if len(prompts) != 1 or not isinstance(prompts[0], str) or not prompts[0].strip():
         raise ConfigError(f"{where}: must have one prompt, a text under {', '.join(_PROMPT_KEYS)}; has {prompts or ''}")
     texts = {name: _text(data.pop(name, None), f"{where}: {name}") for name in ("negative_prompt", "name")}
     seed = _seed(data.pop("seed", None), where)
-    inputs = _inputs(data, where)
+    inputs = {name: str(folder / file) for name, file in _inputs(data, where).items()}
     for key in data:
         if near := difflib.get_close_matches(str(key), [*KEYS, "inputs.image"], n=1, cutoff=0.75):
             raise ConfigError(f"{where}: unknown key {key!r}; did you mean {near[0]!r}?")
