@@ -13,7 +13,9 @@ OUT_OF_MEMORY = (
     "width, or dtype bfloat16"
 )
 PICKLED = "it is pickled with more than tensors, and loading such a file could run code; convert it to .safetensors"
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_MEMORY = ("out of memory", "can't allocate memory")
+NO_SPACE = "no space is left to write to; make room, or name an output on another disk"
+_NO_SPACE_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -23,11 +25,11 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says in one line: of one that many meet what to do, else its first line that is not empty."""
+    """Return what an error says in one line: of what many meet what to do, else its first line that is not empty."""
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
     if is_disk_full(error):
-        return "no space is left to write to; make room, or name an output on another disk"
+        return NO_SPACE
     if any(isinstance(cause, pickle.UnpicklingError) for cause in _with_causes(error)):
         return PICKLED
     if isinstance(error, OSError) and error.strerror:
@@ -56,7 +58,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(
         isinstance(cause, MemoryError)
         or type(cause).__name__ == "OutOfMemoryError"
-        or (isinstance(cause, RuntimeError) and ("out of memory" in str(cause) or "can't allocate memory" in str(cause)))
+        or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in _NO_MEMORY))
         for cause in _with_causes(error)
     )
 
@@ -64,7 +66,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_disk_full(error: BaseException) -> bool:
     """Return whether a file could not be written for want of space."""
     return any(
-        (isinstance(cause, OSError) and cause.errno in _NO_SPACE) or "No space left on device" in str(cause)
+        (isinstance(cause, OSError) and cause.errno in _NO_SPACE_NUMBERS)
+        or "No space left on device" in str(cause)
+        or NO_SPACE in str(cause)
         for cause in _with_causes(error)
     )
 

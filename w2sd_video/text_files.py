@@ -53,4 +53,4 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no finite number")
+    raise ValueError(f"{name} is there, which must be a finite number")

@@ -35,7 +35,7 @@ def errors_in_one_line(command: str) -> Iterator[None]:
         fail(str(error), 1, command)
     except KeyboardInterrupt:
         fail("interrupted; what was finished is kept", 130, command)
-    except BrokenPipeError as error:  # what read the output has gone, as `head` does; Python's last flush would fail too
+    except BrokenPipeError as error:  # what read the output is gone; Python's last flush would fail too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from error
     except Exception as error:

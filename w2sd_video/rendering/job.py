@@ -355,7 +355,9 @@ class OutOfMemoryAtDecodingError(Exception):
     """Memory was lacking when latents were decoded that are kept."""
 
     def __init__(self) -> None:
-        super().__init__(f"{OUT_OF_MEMORY}; it lacked at decoding: latents are kept, and the next start goes on from them")
+        super().__init__(
+            f"{OUT_OF_MEMORY} (at decoding: the latents are kept, and the next start goes on from them)"
+        )
 
 
 def _is_foretold(config: RenderConfig) -> bool:

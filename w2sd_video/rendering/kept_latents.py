@@ -24,7 +24,7 @@ ENDING = ".safetensors"
 
 
 class LatentsDiffer(Exception):  # noqa: N818
-    """The pipeline does not decode what it decoded when the latents were kept."""
+    """A pipeline does not decode what it decoded when latents were kept."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,11 @@ def decoding(pipe: Any, kept: Kept) -> Iterator[None]:
     """Have the call inside the block, made with `config_to_decode`, decode latents that were kept.
 
     Raises:
-        LatentsDiffer: inside the block, before anything is decoded.
+        LatentsDiffer: before anything is decoded.
     """
     import torch
+
+    differs = False
 
     def answer(result: Any) -> Any:
         latents = kept.last.to(_latents_in(result).device)
@@ -94,11 +96,18 @@ def decoding(pipe: Any, kept: Kept) -> Iterator[None]:
         return result
 
     def compare(latents: Any) -> None:
-        if latents.dtype != kept.decoded.dtype or not torch.equal(latents.cpu(), kept.decoded):
+        nonlocal differs
+        differs = latents.dtype != kept.decoded.dtype or not torch.equal(latents.cpu(), kept.decoded)
+        if differs:
             raise LatentsDiffer
 
     with _with_step_results(pipe, answer), _before_first_decoding(pipe, compare):
-        yield
+        try:
+            yield
+        except Exception as error:
+            if differs and not isinstance(error, LatentsDiffer):  # whatever it was turned into on its way
+                raise LatentsDiffer from error
+            raise
 
 
 def config_to_decode(config: RenderConfig) -> RenderConfig:

@@ -113,8 +113,10 @@ class _Parser(jsonargparse.ArgumentParser):
             return f"unknown option {name}; " + (f"did you mean {nearest[0]}?" if nearest else "--help lists them")
         if keys := re.findall(r'Parser key "([^"]+)"', message):
             key = keys[-1]  # the innermost
-            given = re.findall(r"(?:Got value|Given value): (.*)", message)
-            return f"{' '.join([key, *given[-1:]])}: must be {_expected(key)}"
+            given = re.findall(r"(?:Got value|Given value): (.*)", message)[-1:]
+            if given and (entry := re.fullmatch(r"NestedArg\(key='(.*)', val=(.*)\)", given[0])):
+                return f"{key}.{entry.group(1)} {entry.group(2)}: must be {_expected(f'{key}.{entry.group(1)}')}"
+            return f"{' '.join([key, *given])}: must be {_expected(key)}"
         return " ".join(message.split())
 
 
@@ -184,7 +186,9 @@ def _expected(key: str) -> str:
         return _in_words(Preset)
     kind: Any = RenderConfig
     for part in key.split("."):
-        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        mappings = [each for each in (kind, *get_args(kind)) if get_origin(each) is dict]
+        hints = {part: get_args(mappings[0])[1]} if mappings else {}
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else hints
         if part not in hints:
             break
         kind = hints[part]

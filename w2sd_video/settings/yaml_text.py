@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 MOST_NODES, DEEPEST = 10**5, 20
-"""Values in a file, those counted again that an alias repeats, and how deep they may nest: no configuration has more."""
+"""Values in a file, with those that an alias repeats, and how deep they may nest: no configuration has more."""
 
 
 def parse_yaml(text: str) -> Any:
