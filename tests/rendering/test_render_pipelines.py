@@ -88,7 +88,7 @@ def test_an_image_is_a_png_and_a_comparison_shows_what_the_stock_pipeline_gives(
     clips = {}
     kept = rendering.write_clips
     monkeypatch.setattr(
-        rendering, "write_clips", lambda path, found, fps: (clips.update(found), kept(path, found, fps))
+        rendering, "write_clips", lambda path, found, *rest: clips.update(found) or kept(path, found, *rest)
     )
     render()
     assert picture_of("w2sd.png").shape == (256, 256, 3)
@@ -97,8 +97,14 @@ def test_an_image_is_a_png_and_a_comparison_shows_what_the_stock_pipeline_gives(
     assert side["nfe"] == {"W2SD": {"base": 6, "strong": 4, "weak": 2}} and side["frames"] == [1, 16, 16, 3]
     assert side["config"]["output"] == "w2sd.png"
 
-    render("--compare", "--seed", "2", "-o", "three.png")
-    assert list(clips) == ["W2SD", "weak", "strong"] and picture_of("three.png").shape[1] == 3 * 256 + 2 * 8
+    render("--compare", "--seed", "2", "-o", "four.png")
+    assert list(clips) == ["W2SD", "weak", "strong", "strong at equal cost"]
+    side, shown = sidecar_of("four.png"), picture_of("four.png")
+    for label, (left, top, width, height) in side["boxes"].items():
+        assert np.array_equal(shown[top : top + height, left : left + width], video.enlarge(clips[label])[0]), label
+    assert list(side["boxes"]) == list(side["nfe"]) == ["weak", "strong", "strong at equal cost", "W2SD"]
+    below = shown[side["boxes"]["W2SD"][1] + 256 :]
+    assert below.max() > 150, "a caption stands below them"
     pipe = diffusers.DiffusionPipeline.from_pretrained(models / "sd")
     pipe.set_progress_bar_config(disable=True)
     for label, scale, unet in (("strong", 3.0, models / "sd"), ("weak", 1.0, models / "sd-weak")):

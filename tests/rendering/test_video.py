@@ -115,6 +115,21 @@ def test_side_by_side_keeps_the_clips_and_labels_each():
         assert np.array_equal(title[0], title[2])
 
 
+def test_a_caption_stands_below_in_as_many_lines_as_it_needs():
+    clips = [np.full((2, 64, 96, 3), 40, np.uint8)] * 2
+    plain = video.side_by_side(clips, ["a", "b"])
+    heights = []
+    for caption in ("short", "a caption that is much too long for a single line " * 4):
+        captioned = video.side_by_side(clips, ["a", "b"], caption=caption)
+        assert np.array_equal(captioned[:, : plain.shape[1]], plain)
+        assert captioned[:, plain.shape[1] :].max() > 150
+        assert captioned[:, :, -4:].max() < 60, "no line runs out of the picture"
+        heights.append(captioned.shape[1])
+    assert heights[1] > heights[0] + 40
+    for (left, top, width, height), clip in zip(video.panel_boxes(2, 64, 96), clips, strict=True):
+        assert np.array_equal(plain[:, top : top + height, left : left + width], clip)
+
+
 def test_a_contact_sheet_shows_frames_at_one_distance():
     clip = np.stack([np.full((32, 32, 3), index, np.uint8) for index in range(50, 59)])
     sheet = video.contact_sheet([clip, clip], ["a", "b"], columns=3, side=64, gap=4)

@@ -145,11 +145,14 @@ def test_the_weak_clip_of_a_comparison_differs_by_the_gap_alone():
     assert prompted.prompt == "a dog" and prompted.guidance_scale == 5.5
 
 
-def test_a_comparison_has_three_panels_and_only_the_last_is_reflected():
+def test_a_comparison_has_strong_at_equal_cost_and_only_the_last_is_reflected():
     config = parse(["--config", "cogvideox-5b-guidance", "--compare"]).config
     found = panels(config)
-    assert list(found) == ["weak", "strong", "W2SD"]
-    assert [sum(evaluations(one).values()) for one in found.values()] == [50, 100, 100 + 49 * 3]
+    assert list(found) == ["weak", "strong", "strong at equal cost", "W2SD"]
+    assert [sum(evaluations(panel).values()) for panel in found.values()] == [50, 100, 246, 100 + 49 * 3]
+    assert found["strong at equal cost"] == dataclasses.replace(found["strong"], steps=123)
+    unreflected = panels(dataclasses.replace(config, reflection_steps=0))
+    assert list(unreflected) == ["weak", "strong", "W2SD"], "W2SD of no more cost than strong needs no fourth"
     assert list(panels(dataclasses.replace(config, compare=False))) == ["W2SD"]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 
 from w2sd_video.branch import STAGES
-from w2sd_video.settings.panels import filled
-from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, reflected_steps, stage_scales
+from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, filled, reflected_steps, stage_scales
 from w2sd_video.settings.sources import component, index_of
 
+MOST_STEPS = 1000
+"""Steps that a configuration can have."""
 _SECOND_ORDER = ("HeunDiscreteScheduler", "DPMSolverSDEScheduler")
 """Schedulers that evaluate twice a step, but for the last: a file names the class, which alone tells it."""
 
@@ -21,6 +23,15 @@ def evaluations(config: RenderConfig) -> dict[str, int]:
     """
     stages = evaluations_by_stage(config)
     return {role: max(stage[role] for stage in stages) for role in ROLES}
+
+
+def most_steps(config: RenderConfig, budget: int) -> int:
+    """Return how many steps, 0 to 1000, a budget of network evaluations allows a configuration without reflection."""
+
+    def cost(steps: int) -> int:
+        return sum(evaluations(dataclasses.replace(config, steps=steps)).values())
+
+    return bisect_right(range(1, MOST_STEPS + 1), budget, key=cost)
 
 
 def evaluations_by_stage(config: RenderConfig) -> list[dict[str, int]]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from w2sd_video.settings.schema import BranchConfig, RenderConfig
+from w2sd_video.settings.evaluations import evaluations, most_steps
+from w2sd_video.settings.schema import BranchConfig, RenderConfig, filled
+
+EQUAL_COST = "strong at equal cost"
+"""Label of the clip of the strong model with as many steps as the evaluations of W2SD allow."""
 
 
 def weak_panel(config: RenderConfig) -> BranchConfig:
@@ -18,16 +22,15 @@ def weak_panel(config: RenderConfig) -> BranchConfig:
     return dataclasses.replace(config.base, **gap)
 
 
-def filled(config: RenderConfig, branch: BranchConfig) -> BranchConfig:
-    """Return a branch with a guidance scale: base's, if it has none of its own."""
-    scale = config.base.guidance_scale if branch.guidance_scale is None else branch.guidance_scale
-    return dataclasses.replace(branch, guidance_scale=scale)
-
-
 def panels(config: RenderConfig) -> dict[str, RenderConfig]:
-    """Return the clips to sample, by their labels: W2SD alone, or weak, strong and W2SD for a comparison."""
+    """Return the clips to sample, by their labels: W2SD alone, or for a comparison weak, strong and W2SD.
+
+    A comparison also has strong with as many steps as the network evaluations of W2SD allow, if those are more.
+    """
     if not config.compare:
         return {"W2SD": config}
     strong = dataclasses.replace(config, reflection_steps=0, autoguidance=0.0)
     weak = dataclasses.replace(strong, base=weak_panel(config))
-    return {"weak": weak, "strong": strong, "W2SD": config}
+    steps = most_steps(strong, sum(evaluations(config).values()))
+    longer = {EQUAL_COST: dataclasses.replace(strong, steps=steps)} if steps > config.steps else {}
+    return {"weak": weak, "strong": strong, **longer, "W2SD": config}

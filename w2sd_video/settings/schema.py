@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from w2sd_video.reflection_settings import Reflection, Role
@@ -126,7 +126,7 @@ class RenderConfig:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the networks."""
     compare: bool = False
-    """Show weak, strong and W2SD next to each other, from the same noise."""
+    """Show weak, strong, strong at W2SD's cost and W2SD next to each other, from the same noise."""
     output: str | None = None
     """File: .mp4, .gif, .png (of a clip a contact sheet), or a folder; numbered for several prompts. null: w2sd.*"""
     call: dict[str, Value] = field(default_factory=dict)
@@ -154,6 +154,12 @@ def used_roles(config: RenderConfig) -> list[Role]:
     """Return the roles that are evaluated: base, and strong and weak as far as they are used."""
     used = Reflection(config.reflection_steps, autoguidance=config.autoguidance).roles
     return [role for role in ROLES if role in used]
+
+
+def filled(config: RenderConfig, branch: BranchConfig) -> BranchConfig:
+    """Return a branch with a guidance scale: base's, if it has none of its own."""
+    scale = config.base.guidance_scale if branch.guidance_scale is None else branch.guidance_scale
+    return replace(branch, guidance_scale=scale)
 
 
 def stage_scales(guidance_scale: float | tuple[float, float] | None) -> tuple[float, ...]:
