@@ -21,12 +21,12 @@ METHOD = (
         "reflection_settings",
         "sampler",
     ),
-    *("step_functions", "strength", "trajectory"),
+    *("step_functions", "strength", "trajectory", "writing"),
 )
 FLOORS = [
     ["names"],
     ["method"],
-    ["gaps"],
+    ["gaps", "page"],
     ["backends"],
     ["driver", "miniatures"],
     ["plugin", "settings"],

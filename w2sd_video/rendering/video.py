@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from w2sd_video.writing import write_whole as write_whole  # where it was before
+
 SUFFIXES = {
     ".mp4": "an H.264 video",
     ".gif": "an animation",
@@ -197,13 +199,6 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
         Image.fromarray(picture).save(Path(scratch) / path.name)
         os.replace(Path(scratch) / path.name, path)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, UTF-8, that appears whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def _replace(path: Path, part: Path, earlier: Path) -> None:
