@@ -62,7 +62,16 @@ def test_one_folder_holds_samples_figures_table_and_page(tmp_path, capsys):
         assert worths[chosen] == min(worths.values())
 
     page = (folder / "report.html").read_text()
-    assert not re.search(r"(src|href)=\"(?!data:|#)", page) and "<svg" in page and page.count("data:image/png") == 3 * 3
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page) and page.count("data:image/svg+xml;base64,") == 2
+    (groups,) = re.findall(r'<script type="application/json" id="data">(.*)</script>', page)
+    groups = json.loads(groups)["groups"]
+    assert [[clip["label"] for clip in group["clips"]] for group in groups] == [
+        ["strong", "CFG", "W2SD as configured"]
+    ] * 3
+    assert all(clip["files"][0].startswith("data:image/png;base64,") for group in groups for clip in group["clips"])
+    assert len({group["prompt"] for group in groups} & reported) == 3
+    assert page.count('<b title="the best of this column">best</b>') >= 2 * 3 and "lower is better" in page
+    assert "machine" in page and (folder / "front.svg").read_text() != (folder / "front-score.svg").read_text()
     assert "pretrained: miniature:pixart" in page
     assert json.loads((folder / "evaluation.json").read_text())["config"]["model"]["pretrained"] == "miniature:pixart"
     assert not list(folder.rglob("*part*"))
@@ -91,7 +100,7 @@ def test_clips_are_shown_as_videos(tmp_path, capsys):
     assert evaluate.main([*argv, "--folder", str(tmp_path / "new")]) == 0
     assert "motion error" in capsys.readouterr().out
     page = (tmp_path / "new" / "report.html").read_text()
-    assert page.count('<video src="data:video/mp4;base64,') == 2
+    assert page.count('"files": ["data:video/mp4;base64,') == 2 and page.count('"frames": 9') == 2
 
 
 def test_of_a_lora_its_style_is_measured(tmp_path, capsys):

@@ -21,12 +21,12 @@ METHOD = (
         "reflection_settings",
         "sampler",
     ),
-    *("step_functions", "strength", "text_files", "trajectory"),
+    *("step_functions", "strength", "text_files", "trajectory", "writing"),
 )
 FLOORS = [
     ["names"],
     ["method"],
-    ["gaps"],
+    ["gaps", "page"],
     ["backends"],
     ["driver", "miniatures"],
     ["plugin", "settings"],

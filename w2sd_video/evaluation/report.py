@@ -1,8 +1,7 @@
-"""What an evaluation writes: the table in Markdown, the figures as CSV, a plot, and one page that holds them all."""
+"""What an evaluation writes: the table in Markdown, the figures as CSV, plots, and one page that holds them all."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +18,16 @@ from w2sd_video.evaluation.plot import drawn
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.evaluation.statistics import Figure, pareto_front
 from w2sd_video.metrics import Metric
-from w2sd_video.rendering.outputs import plain
-from w2sd_video.rendering.video import write_whole
+from w2sd_video.page import Cell, Clip, Column, Group, Page, Table, embedded, write_page
+from w2sd_video.page.write import TEMPLATE as TEMPLATE  # where it was before
+from w2sd_video.rendering.outputs import machine, plain, today, versions
+from w2sd_video.rendering.video import read_video
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import pair_in_words
+from w2sd_video.writing import write_whole
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_EMBEDDED_AT_MOST = 32 * 2**20
+"""Bytes of clips that the page holds itself; more of them it names, and they must be moved with it."""
 ClipFile = Callable[[Candidate, int], Path]
 
 
@@ -37,7 +40,7 @@ def write_report(
     outcome: Outcome,
     clip_file: ClipFile,
 ) -> str:
-    """Write front.csv, front.svg, table.md and report.html, and return the table in Markdown.
+    """Write front.csv, front.svg, front-score.svg, table.md and report.html, and return the table in Markdown.
 
     Args:
         folder: of the evaluation.
@@ -55,21 +58,36 @@ def write_report(
         select.higher_is_better,
     )
     judge = judge_of(metrics)
-    plot = drawn(results, [select] if judge in (None, select) else [select, judge], on_front)
+    plots = {
+        f"{metric.name.replace('_', ' ')} of every arm at every budget": drawn(
+            results, metric, on_front if metric is select else [False] * len(results)
+        )
+        for metric in ([select] if judge in (None, select) else [select, judge])
+    }
     text = (
         f"{config.model.pretrained}, {pair_in_words(config)}; {_size(plan.report, 'prompts')}, best settings by "
         f"{select.name.replace('_', ' ')} on {_size(plan.tuning, 'other prompts')}"
     )
-    tables = {budget: _table(results, on_front, budget, metrics, plan) for budget in plan.budgets}
+    tables = [_table(results, on_front, budget, metrics, plan) for budget in plan.budgets]
     notes = _notes(outcome, missing, select, plan)
-    sections = [line for budget, rows in tables.items() for line in (f"**{budget} NFE**", "", *_markdown(rows), "")]
-    table = "\n".join([text, "", *sections, *(f"- {note}" for note in notes)])
-    shown = [(prompt, _shown_clips(results, plan.budgets[-1], k, clip_file)) for k, prompt in _shown_prompts(plan)]
+    sections = [line for table in tables for line in (f"**{table.title}**", "", *_markdown(table), "")]
+    markdown = "\n".join([text, "", *sections, *(f"- {note}" for note in notes)])
+    page = Page(
+        title="W2SD at equal cost",
+        text=f"{text}.",
+        groups=_groups(plan, results, clip_file, folder),
+        tables=tables,
+        plots=plots,
+        notes=notes,
+        facts=versions() | {"machine": machine(), "date": today()},
+        configurations={"Configuration": yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)},
+    )
     write_whole(folder / "front.csv", _front_csv(outcome, metrics, select, on_front))
-    write_whole(folder / "front.svg", plot)
-    write_whole(folder / "table.md", table + "\n")
-    write_whole(folder / "report.html", _page(text, tables, notes, plot, shown, config))
-    return table
+    for name, plot in zip(("front.svg", "front-score.svg"), plots.values(), strict=False):
+        write_whole(folder / name, plot)
+    write_whole(folder / "table.md", markdown + "\n")
+    write_page(folder / "report.html", page)
+    return markdown
 
 
 def _size(split: Split, of: str) -> str:
@@ -82,44 +100,52 @@ def _table(
     budget: int,
     metrics: Sequence[Metric],
     plan: Plan,
-) -> list[list[str]]:
-    """Return head and rows of a budget's table."""
-    names = [metric.name for metric in metrics]
-    head = ["arm", "best setting", "NFE", *(name.replace("_", " ") for name in names)]
-    head += [f"{plan.select.replace('_', ' ')} less that of {plan.against}", f"{plan.against} wins", "seconds"]
-    rows = [head]
+) -> Table:
+    """Return the table of a budget."""
+    columns = [Column("arm"), Column("best setting"), Column("NFE")]
+    columns += [
+        Column(metric.name.replace("_", " "), "higher" if metric.higher_is_better else "lower") for metric in metrics
+    ]
+    columns += [
+        Column(f"{plan.select.replace('_', ' ')} less that of {plan.against}"),
+        Column(f"{plan.against} wins"),
+        Column("seconds"),
+    ]
+    rows = []
     for result, is_on_front in zip(results, on_front, strict=True):
         if result.candidate.budget != budget:
             continue
         difference = result.differences.get(plan.select)
         rows.append(
             [
-                result.candidate.arm + (" *" if is_on_front else ""),
-                f"{result.candidate.setting} ({result.tried})",
-                str(result.candidate.nfe),
-                *(_figure(result.figures[name]) for name in names),
-                "" if difference is None else _figure(difference, signed=True),
-                "" if result.wins is None else _figure(result.wins),
-                f"{np.mean(result.samples.seconds):.3f}",
+                Cell(result.candidate.arm + (" *" if is_on_front else "")),
+                Cell(f"{result.candidate.setting} ({result.tried})"),
+                Cell(str(result.candidate.nfe), result.candidate.nfe),
+                *(_cell(result.figures[metric.name]) for metric in metrics),
+                Cell("", np.nan) if difference is None else _cell(difference, signed=True),
+                Cell("", np.nan) if result.wins is None else _cell(result.wins),
+                Cell(f"{np.mean(result.samples.seconds):.3f}", float(np.mean(result.samples.seconds))),
             ]
         )
-    return rows
+    return Table(f"{budget} NFE", columns, rows)
 
 
-def _figure(figure: Figure, signed: bool = False) -> str:
+def _cell(figure: Figure, signed: bool = False) -> Cell:
     if not np.isfinite(figure.value):
-        return "none"
+        return Cell("none", np.nan)
     size = max(abs(figure.value), abs(figure.high - figure.low))
     # About three digits that count, of whatever is larger: the figure or its interval.
     digits = 1 if size >= 20 else 2 if size >= 2 else 3
     numbers = [round(number, digits) + 0.0 for number in figure.numbers]  # no negative zero
     value, low, high = (f"{number:{'+' if signed else ''}.{digits}f}" for number in numbers)
-    return f"{value} ({low} to {high})"
+    return Cell(f"{value} ({low} to {high})", figure.value)
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+def _markdown(table: Table) -> list[str]:
+    head = [column.name for column in table.columns]
+    rows = [[cell.text for cell in row] for row in table.rows]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
 def _notes(outcome: Outcome, missing: Mapping[str, str], select: Metric, plan: Plan) -> list[str]:
@@ -176,40 +202,21 @@ def _candidate_columns(candidate: Candidate) -> list[Any]:
     return [candidate.arm, candidate.setting, candidate.budget, candidate.config.steps, candidate.nfe]
 
 
-def _shown_prompts(plan: Plan) -> list[tuple[int, str]]:
-    return list(enumerate(plan.report.prompts[: plan.shown]))
+def _groups(plan: Plan, results: Sequence[Result], clip_file: ClipFile, folder: Path) -> list[Group]:
+    """Return the clips that are shown: of the first prompts and their first seed, at the largest budget, by arm."""
+    at_budget = [result for result in results if result.candidate.budget == plan.budgets[-1]]
+    shown = [(place, result, clip_file(result.candidate, place)) for place in range(plan.shown) for result in at_budget]
+    shown = [(place, result, file) for place, result, file in shown if file.exists()]
+    is_embedded = sum(file.stat().st_size for _, _, file in shown) <= _EMBEDDED_AT_MOST
+    clips: dict[int, list[Clip]] = {}
+    for place, result, file in shown:
+        address = embedded(file) if is_embedded else file.relative_to(folder).as_posix()
+        clips.setdefault(place, []).append(_clip(result.candidate, file, address))
+    return [Group(plan.report.prompts[place], plan.report.first + place, clips[place]) for place in clips]
 
 
-def _shown_clips(results: Sequence[Result], budget: int, place: int, clip_file: ClipFile) -> list[tuple[str, str]]:
-    """Return the clips of a prompt at one budget, by arm, as data URIs."""
-    results_at_budget = [result for result in results if result.candidate.budget == budget]
-    files = [(result.candidate.arm, clip_file(result.candidate, place)) for result in results_at_budget]
-    return [(arm, _embedded(file)) for arm, file in files if file.exists()]
-
-
-def _embedded(file: Path) -> str:
-    kind = "image/png" if file.suffix == ".png" else "video/mp4"
-    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
-
-
-def _page(
-    text: str,
-    tables: Mapping[int, Sequence[Sequence[str]]],
-    notes: Sequence[str],
-    plot: str,
-    shown: Sequence[tuple[str, Sequence[tuple[str, str]]]],
-    config: RenderConfig,
-) -> str:
-    from jinja2 import Environment
-
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text("utf-8")
-    )
-    return template.render(
-        text=text,
-        tables=tables,
-        notes=notes,
-        plot=plot[plot.index("<svg") :],
-        shown=shown,
-        configuration=yaml.safe_dump(plain(config), sort_keys=False),
-    )
+def _clip(candidate: Candidate, file: Path, address: str) -> Clip:
+    caption = f"{candidate.nfe} NFE, {candidate.config.steps} steps, {candidate.setting}"
+    if file.suffix == ".png":
+        return Clip(candidate.arm, "pictures", [address], caption=caption)
+    return Clip(candidate.arm, "video", [address], len(read_video(file)), candidate.config.fps, caption=caption)

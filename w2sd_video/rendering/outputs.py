@@ -21,10 +21,10 @@ from w2sd_video.rendering.video import (
     side_by_side,
     write_picture,
     write_video,
-    write_whole,
 )
 from w2sd_video.settings.identity import library_versions
 from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.writing import write_whole
 
 
 def outputs(config: RenderConfig) -> list[Path]:
@@ -144,7 +144,7 @@ def machine() -> str:
     """Return what samples are made on: the system, and its GPU or its number of cores."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, no GPU of NVIDIA"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     return f"{platform.system()} {platform.machine()}, {device}"
 
 
