@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -57,6 +59,27 @@ def check_like(name: str, result: Any, latents: torch.Tensor) -> None:
         before, after = getattr(latents, what), getattr(result, what)
         if before != after:
             raise ValueError(f"{name} changed the {what} of the latents from {before} to {after}; it must keep it")
+
+
+def check_frames(name: str, frames: Any, axes: Sequence[str]) -> None:
+    """Refuse what is no array of frames, uint8 with red, green and blue along its last axis.
+
+    Args:
+        name: of the argument.
+        frames: the array.
+        axes: names of its axes before the last.
+
+    Raises:
+        TypeError: no array of numpy, or one of another dtype.
+        ValueError: another shape, or an axis without entries.
+    """
+    shape = f"({', '.join(axes)}, 3)"
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
+        kind = frames.dtype if isinstance(frames, np.ndarray) else type(frames).__name__
+        hint = "; from [0, 1] it is np.uint8(np.round(255 * frames))" if "float" in str(kind) else ""
+        raise TypeError(f"{name} must be a numpy array of uint8, {shape}, got {kind}{hint}")
+    if frames.ndim != len(axes) + 1 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"{name} must be {shape}, each at least 1, got {frames.shape}")
 
 
 def _check_is_number(name: str, value: Any) -> None:

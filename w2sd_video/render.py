@@ -7,37 +7,44 @@ import sys
 import yaml
 
 from w2sd_video._moved import names_of
-from w2sd_video.rendering.load import LoadError
+from w2sd_video.rendering.command_errors import errors_in_one_line
+from w2sd_video.rendering.job import RenderJob, render_job
+from w2sd_video.rendering.job_options import add_job_options, job_of
 from w2sd_video.rendering.outputs import outputs, plain
 from w2sd_video.rendering.prompts import render
-from w2sd_video.rendering.video import VideoError, check_output
-from w2sd_video.settings.command_line import fail, parse
+from w2sd_video.rendering.video import check_output
+from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.model_checks import check_plan
-from w2sd_video.settings.schema import ConfigError
 from w2sd_video.settings.words import plan_in_words
 
 __getattr__ = names_of("w2sd_video.render")  # a command is named __main__ when it runs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0, 1 if a model cannot be loaded, 2 for what makes no sense."""
-    try:
-        request = parse(sys.argv[1:] if argv is None else argv)
+    """Run a command line and return its exit code: 0, 1 if samples of a job failed, or see `errors_in_one_line`."""
+    with errors_in_one_line("render"):
+        request = parse(sys.argv[1:] if argv is None else argv, add_options=add_job_options)
         if request.print_config:
             print(yaml.safe_dump(plain(request.config), sort_keys=False), end="")
             return 0
         check_plan(request.config)
-        for output in outputs(request.config):
+        job = job_of(request)
+        for output in outputs(request.config) if job is None else ():
             check_output(output)
         if request.dry_run:
             print(plan_in_words(request.config))
             return 0
+        if job is not None:
+            return _render_job(job)
         render(request.config)
-    except (ConfigError, VideoError) as error:
-        fail(str(error))
-    except LoadError as error:
-        fail(str(error), code=1)
     return 0
+
+
+def _render_job(job: RenderJob) -> int:
+    """Make the samples of a job, say what became of them, and return the exit code."""
+    outcome = render_job(job)
+    print(outcome.in_words(job.folder))
+    return 1 if outcome.failed else 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -11,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from w2sd_video.argument_checks import real_number
+from w2sd_video.messages import shortened
+from w2sd_video.text_files import parse_json, read_text
 from w2sd_video.trajectory import Level
 
 
@@ -60,12 +61,21 @@ class StrengthSchedule:
             ValueError: a file that is not there or is no schedule; the message names it.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(tuple(data["log_snr"]), tuple(data["strength"]))
-        except OSError as error:
-            raise ValueError(f"strength {str(path)!r}: cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"strength {str(path)!r}: is no strength schedule: {error}") from error
+            text = read_text(path)
+        except ValueError as error:
+            raise ValueError(f"strength {shortened(str(path))!r}: cannot be read: {error}") from error
+        where = f"strength {str(path)!r}: is no strength schedule:"
+        try:
+            data = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"{where} it is not JSON: {error}") from error
+        lists = [data.get(name) for name in ("log_snr", "strength")] if isinstance(data, dict) else []
+        if not lists or not all(isinstance(numbers, list) for numbers in lists):
+            raise ValueError(f"{where} it needs the lists log_snr and strength")
+        try:
+            return cls(*(tuple(numbers) for numbers in lists))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where} {error}") from error
 
     def plain(self) -> dict[str, list[float]]:
         """Return the schedule as JSON can hold it."""

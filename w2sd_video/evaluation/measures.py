@@ -33,12 +33,13 @@ def load_metrics(plan: Plan, device: str) -> tuple[list[Metric], dict[str, str]]
         try:
             metrics.append(load_metric(name, device=device, **({"source": source} if source else {})))
         except MetricUnavailableError as error:
+            if name == plan.select:
+                raise LoadError(f"select {name}: {error}") from error
             missing[name] = str(error)
-            print(f"w2sd_video.evaluate: the metric {name} is left out: {error}", file=sys.stderr)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    if plan.select in missing:
-        raise LoadError(f"select {plan.select}: {missing[plan.select]}")
+    for name, reason in missing.items():
+        print(f"w2sd_video.evaluate: the metric {name} is left out: {reason}", file=sys.stderr)
     return metrics, missing
 
 

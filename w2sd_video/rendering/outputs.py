@@ -8,7 +8,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +22,7 @@ from w2sd_video.rendering.video import (
     write_picture,
     write_video,
 )
+from w2sd_video.settings.identity import library_versions
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.writing import write_whole
 
@@ -37,7 +37,12 @@ def outputs(config: RenderConfig) -> list[Path]:
 
 
 def write_clips(
-    path: Path, clips: dict[str, np.ndarray], fps: float, titles: Sequence[str] = (), caption: str = ""
+    path: Path,
+    clips: dict[str, np.ndarray],
+    fps: float,
+    titles: Sequence[str] = (),
+    caption: str = "",
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, tuple[int, int, int, int]]:
     """Write one clip, or several of one shape next to each other, each below its title.
 
@@ -47,6 +52,7 @@ def write_clips(
         fps: frames a second.
         titles: what stands above each of several; their labels unless given.
         caption: what stands below several.
+        about: plain data that goes into the file.
 
     Returns:
         Left, top, width and height of each of several clips in the file; nothing for one clip or a contact sheet.
@@ -55,7 +61,7 @@ def write_clips(
     is_picture, is_image = path.suffix.lower() == ".png", all(len(clip) == 1 for clip in clips.values())
     if is_picture and not is_image:
         caption = caption if len(clips) > 1 else ""
-        write_picture(path, contact_sheet(list(clips.values()), titles, caption=caption))
+        write_picture(path, contact_sheet(list(clips.values()), titles, caption=caption), about)
         return {}
     if len(clips) > 1:
         enlarged = [enlarge(clip) for clip in clips.values()]
@@ -65,35 +71,56 @@ def write_clips(
         (clip,) = clips.values()
         shown = enlarge(clip) if path.suffix else clip  # a folder holds the frames as the model made them
     if is_picture:
-        write_picture(path, shown[0])
+        write_picture(path, shown[0], about)
     else:
-        write_video(path, shown, fps)
+        write_video(path, shown, fps, about)
     return boxes
 
 
-def write_sidecar(
-    path: Path,
+def titles_of(nfe: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return what stands above each clip: its label, and the network evaluations that it took."""
+    return [f"{label}, {sum(counts.values())} NFE" for label, counts in nfe.items()]
+
+
+def caption_of(config: RenderConfig) -> str:
+    """Return what stands below the clips of a sample: its prompt and its seed."""
+    return f"{config.prompts[0]} (seed {config.seed})"
+
+
+def about_sample(config: RenderConfig, nfe: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """Return what goes into the file of a sample: prompt, seed, network evaluations, settings and versions."""
+    settings = plain(dataclasses.replace(config, output=None))
+    sums = {label: sum(counts.values()) for label, counts in nfe.items()}
+    return {
+        "prompt": config.prompts[0],
+        "seed": config.seed,
+        "nfe": sums,
+        "config": settings,
+        "versions": versions(),
+    }
+
+
+def record_of(
     config: RenderConfig,
-    nfe: dict[str, dict[str, int]],
+    nfe: Mapping[str, Mapping[str, int]],
     seconds: float,
     shape: tuple[int, ...],
     boxes: Mapping[str, tuple[int, int, int, int]] = MappingProxyType({}),
-) -> None:
-    """Write beside an output how it was made: the configuration renders it again.
+) -> dict[str, Any]:
+    """Return what is written beside an output: how it was made. The configuration renders it again.
 
     Args:
-        path: the output.
         config: of this one sample.
         nfe: network evaluations by label of the clip and by role.
         seconds: that the sample took.
         shape: of a clip, (frames, height, width, 3).
         boxes: where each clip is in the file, as `write_clips` returns it.
     """
-    record = {
+    return {
         "config": plain(config),
         "prompt": config.prompts[0],
         "seed": config.seed,
-        "nfe": nfe,
+        "nfe": {label: dict(counts) for label, counts in nfe.items()},
         "seconds": seconds,
         "frames": list(shape),
         "boxes": {label: list(box) for label, box in boxes.items()},
@@ -101,13 +128,16 @@ def write_sidecar(
         "machine": machine(),
         "date": today(),
     }
+
+
+def write_sidecar(path: Path, record: Mapping[str, Any]) -> None:
+    """Write the record of an output beside it."""
     write_whole(Path(f"{path}.json"), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of this package and of what it stands on."""
-    names = ("w2sd-video", "torch", "diffusers", "transformers")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version()} | library_versions()
 
 
 def machine() -> str:

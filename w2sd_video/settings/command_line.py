@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -9,6 +10,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -16,8 +18,9 @@ import jsonargparse
 
 from w2sd_video import __version__
 from w2sd_video.presets import PRESETS, Preset
-from w2sd_video.settings.files import packaged_configs, read_config, read_prompts
-from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.files import packaged_configs, read_config
+from w2sd_video.settings.prompt_files import PromptLine, read_prompt_file
+from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.value_checks import check
 
 DEFAULT_CONFIG = "miniature-animatediff"
@@ -26,32 +29,50 @@ DEFAULT_CONFIG = "miniature-animatediff"
 
 @dataclass
 class CommandLine:
-    """A command line, read."""
+    """A command line, read.
+
+    Attributes:
+        config: the configuration; its prompts are those of the lines.
+        dry_run: whether to say what would be done, and no more.
+        print_config: whether to print the configuration, and no more.
+        lines: the prompts, with what a file of prompts says of each.
+        options: those that `add_options` has added, and ``prompts``, the file of prompts.
+    """
 
     config: RenderConfig
     dry_run: bool = False
     print_config: bool = False
+    lines: list[PromptLine] = dataclasses.field(default_factory=list)
+    options: argparse.Namespace = dataclasses.field(default_factory=argparse.Namespace)
 
 
-def parse(argv: list[str], command: str = "render") -> CommandLine:
+AddOptions = Callable[[argparse.ArgumentParser], None]
+
+
+def parse(argv: list[str], command: str = "render", add_options: AddOptions | None = None) -> CommandLine:
     """Read a command line, with the configuration that it names; exits with code 2 and one line if it makes no sense.
 
     Args:
         argv: the words of the command line.
         command: heads that line.
+        add_options: adds options that are no values of a configuration; without them, a file of prompts may hold
+            nothing else that samples depend on.
 
     Raises:
         ConfigError: a value that is out of range, unknown, or does not fit the others.
     """
-    parser = _parser()
+    parser = _parser(add_options)
     parser.command = command
     arguments = parser.parse_args(argv)
     file = read_config(arguments.config) | (PRESETS[arguments.preset] if arguments.preset else {})
     prompts = file.pop("prompts", None)
     merged = parser.parse_args(argv, namespace=parser.parse_object(file))
     merged = parser.instantiate(merged)
+    lines = read_prompt_file(merged.prompts) if merged.prompts else []
+    if add_options is None and (detailed := next((line for line in lines if not line.is_plain), None)):
+        raise ConfigError(f"{detailed.where}: says more than a prompt, which {command} does not follow")
     if merged.prompt or merged.prompts:
-        prompts = [*merged.prompt, *(read_prompts(merged.prompts) if merged.prompts else [])]
+        prompts = [*merged.prompt, *(line.prompt for line in lines)]
     values = {
         field.name: getattr(merged, field.name) for field in dataclasses.fields(RenderConfig) if field.name != "prompts"
     }
@@ -59,7 +80,8 @@ def parse(argv: list[str], command: str = "render") -> CommandLine:
         prompts = [str(prompt) if type(prompt) is int else prompt for prompt in prompts]
     config = RenderConfig(prompts=[] if prompts is None else prompts, **values)
     check(config)
-    return CommandLine(config, dry_run=merged.dry_run, print_config=merged.print_config)
+    lines = [*(PromptLine(prompt) for prompt in config.prompts[: len(config.prompts) - len(lines)]), *lines]
+    return CommandLine(config, merged.dry_run, merged.print_config, lines, merged)
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -91,19 +113,37 @@ class _Parser(jsonargparse.ArgumentParser):
             return f"unknown option {name}; " + (f"did you mean {nearest[0]}?" if nearest else "--help lists them")
         if keys := re.findall(r'Parser key "([^"]+)"', message):
             key = keys[-1]  # the innermost
-            given = re.findall(r"(?:Got value|Given value): (.*)", message)
-            return f"{' '.join([key, *given[-1:]])}: must be {_expected(key)}"
+            given = re.findall(r"(?:Got value|Given value): (.*)", message)[-1:]
+            if given and (entry := re.fullmatch(r"NestedArg\(key='(.*)', val=(.*)\)", given[0])):
+                return f"{key}.{entry.group(1)} {entry.group(2)}: must be {_expected(f'{key}.{entry.group(1)}')}"
+            return f"{' '.join([key, *given])}: must be {_expected(key)}"
         return " ".join(message.split())
 
 
 def fail(message: str, code: int = 2, command: str = "render") -> NoReturn:
     """Print one line on stderr, headed by the command, and exit."""
-    print(f"w2sd_video.{command}: {message}", file=sys.stderr)
+    print(f"w2sd_video.{command}: {' '.join(message.splitlines())}", file=sys.stderr)
     raise SystemExit(code)
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """The parser of a command that has options beside those of a configuration: its errors are one line."""
+
+    def __init__(self, command: str, **settings: Any) -> None:
+        super().__init__(f"python -m w2sd_video.{command}", allow_abbrev=False, **settings)
+        self._command = command
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without a block of how it is used."""
+        message = message.removeprefix("argument ")
+        if not_a_number := re.fullmatch(r"(\S+): invalid (int|float) value: (.*)", message):
+            option, kind, given = not_a_number.groups()
+            message = f"{option} {given}: must be a {'whole ' if kind == 'int' else ''}number"
+        fail(f"{message}; --help lists the options", command=self._command)
+
+
 @functools.cache
-def _parser() -> _Parser:
+def _parser(add_options: AddOptions | None) -> _Parser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(
         prog="python -m w2sd_video.render",
@@ -116,7 +156,9 @@ def _parser() -> _Parser:
     parser.add_argument(
         "prompt", nargs="*", type=str, metavar="PROMPT", default=[], help="what to show, a clip or an image each"
     )
-    parser.add_argument("--prompts", metavar="FILE", type=str, help="a file with a prompt a line")
+    parser.add_argument(
+        "--prompts", metavar="FILE", type=str, help="prompts: a line each (.txt), or .jsonl, .csv, .json"
+    )
     parser.add_argument(
         "--config",
         metavar="NAME|FILE",
@@ -132,6 +174,8 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"w2sd-video {__version__}")
     parser.add_argument("--print-config", action="store_true", help="print the configuration as YAML and exit")
     parser.add_argument("--dry-run", action="store_true", help="print what would be loaded and evaluated, and exit")
+    if add_options is not None:
+        add_options(parser)
     parser.add_class_arguments(RenderConfig, as_group=False, skip={"prompts"})
     return parser
 
@@ -142,7 +186,9 @@ def _expected(key: str) -> str:
         return _in_words(Preset)
     kind: Any = RenderConfig
     for part in key.split("."):
-        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        mappings = [each for each in (kind, *get_args(kind)) if get_origin(each) is dict]
+        hints = {part: get_args(mappings[0])[1]} if mappings else {}
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else hints
         if part not in hints:
             break
         kind = hints[part]

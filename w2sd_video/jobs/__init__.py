@@ -1,0 +1,1 @@
+"""Many tasks, done by one process or by workers on many machines; nothing here knows what a task is about."""

@@ -1,0 +1,364 @@
+"""A job: many samples in a folder, each written whole or not at all, in one process or by many workers.
+
+What is there is kept, what is missing is made, what failed is tried again. Samples are made in groups, one call of the
+pipeline each; a group stays the same after an interruption, so that each file is what it would have been.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from w2sd_video.jobs.folder import HIDDEN, JobFolder, differences, key_of, read_record
+from w2sd_video.jobs.pool import MakeWorker, Pool, Task, run_tasks
+from w2sd_video.jobs.pool_options import Shard
+from w2sd_video.messages import OUT_OF_MEMORY, first_line, is_disk_full, is_out_of_memory
+from w2sd_video.rendering.call_arguments import check_call
+from w2sd_video.rendering.inputs import read_inputs
+from w2sd_video.rendering.job_samples import Sample
+from w2sd_video.rendering.kept_latents import (
+    ENDING,
+    LatentsDiffer,
+    config_to_decode,
+    decoding,
+    keeping,
+    read_kept,
+)
+from w2sd_video.rendering.load import load, quiet
+from w2sd_video.rendering.outputs import about_sample, caption_of, record_of, titles_of, write_clips
+from w2sd_video.rendering.prompts import check_before_loading
+from w2sd_video.rendering.sample import reflected, sample_clips, threads_for
+from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage
+from w2sd_video.settings.identity import Hashes, file_hash, identity_of
+from w2sd_video.settings.panels import panels
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.writing import PART, write_whole
+
+LATENTS, HASHES = "latents", "hashes.json"
+"""Names in the hidden folder of a job: of a folder, and of a file with what is known of the model's files."""
+
+Group = tuple[Sample, ...]
+"""Samples that are made in one call of the pipeline."""
+Nfe = dict[str, dict[str, int]]
+"""Network evaluations of a sample by label of the clip and by role."""
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """What is to be made, where, and by whom.
+
+    Attributes:
+        config: what all samples have in common.
+        samples: of the whole job, in their order.
+        folder: where they go.
+        names: template of their names.
+        batch: samples in one call of the pipeline, at most.
+        pool: who makes them.
+        shard: which part of the job is made now.
+    """
+
+    config: RenderConfig
+    samples: Sequence[Sample]
+    folder: Path
+    names: str
+    batch: int = 1
+    pool: Pool = field(default_factory=Pool)
+    shard: Shard = field(default_factory=Shard)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the samples of a job, or of its shard.
+
+    Attributes:
+        kept: how many were there already.
+        made: how many were made now.
+        failed: why there is none, by name.
+    """
+
+    kept: int
+    made: int
+    failed: dict[str, str]
+
+    def in_words(self, folder: Path) -> str:
+        """Say how many samples there are, and which are not there, a line each."""
+        count = f"samples  {self.made} made, {self.kept} kept, {len(self.failed)} failed in {folder}"
+        return "\n".join([count, *(f"failed   {name}: {why}" for name, why in self.failed.items())])
+
+
+def render_job(job: RenderJob) -> Outcome:
+    """Make what is missing in the folder of a job.
+
+    Raises:
+        ConfigError: a folder in use or of other settings, an input that is not there, or what this machine or this
+            pipeline cannot be given.
+        LoadError: a model that cannot be loaded.
+        OSError: a full disk.
+    """
+    check_before_loading(job.config)
+    hashes: Hashes = read_record(job.folder / HIDDEN / HASHES) or {}
+    samples = [_with_hashes(sample, hashes) for sample in job.samples]
+    folder = JobFolder(job.folder, {**identity_of(job.config, hashes), "names": job.names})
+    with folder.opened(job.shard.index, job.shard.count), threads_for(job.config.model.pretrained):
+        write_whole(job.folder / HIDDEN / HASHES, json.dumps(hashes))
+        records = _records(folder, samples)
+        groups = list(job.shard.of(_groups(samples, records, job)))
+        names = [sample.name for group in groups for sample in group]
+        todo = [group for group in groups if any(sample.name not in records for sample in group)]
+        folder.remove_leftovers(names)
+        _remove_latents(job, todo)
+        nfe_known = next((record["nfe"] for record in records.values()), None)
+        kept = sum(name in records for name in names)
+        make_worker = partial(RenderWorker, job.config, folder, nfe_known)
+        made, failed = _run(make_worker, folder, todo, job.pool, kept, len(names))
+        _remove_latents(job, [group for group in todo if any(sample.name in failed for sample in group)])
+    return Outcome(kept, made, failed)
+
+
+def _with_hashes(sample: Sample, hashes: Hashes) -> Sample:
+    """Return a sample that knows the content of its inputs."""
+    for name, path in sample.config.inputs.items():
+        if path is None:
+            raise ConfigError(f"inputs.{name}: is needed by this configuration; add --inputs.{name} FILE")
+    inputs = {name: file_hash(Path(str(path)), hashes) for name, path in sample.config.inputs.items()}
+    return replace(sample, inputs=inputs)
+
+
+def _records(folder: JobFolder, samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
+    """Return the records of the samples that are there.
+
+    Raises:
+        ConfigError: a file that is there, but of another sample of the same name.
+    """
+    records = {sample.name: record for sample in samples if (record := folder.record(sample.name))}
+    for sample in samples:
+        if sample.name in records and records[sample.name].get("sample") != sample.task:
+            changes = ", ".join(differences(records[sample.name].get("sample"), sample.task))
+            raise ConfigError(
+                f"{folder.path / sample.name}: is there already, of another sample ({changes}); add prompts at "
+                "the end, or name another folder"
+            )
+    return records
+
+
+def _groups(samples: Sequence[Sample], records: Mapping[str, Any], job: RenderJob) -> Iterator[Group]:
+    """Yield the groups of a job, done or not: those of which latents are kept before the others.
+
+    The groups of shards depend on nothing but the samples and the batch, so that each sample is in one shard.
+    """
+    left = {sample.name: sample for sample in samples}
+    for group in _kept_groups(job, left) if job.shard.count == 1 else ():
+        names = [sample.name for sample in group]
+        if (
+            len(names) <= job.batch
+            and all(name in left for name in names)
+            and any(name not in records for name in names)
+        ):
+            for name in names:
+                del left[name]
+            yield group
+    of_call: dict[tuple[Any, ...], list[Sample]] = {}
+    for sample in left.values():
+        of_call.setdefault(sample.call, []).append(sample)
+    for alike in of_call.values():
+        for start in range(0, len(alike), job.batch):
+            yield tuple(alike[start : start + job.batch])
+
+
+def _kept_groups(job: RenderJob, by_name: Mapping[str, Sample]) -> list[Group]:
+    """Return the groups of samples of which latents are kept."""
+    groups = {}
+    for file in sorted((job.folder / HIDDEN / LATENTS).glob(f"*{ENDING}")):
+        kept = read_kept(file)
+        group = tuple(by_name[name] for name in (kept.about["samples"] if kept else []) if name in by_name)
+        if group and latents_file(job.folder, group, 0).stem[:-1] == file.stem[:-1]:
+            groups[file.stem[:-1]] = group
+    return list(groups.values())
+
+
+def latents_file(folder: Path, group: Group, panel: int) -> Path:
+    """Return the file in the folder of a job in which a group keeps the latents of one of its panels."""
+    return folder / HIDDEN / LATENTS / f"{key_of([[sample.name, sample.task] for sample in group])}-{panel}{ENDING}"
+
+
+def _remove_latents(job: RenderJob, groups: Iterable[Group]) -> None:
+    """Remove latents of no use and unfinished files of them; shards leave alone what may be of another shard."""
+    folder = job.folder / HIDDEN / LATENTS
+    needed = {latents_file(job.folder, group, 0).stem[:-1] for group in groups}
+    for file in folder.iterdir() if folder.is_dir() else ():
+        key = file.name.lstrip(".").partition("-")[0] + "-"
+        if (key in needed and PART in file.name) or (key not in needed and job.shard.count == 1):
+            file.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()  # if it is there and empty
+
+
+def _run(
+    make_worker: MakeWorker, folder: JobFolder, groups: Sequence[Group], pool: Pool, kept: int, total: int
+) -> tuple[int, dict[str, str]]:
+    """Have workers make groups; return how many samples were made, and why others failed, by name."""
+    made, failed = 0, {}
+    with tqdm(total=total, initial=kept, desc="samples", unit="sample", dynamic_ncols=True) as bar:
+
+        def on_done(task: Task, reasons: dict[str, str | None]) -> None:
+            nonlocal made
+            for name, reason in reasons.items():
+                if reason is None:
+                    made += 1
+                else:
+                    failed[name] = reason
+            bar.update(len(reasons))
+
+        def on_failed(task: Task, reason: str) -> None:  # with its worker, which could not note it
+            missing = [sample for sample in task.work if folder.record(sample.name) is None]
+            for sample in missing:
+                folder.write_failure(sample.name, reason, sample.task)
+            on_done(task, dict.fromkeys((sample.name for sample in missing), reason))
+
+        tasks = (Task(group[0].name, group) for group in groups)
+        run_tasks(make_worker, tasks, pool, on_done, on_failed)
+    return made, failed
+
+
+class RenderWorker:
+    """Makes groups of samples with a pipeline that is loaded once; see `RenderJob`.
+
+    Args:
+        config: what all samples have in common.
+        folder: of the job.
+        nfe: the network evaluations of a sample that was made before, if there is one.
+
+    Raises:
+        ConfigError: what this pipeline cannot be given.
+        LoadError: a model that cannot be loaded.
+    """
+
+    def __init__(self, config: RenderConfig, folder: JobFolder, nfe: Nfe | None) -> None:
+        self._config, self._folder, self._nfe = config, folder, dict(nfe or {})
+        with threads_for(config.model.pretrained), quiet():
+            self._pipe = load(config)
+        check_call(type(self._pipe), config)
+        for panel in panels(config).values():
+            with reflected(self._pipe, panel):
+                pass
+
+    def __call__(self, group: Group) -> dict[str, str | None]:
+        """Make what is missing of a group: return, by name, None for what was made, or why it was not."""
+        with threads_for(self._config.model.pretrained):
+            return self._make(group)
+
+    def _make(self, group: Group) -> dict[str, str | None]:
+        missing = [sample for sample in group if self._folder.record(sample.name) is None]
+        if not missing:
+            return {}
+        started = time.perf_counter()
+        try:
+            clips, nfe, seconds_before = self._clips(group)
+            seconds = round((time.perf_counter() - started + seconds_before) / len(group), 2)
+            for place, sample in enumerate(group):
+                if sample in missing:
+                    self._write(sample, {label: clip[place] for label, clip in clips.items()}, nfe, seconds)
+        except Exception as error:  # whatever a foreign pipeline raises is the failure of these samples alone
+            if is_disk_full(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder.path)) from error
+            is_decoding = isinstance(error, OutOfMemoryAtDecodingError)
+            reason = str(error) if is_decoding else first_line(error)
+            error.__traceback__ = None  # which holds the tensors that memory was lacking for
+            self._free_memory()
+            if len(group) > 1 and not is_decoding:
+                self._forget_latents(group)
+                alone = [self._make((sample,)) for sample in missing]
+                return {name: why for made in alone for name, why in made.items()}
+            return {sample.name: self._failed(sample, reason) for sample in missing}
+        self._forget_latents(group)
+        return dict.fromkeys([sample.name for sample in missing])
+
+    def _clips(self, group: Group) -> tuple[dict[str, np.ndarray], Nfe, float]:
+        """Sample a group: clips (samples, frames, height, width, 3) by label, evaluations, and earlier seconds."""
+        config, inputs = group[0].config, read_inputs(group[0].config)
+        prompts, seeds = [sample.config.prompts[0] for sample in group], [sample.config.seed for sample in group]
+        clips, nfe, seconds_before = {}, {}, 0.0
+        for number, (label, panel) in enumerate(panels(config).items()):
+            self._pipe.set_progress_bar_config(desc=f"{label}: " if len(panels(config)) > 1 else None, leave=False)
+            file = latents_file(self._folder.path, group, number)
+            call = partial(sample_clips, self._pipe, prompts=prompts, seeds=seeds, inputs=inputs)
+            started = time.perf_counter()
+            try:
+                kept = read_kept(file) if label in self._nfe or _is_foretold(panel) else None
+                if kept is not None:
+                    try:
+                        with decoding(self._pipe, kept):
+                            clips[label], _ = call(config=config_to_decode(panel))
+                        nfe[label] = self._nfe.get(label) or evaluations(panel)
+                        seconds_before += kept.about["seconds"]
+                    except LatentsDiffer:
+                        pass
+                if label not in clips:
+                    file.unlink(missing_ok=True)
+
+                    def about(begin: float = started) -> dict[str, Any]:
+                        names = [sample.name for sample in group]
+                        return {"samples": names, "seconds": time.perf_counter() - begin}
+
+                    with keeping(self._pipe, file, about):
+                        clips[label], nfe[label] = call(config=panel)
+            except Exception as error:
+                if is_out_of_memory(error) and file.exists():
+                    raise OutOfMemoryAtDecodingError from error
+                raise
+        self._nfe.update(nfe)
+        return clips, nfe, seconds_before
+
+    def _write(self, sample: Sample, clips: dict[str, np.ndarray], nfe: Nfe, seconds: float) -> None:
+        """Write a sample's file, and then its record."""
+        config = sample.config
+        boxes = write_clips(
+            self._folder.path / sample.name,
+            clips,
+            config.fps,
+            titles_of(nfe),
+            caption_of(config),
+            about_sample(config, nfe),
+        )
+        record = record_of(config, nfe, seconds, clips["W2SD"].shape, boxes)
+        self._folder.write_record(sample.name, record | {"sample": sample.task, "about": sample.about})
+
+    def _failed(self, sample: Sample, reason: str) -> str:
+        self._folder.write_failure(sample.name, reason, sample.task)
+        return reason
+
+    def _forget_latents(self, group: Group) -> None:
+        for number in range(len(panels(self._config))):
+            latents_file(self._folder.path, group, number).unlink(missing_ok=True)
+
+    def _free_memory(self) -> None:
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class OutOfMemoryAtDecodingError(Exception):
+    """Memory was lacking when latents were decoded that are kept."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{OUT_OF_MEMORY} (at decoding: the latents are kept, and the next start goes on from them)")
+
+
+def _is_foretold(config: RenderConfig) -> bool:
+    """Return whether `evaluations` are exact, and not the most that there can be."""
+    stages = evaluations_by_stage(config)
+    return stages[0] == stages[-1] and not isinstance(config.strength, str)
