@@ -87,7 +87,8 @@ class Distance:
         def checked_distance(features: np.ndarray, real: np.ndarray | None = None) -> float:
             if self.needs_real and real is None:
                 raise ValueError(f"{self.name}: compares with real clips; give their features")
-            for rows in (features, real) if self.needs_real else (features,):
+            compared = [features] if real is None or not self.needs_real else [features, real]
+            for rows in compared:
                 if np.ndim(rows) != 2 or not np.isfinite(rows).all():
                     raise ValueError(f"{self.name}: features must be finite numbers, (n, d), got {np.shape(rows)}")
             return distance(features, real) if len(features) else float("nan")
