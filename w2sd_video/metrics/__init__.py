@@ -32,11 +32,13 @@ class Score:
         of: ``(clips, prompts) -> (n,)``, of clips uint8 (n, frames, height, width, 3), an image being a clip of one
             frame; NaN where a clip has none. It raises TypeError for clips that are not uint8 or prompts that are no
             texts, ValueError for another shape, or another number of prompts than of clips.
+        is_share: whether it says of each clip whether something is so, 0 or 1, so that its mean is a share.
     """
 
     name: str
     higher_is_better: bool
     of: Callable[[np.ndarray, Sequence[str]], np.ndarray]
+    is_share: bool = False
 
     def __post_init__(self) -> None:
         """Have what is scored looked at, whatever the metric does with it."""
