@@ -19,6 +19,7 @@ from w2sd_video.driver.arguments import call_back_after_steps, drawing_as, with_
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
 from w2sd_video.driver.guards import Momentum
+from w2sd_video.driver.loop_state import LoopState
 from w2sd_video.driver.networks import in_use
 from w2sd_video.driver.parts import (
     branch_at_stage,
@@ -164,6 +165,7 @@ class PipelineCall:
             )
             self._walk.draw = drawing_as(arguments.get("generator"))
             self._walk.on_turn = Momentum(self._pipe).after_turn
+            self._walk.loop_state = LoopState(self._pipe)
             samples = 1
             stack.enter_context(counting_calls(type(self._pipe)))
             if self._walk.wrapped is self._pipe.scheduler:

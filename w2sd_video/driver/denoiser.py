@@ -17,10 +17,11 @@ from torch import nn
 
 from w2sd_video.branch import Branch
 from w2sd_video.driver.guards import Caches
-from w2sd_video.driver.layout import CHANGED_SCALE, Layout, answered, output_shapes, probe_rows, rows_needed
+from w2sd_video.driver.layout import Layout, answered, rows_needed
+from w2sd_video.driver.measuring import CHANGED_SCALE, probe_rows
 from w2sd_video.driver.networks import in_place_of, unswitched
-from w2sd_video.driver.rehearsal import CallState, output_like
-from w2sd_video.driver.rows import Arguments, rows_of, take_rows
+from w2sd_video.driver.rehearsal import CallState
+from w2sd_video.driver.rows import Arguments, output_like, output_shapes, rows_of, take_rows
 from w2sd_video.driver.signatures import as_given, by_name, named_signature, uncompiled
 from w2sd_video.gaps import Swap, swapped, swaps_of
 from w2sd_video.reflection_settings import Role

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,11 +118,3 @@ class CallState:
     def is_elsewhere(self) -> bool:
         """Whether what runs is no part of the pipeline's own loop: a callback, or another thread."""
         return self.aside or threading.get_ident() != self.thread
-
-
-def output_like(rows: Sequence[torch.Tensor], samples: Any, arguments: Arguments) -> Any:
-    """Return rows in the form that a denoiser has for them: of a batch or a list, a tuple or an output of diffusers."""
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    sample: Any = torch.stack(list(rows)) if isinstance(samples, torch.Tensor) else list(rows)
-    return (sample,) if arguments.get("return_dict") is False else Transformer2DModelOutput(sample=sample)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
 from w2sd_video.driver.guards import HandedBack
-from w2sd_video.driver.layout import PROBE_TURNS, Probed, at_other_weights, measured
+from w2sd_video.driver.loop_state import LoopState
+from w2sd_video.driver.measuring import PROBE_TURNS, Probed, at_other_weights, measured, probe_rows
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, with_signature
 from w2sd_video.driver.timesteps import Timesteps, at_index
@@ -27,17 +28,28 @@ from w2sd_video.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """A turn in which no network is run, so that it can be measured what the pipeline makes of its evaluations.
+    """A turn in which no network is run, so that it can be seen what the pipeline makes of its evaluations.
 
     Attributes:
-        number: among the probe turns, from 0.
-        is_last: whether the layout of guidance is found after it.
+        purpose: ``watch``: that the loop can be led; ``measure``: how it lays its guidance out.
+        number: among the turns of its purpose, from 0.
+        is_last: whether it is the last of them.
         role: whose evaluation it stands before.
     """
 
+    purpose: Literal["watch", "measure"]
     number: int
     is_last: bool
     role: Role = "base"
+
+    @property
+    def rows(self) -> int:
+        """Which rows the network's are: always the same while the loop is watched."""
+        return self.number if self.purpose == "measure" else 0
+
+
+WATCH_TURNS = 4
+"""Turns in which a loop is watched: it is handed other latents and has to step from them, then its own ones, twice."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,8 @@ class Walk:
         self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
+        self.loop_state = LoopState(None)
+        self._first = torch.zeros(0)
         self._handed_back = HandedBack()
         self._probed: list[Probed] = []
         self._own_scale: float | None = None
@@ -170,7 +184,9 @@ class Walk:
             if isinstance(asked, Step):
                 if asked.call in calls:
                     if self._state.measures and self._state.stages > 1 and asked.call != calls.start:
-                        self.turns.append(Turn(asked.call, self.wrapped.timesteps[asked.call], ProbeRequest(0, True)))
+                        self.turns.append(
+                            Turn(asked.call, self.wrapped.timesteps[asked.call], ProbeRequest("measure", 0, True))
+                        )
                     self.turns += self._turns_of(asked.call, asked_for_call)
                 asked_for_call = []
             else:
@@ -178,10 +194,17 @@ class Walk:
         self._announce()
 
     def _probe_turns(self, begin: int) -> list[Turn]:
-        """Return the turns at the beginning of a call in which its layout of guidance is measured, if need be."""
-        numbers = range(PROBE_TURNS if self._state.measures else 0)
-        timestep = self.wrapped.timesteps[begin]
-        return [Turn(begin, timestep, ProbeRequest(number, number == PROBE_TURNS - 1)) for number in numbers]
+        """Return the turns at the beginning of a call in which its loop is watched, and its layout measured."""
+        counts: dict[Literal["watch", "measure"], int] = {
+            "watch": WATCH_TURNS if self._settings.is_on else 0,
+            "measure": PROBE_TURNS if self._state.measures else 0,
+        }
+        asked = [
+            ProbeRequest(purpose, number, number == count - 1)
+            for purpose, count in counts.items()
+            for number in range(count)
+        ]
+        return [Turn(begin, self.wrapped.timesteps[begin], probe) for probe in asked]
 
     def _turns_of(self, call: int, asked_for_call: Sequence[Request | StepRequest]) -> list[Turn]:
         """Return the turns for one call of the wrapped scheduler, of which the last takes its step."""
@@ -203,7 +226,7 @@ class Walk:
         self._state.request += 1
         self._state.role = asked.role if asked else "base"
         self._state.shares_latents = isinstance(asked, Request) and asked.shares_latents
-        self._state.probing = asked.number if isinstance(asked, ProbeRequest) else None
+        self._state.probing = asked.rows if isinstance(asked, ProbeRequest) else None
         self._state.probed = []
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
@@ -219,7 +242,8 @@ class Walk:
         self._state.step_taken = turn.takes_step
         self._handed_back.check(arguments["sample"])
         if isinstance(turn.asked, ProbeRequest):
-            result = self._probe(turn.asked, arguments)
+            see = self._watch if turn.asked.purpose == "watch" else self._measure
+            result = see(turn.asked, arguments)
         else:
             result = self._answer(turn, arguments)
         self.at += 1
@@ -238,7 +262,19 @@ class Walk:
         self.steps_taken += 1
         self.reflected_steps_taken += step in self._reflected
 
-    def _probe(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
+    def _watch(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
+        """Hand other latents back, then the first ones twice: the last two turns have to be alike."""
+        latents = arguments["sample"]
+        if asked.number == 0:
+            self._first = latents.clone()
+            return self._result(probe_rows(0, [latents.shape], 0, latents)[0], arguments)
+        if asked.number == WATCH_TURNS - 2:
+            self.loop_state.remember()
+        if asked.is_last:
+            self.loop_state.check()
+        return self._result(self._first, arguments)
+
+    def _measure(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
         """Keep what a probe turn shows, find the layout after the last, and hand the latents back as they are."""
         state, latents = self._state, arguments["sample"]
         self._probed.append(Probed(state.probed, arguments["model_output"].clone(), latents.clone()))
