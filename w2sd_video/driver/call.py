@@ -165,7 +165,7 @@ class PipelineCall:
             )
             self._walk.draw = drawing_as(arguments.get("generator"))
             self._walk.on_turn = Momentum(self._pipe).after_turn
-            self._walk.loop_state = LoopState(self._pipe)
+            self._walk.loop_state, self._walk.pipeline = LoopState(self._pipe), type(self._pipe).__name__
             samples = 1
             stack.enter_context(counting_calls(type(self._pipe)))
             if self._walk.wrapped is self._pipe.scheduler:

@@ -117,8 +117,8 @@ class DenoiserSwitch:
         assert state.probing is not None
         if state.probing == CHANGED_SCALE and state.many_rows and state.changed_scale is None:
             self._change_scale()
-        rows = probe_rows(state.probing, shapes, sum(map(len, state.probed)), like)
-        state.probed.append(rows)
+        rows = probe_rows(state.probing, shapes, sum(map(len, state.answered)), like)
+        state.answered.append(rows)
         return rows
 
     def _number_of_call(self) -> int:
@@ -189,7 +189,9 @@ class DenoiserSwitch:
             kept |= dict(zip(missing, rows_of(self._evaluate(part, len(missing))[0]), strict=True))
             self._keep(kept)
         like = samples[0].new_zeros(output_shapes(uncompiled(self._denoiser), samples)[0])
-        return output_like(answered(layout, scale, call, kept, like), samples, arguments)
+        rows = answered(layout, scale, call, kept, like)
+        self._state.answered.append(rows)
+        return output_like(rows, samples, arguments)
 
     def _with_rows(self, arguments: Arguments, rows: list[int]) -> Arguments:
         """Return the arguments of an evaluation of some of its rows alone."""

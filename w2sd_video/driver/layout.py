@@ -37,7 +37,9 @@ class Layout:
         pairs: of each sample; empty where there is no guidance.
         scale: w, counted from 1: at 1 the unconditional row weighs nothing.
         weights: of a pair (cond, uncond), as shares of the sum of all weights.
-        others: whether further rows weigh in (perturbed attention, image guidance).
+        further: rows that weigh in too, of each sample (perturbed attention, image guidance); empty where none does.
+        axis: of a sample: that of the lines that are rescaled, or of the slices; None where the whole is one.
+        slice: the slice that the weights are of, by its place along the axis.
     """
 
     calls: tuple[int, ...]
@@ -45,7 +47,22 @@ class Layout:
     pairs: tuple[Pair, ...] = ()
     scale: float = 1.0
     weights: tuple[float, float] = (1.0, 0.0)
-    others: bool = False
+    further: tuple[tuple[int, ...], ...] = ()
+    axis: int | None = None
+    slice: int = 0
+
+    @property
+    def others(self) -> bool:
+        """Whether further rows weigh in."""
+        return any(self.further)
+
+    @property
+    def follows_weights(self) -> bool:
+        """Whether what a branch's scale comes to depends on the pipeline's own weights, at each step.
+
+        Where both rows come from one evaluation and are summed up, both are answered with the guided prediction.
+        """
+        return self.is_guided and (self.kind != "affine" or self.others or len(self.calls) > 1)
 
     @property
     def is_guided(self) -> bool:

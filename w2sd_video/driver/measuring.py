@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -88,18 +89,18 @@ def measured(probed: Sequence[Probed], own_scale: float | None) -> Layout:
         return Layout(calls, "not affine")
     fits = [_fit(turn) for turn in probed[:RANDOM_TURNS]]
     kind: Kind = "not affine"
-    weights, changed = torch.zeros(0), None
+    weights, changed, axis, place = torch.zeros(0), None, None, 0
     if all(fit is not None for fit in fits):
         kind, weights, changed = _compared([fit for fit in fits if fit is not None], tolerance)
         if kind == "not affine":
-            kind, weights = _not_plain(probed[:2], tolerance)
+            kind, weights, axis, place = _not_plain(probed[:2], tolerance)
     if kind == "not affine" and first.rows[0][0].shape != first.prediction.shape[1:]:
         # The elements arrive in another order, or only some of them do.
         of_constants = _fit_constants(probed[RANDOM_TURNS:], tolerance)
         kind, weights = ("not affine", weights) if of_constants is None else ("affine", of_constants)
     if kind == "not affine":
         return Layout(calls, kind)
-    return _with_pairs(calls, kind, weights, changed, own_scale, tolerance)
+    return replace(_with_pairs(calls, kind, weights, changed, own_scale, tolerance), axis=axis, slice=place)
 
 
 def at_other_weights(layout: Layout, probed: Probed) -> Layout:
@@ -133,11 +134,14 @@ def _with_pairs(
     by = moved if responds and moved is not None else shares
     pairs = tuple(Pair(int(row.argmax()), int(row.argmin())) for row in by)
     cond, uncond = (float(shares[0, row]) for row in (pairs[0].cond, pairs[0].uncond))
-    others = any(len(rows) > 2 for rows in counted)
-    scale = own_scale if others and own_scale is not None else cond
+    further = tuple(
+        tuple(row for row in rows if row not in (pair.cond, pair.uncond))
+        for rows, pair in zip(counted, pairs, strict=True)
+    )
+    scale = own_scale if any(further) and own_scale is not None else cond
     if abs(cond - uncond) < tolerance and not responds:
         return Layout(calls, "not affine")  # nothing tells the two rows apart
-    return Layout(calls, kind, pairs, scale, (cond, uncond), others)
+    return Layout(calls, kind, pairs, scale, (cond, uncond), further)
 
 
 def _with_idle_rows(calls: tuple[int, ...], kind: Kind, conds: list[int]) -> Layout:
@@ -177,19 +181,36 @@ def _fit(turn: Probed) -> tuple[torch.Tensor, float] | None:
     return torch.stack(weights), max(residuals)
 
 
-def _not_plain(draws: Sequence[Probed], tolerance: float) -> tuple[Kind, torch.Tensor]:
-    """Return what two draws show that are no weighted sum as a whole, and the weights, or their shares."""
-    first, second = (_fit_by_slice(turn, tolerance) for turn in draws)
-    if first is not None and second is not None and torch.allclose(first, second, atol=10 * tolerance):
-        return "by slice", first[:, first.abs().amax((0, 2)).argmax()]
-    first, second = (_fit_rescaled(turn, tolerance) for turn in draws)
-    if first is not None and second is not None and torch.allclose(first, second, atol=10 * tolerance):
-        return "rescaled", first
-    return "not affine", torch.zeros(0)
+def _not_plain(draws: Sequence[Probed], tolerance: float) -> tuple[Kind, torch.Tensor, int | None, int]:
+    """Return what two draws show that are no weighted sum as a whole: kind, weights or shares, axis and slice."""
+    slices = [_fit_by_slice(turn, tolerance) for turn in draws]
+    if _agree(slices, tolerance):
+        weights, axis, stride = slices[0]  # type: ignore[misc]
+        place = int(weights.abs().amax((0, 2)).argmax())
+        return "by slice", weights[:, place], axis, place * stride
+    lines = [_fit_rescaled(turn, tolerance) for turn in draws]
+    if _agree(lines, tolerance):
+        return "rescaled", *lines[0], 0  # type: ignore[misc]
+    return "not affine", torch.zeros(0), None, 0
 
 
-def _fit_by_slice(turn: Probed, tolerance: float) -> torch.Tensor | None:
-    """Solve a prediction slice by slice, along the first axis that leaves nothing over: (samples, slices, rows)."""
+def _agree(fits: Sequence[tuple[Any, ...] | None], tolerance: float) -> bool:
+    """Return whether two draws were both fitted, and show the same weights along the same axis."""
+    one, other = fits
+    return (
+        one is not None
+        and other is not None
+        and one[1:] == other[1:]
+        and torch.allclose(one[0], other[0], atol=10 * tolerance)
+    )
+
+
+def _fit_by_slice(turn: Probed, tolerance: float) -> tuple[torch.Tensor, int, int] | None:
+    """Solve a prediction slice by slice, along the first axis that leaves nothing over.
+
+    Returns:
+        Weights (samples, slices, rows), the axis, and the distance of the slices.
+    """
     samples = _samples_of(turn)
     columns = [_columns(turn, sample.shape) for sample, _ in samples]
     for axis in range(samples[0][0].ndim):
@@ -205,14 +226,17 @@ def _fit_by_slice(turn: Probed, tolerance: float) -> torch.Tensor | None:
             weights.append(torch.stack([fitted for fitted, _ in slices]))
             largest = max(largest, *(residual for _, residual in slices))
         if largest < tolerance:
-            return torch.stack(weights)
+            return torch.stack(weights), axis, stride
     return None
 
 
-def _fit_rescaled(turn: Probed, tolerance: float) -> torch.Tensor | None:
-    """Solve for the shares of rows in a sum that is multiplied by one number, or by one for each line along some axis.
+def _fit_rescaled(turn: Probed, tolerance: float) -> tuple[torch.Tensor, int] | None:
+    """Solve for the shares of rows in a sum that is multiplied by one number, or by one for each line along an axis.
 
     Any two elements i, j of a line y = s (a c + b u) have y_i (a c_j + b u_j) = y_j (a c_i + b u_i), whatever s is.
+
+    Returns:
+        Shares (samples, rows), and the axis.
     """
     samples = _samples_of(turn)
     for axis in reversed(range(samples[0][0].ndim)):
@@ -232,7 +256,7 @@ def _fit_rescaled(turn: Probed, tolerance: float) -> torch.Tensor | None:
                 break
             shares.append(directions[-1] / directions[-1].sum())
         if len(shares) == len(samples):
-            return torch.stack(shares)
+            return torch.stack(shares), axis
     return None
 
 

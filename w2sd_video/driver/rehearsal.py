@@ -80,7 +80,7 @@ class CallState:
         nfe: rows of the network by role, of all samples together.
         measures: whether the call begins with turns that measure the layout of guidance.
         probing: the number of the probe turn that is under way; None in all others.
-        probed: rows that the evaluations of this probe turn were answered with.
+        answered: rows that the evaluations of this turn were answered with, where they are no network's own.
         answering: the denoiser that answered last.
         layouts: what the probe turns have shown, by the denoiser that answered in them.
         many_rows: whether a sample is made of more than two rows, so that its guidance scale has to be changed to tell
@@ -101,7 +101,7 @@ class CallState:
     nfe: Counter[str] = field(default_factory=Counter)
     measures: bool = False
     probing: int | None = None
-    probed: list[list[torch.Tensor]] = field(default_factory=list)
+    answered: list[list[torch.Tensor]] = field(default_factory=list)
     answering: int = 0
     layouts: dict[int, Layout] = field(default_factory=dict)
     many_rows: bool = False

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
+from w2sd_video.driver.drift import Drift
 from w2sd_video.driver.guards import HandedBack
 from w2sd_video.driver.loop_state import LoopState
 from w2sd_video.driver.measuring import PROBE_TURNS, Probed, at_other_weights, measured, probe_rows
@@ -105,7 +106,9 @@ class Walk:
         self._shown: Turn | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self.loop_state = LoopState(None)
+        self.pipeline = ""
         self._first = torch.zeros(0)
+        self._drift = Drift()
         self._handed_back = HandedBack()
         self._probed: list[Probed] = []
         self._own_scale: float | None = None
@@ -170,7 +173,7 @@ class Walk:
     def _plan(self, calls: range) -> None:
         """Lay out the turns for some calls of the wrapped scheduler; steps are counted from the first of them."""
         self._begin, self.at, self._algorithm = calls.start, 0, None
-        self._probed, self._own_scale = [], None
+        self._probed, self._own_scale, self._drift = [], None, Drift()
         self._trajectory = trajectory = Trajectory(self.wrapped)
         steps = [step for step in trajectory.steps_from(calls.start) if trajectory.calls[step] in calls]
         if not steps:
@@ -227,7 +230,7 @@ class Walk:
         self._state.role = asked.role if asked else "base"
         self._state.shares_latents = isinstance(asked, Request) and asked.shares_latents
         self._state.probing = asked.rows if isinstance(asked, ProbeRequest) else None
-        self._state.probed = []
+        self._state.answered = []
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
@@ -250,6 +253,7 @@ class Walk:
         self.on_turn(turn.takes_step)
         if self.at == len(self.turns):
             self._handed_back.compare()
+            self._drift.check(self.pipeline)
         self._announce()
         if turn.ends_step:
             self._count(turn)
@@ -277,8 +281,8 @@ class Walk:
     def _measure(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
         """Keep what a probe turn shows, find the layout after the last, and hand the latents back as they are."""
         state, latents = self._state, arguments["sample"]
-        self._probed.append(Probed(state.probed, arguments["model_output"].clone(), latents.clone()))
-        state.many_rows = sum(map(len, state.probed)) > 2 * len(latents)
+        self._probed.append(Probed(state.answered, arguments["model_output"].clone(), latents.clone()))
+        state.many_rows = sum(map(len, state.answered)) > 2 * len(latents)
         if state.changed_scale is not None:
             self._own_scale, state.changed_scale = state.changed_scale(), None
         if asked.is_last:
@@ -308,6 +312,9 @@ class Walk:
             # Pipelines may write into what they handed over, and the algorithm needs it until the step is taken.
             self._begin_step(latents if turn.takes_step else latents.clone())
         assert self._algorithm is not None
+        if self._state.answered:
+            layout, rows = self._state.layouts[self._state.answering], sum(self._state.answered, [])
+            self._drift.note(layout, rows, arguments["model_output"], latents)
         asked = self._algorithm.send(without_variance(arguments["model_output"], latents))
         return self._take_step(asked, arguments) if isinstance(asked, Step) else self._result(asked.latents, arguments)
 
