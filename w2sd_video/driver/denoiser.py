@@ -90,6 +90,11 @@ class DenoiserSwitch:
         state.answering = id(self._denoiser)
         if state.rehearsing is not None or state.probing is not None:
             return output_like(self._instead_of_rows(arguments), samples, arguments)
+        if state.leads and not state.in_turn:
+            raise ValueError(
+                f"{type(self._pipe).__name__} evaluates its network outside of a loop over scheduler.timesteps with a "
+                "scheduler.step for each, so it cannot be reflected"
+            )
         branch, arguments = self._branches[state.role], self._with_text(arguments, call)
         scale, layout = branch.guidance_scale, self._layout
         assert not isinstance(scale, tuple)

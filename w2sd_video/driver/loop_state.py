@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -18,10 +20,12 @@ class LoopState:
 
     Args:
         pipe: the pipeline.
+        loop: the function that has the loop.
     """
 
-    def __init__(self, pipe: Any) -> None:
-        self._modules = {base.__module__ for base in type(pipe).__mro__ if "__call__" in vars(base)}
+    def __init__(self, pipe: Any, loop: Callable[..., Any]) -> None:
+        self._pipe = pipe
+        self._code = inspect.unwrap(loop).__code__
         self._before: dict[str, Any] = {}
 
     def remember(self) -> None:
@@ -44,17 +48,18 @@ class LoopState:
             )
 
     def _variables(self) -> dict[str, Any]:
-        variables: dict[str, Any] = {}
-        frame = sys._getframe(1)
+        """Return what the loop, and what it calls the scheduler through, have in variables."""
+        variables = {f"self.{name}": value for name, value in vars(self._pipe).items() if _is_data(value)}
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            if frame.f_globals.get("__name__") in self._modules:
+            if frame.f_globals.get("__name__") not in _OURS:
                 variables |= {name: value for name, value in frame.f_locals.items() if _is_data(value)}
-                pipe = frame.f_locals.get("self")
-                variables |= {f"self.{name}": value for name, value in vars(pipe).items() if _is_data(value)}
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = None if frame.f_code is self._code else frame.f_back
         return variables
 
 
+_OURS = ("w2sd_video.driver.loop_state", "w2sd_video.driver.walk", "w2sd_video.driver.signatures")
+"""Modules whose functions stand between the loop and this file."""
 _COPIED = 2**22
 """Elements of a tensor that is copied to be compared; a larger one that is written into in place is not noticed."""
 

@@ -90,6 +90,8 @@ class CallState:
         rehearsing: set while the pipeline only shows what it gives its denoiser.
         rehearsals: what it showed, by the text of the branch (None: its own).
         guidance_scale: the argument of the pipeline's call, if it is a number.
+        leads: whether the loop is led: then the network is evaluated in its turns only.
+        in_turn: whether the loop is in a turn, its step not yet taken.
         step_taken: whether the scheduler's own step was the last to be taken.
         thread: the thread that the call runs in.
         aside: whether a callback of the user's is running, which sees and evaluates what it would in a stock loop.
@@ -110,6 +112,8 @@ class CallState:
     rehearsing: Rehearsal | None = None
     rehearsals: dict[Any, Rehearsal] = field(default_factory=dict)
     guidance_scale: float | None = None
+    leads: bool = False
+    in_turn: bool = False
     step_taken: bool = False
     thread: int = field(default_factory=threading.get_ident)
     aside: bool = False

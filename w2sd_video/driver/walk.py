@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -98,6 +99,7 @@ class Walk:
         self.on_loop: Callable[[], None] = lambda: None
         self.on_turn: Callable[[bool], None] = lambda takes_step: None
         self.on_step: Callable[[], None] = lambda: None
+        self.on_watched: Callable[[], None] = lambda: None
         self._settings = settings
         self._state = state
         self._begin = 0
@@ -105,7 +107,7 @@ class Walk:
         self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
-        self.loop_state = LoopState(None)
+        self.loop_state: LoopState | None = None
         self.pipeline = ""
         self._first = torch.zeros(0)
         self._drift = Drift()
@@ -164,6 +166,7 @@ class Walk:
         while call in calls:
             turn = self.turns[at]
             self._shown = turn if turn.call == call else None
+            self._state.in_turn = self._shown is not None
             yield at_index(call - calls.start, turn.timestep if turn.call == call else timesteps[call])
             if self.at == len(self.turns):
                 return
@@ -235,7 +238,7 @@ class Walk:
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
             raise RehearsalOver
-        turn, self._shown = self._shown, None
+        turn, self._shown, self._state.in_turn = self._shown, None, False
         if not self._settings.is_on and turn is None:
             self.at += 1
             self.steps_taken += 1
@@ -272,10 +275,12 @@ class Walk:
         if asked.number == 0:
             self._first = latents.clone()
             return self._result(probe_rows(0, [latents.shape], 0, latents)[0], arguments)
-        if asked.number == WATCH_TURNS - 2:
+        if self.loop_state and asked.number == WATCH_TURNS - 2:
             self.loop_state.remember()
-        if asked.is_last:
+        if self.loop_state and asked.is_last:
             self.loop_state.check()
+        if asked.is_last:
+            self.on_watched()
         return self._result(self._first, arguments)
 
     def _measure(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
@@ -313,7 +318,7 @@ class Walk:
             self._begin_step(latents if turn.takes_step else latents.clone())
         assert self._algorithm is not None
         if self._state.answered:
-            layout, rows = self._state.layouts[self._state.answering], sum(self._state.answered, [])
+            layout, rows = self._state.layouts[self._state.answering], list(chain(*self._state.answered))
             self._drift.note(layout, rows, arguments["model_output"], latents)
         asked = self._algorithm.send(without_variance(arguments["model_output"], latents))
         return self._take_step(asked, arguments) if isinstance(asked, Step) else self._result(asked.latents, arguments)
