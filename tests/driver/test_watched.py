@@ -151,23 +151,6 @@ def test_momentum_of_guidance_in_diffusers_own_loops_is_seen(name, words):
         run(pipe, call)
 
 
-def test_a_network_outside_of_the_loop_is_not_run():
-    class ByIndex(Loop):
-        @torch.no_grad()
-        def __call__(self, prompt, **kwargs):
-            self.scheduler.set_timesteps(4)
-            latents, (text, _) = torch.ones((1, 4, 8, 8)), self.encode_prompt(prompt, "cpu", 1, False)
-            for i in range(4):
-                t = self.scheduler.timesteps[i]
-                latents = self.scheduler.step(self.unet(latents, t, text).sample, t, latents).prev_sample
-            return (latents,)
-
-    pipe, call = of(ByIndex)
-    with reflection(pipe, strong=STRONG, weak=WEAK) as done, pytest.raises(ValueError, match="outside of a loop"):
-        run(pipe, call)
-    assert not any(done.nfe.values())
-
-
 def test_a_modular_pipeline_is_refused_for_what_it_is():
     pipe = StableDiffusionXLAutoBlocks().init_pipeline()
     with pytest.raises(TypeError, match="is a modular pipeline"), reflection(pipe, strong=STRONG, weak=WEAK):

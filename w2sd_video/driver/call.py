@@ -268,11 +268,17 @@ class PipelineCall:
         return result
 
     def _rehearse(self, arguments: Mapping[str, Any], given: dict[str, Any], positional: int) -> None:
-        """Learn what the pipeline gives its denoiser for each prompt, if a branch has one."""
+        """Learn what the pipeline gives its denoiser for each prompt, if a branch has one.
+
+        What it gives it for its own shows in the first turn that is watched, where there are such.
+        """
         texts = list(dict.fromkeys(branch.text for branch in self._used if branch.text is not None))
         if not texts:
             return
-        for text in [None, *texts]:
+        is_watched = self._settings.is_on
+        if is_watched:
+            self._state.rehearsals[None] = Rehearsal()
+        for text in texts if is_watched else [None, *texts]:
             changes = {} if text is None else with_text(arguments, *text, type(self._pipe).__name__)
             self._state.rehearsing = Rehearsal()
             try:

@@ -53,8 +53,9 @@ class ControlSwitch:
             return self._forward(*args, **kwargs)
         self.was_asked = True
         arguments = by_name(self._signature, args, kwargs)
+        if shown := self._state.rehearsing or self._state.noting:
+            shown.control = arguments
         if self._state.rehearsing is not None:
-            self._state.rehearsing.control = arguments
             return self._forward(*args, **kwargs)
         if self._state.probing is not None:
             return self._instead_of_residuals(arguments)

@@ -116,8 +116,9 @@ class DenoiserSwitch:
         state, samples = self._state, arguments[self._latents_name]
         like = samples if isinstance(samples, torch.Tensor) else samples[0]
         shapes = output_shapes(uncompiled(self._denoiser), samples)
+        if shown := state.rehearsing or state.noting:
+            shown.calls.append(arguments)
         if state.rehearsing is not None:
-            state.rehearsing.calls.append(arguments)
             return [like.new_zeros(shape) for shape in shapes]
         assert state.probing is not None
         if state.probing == CHANGED_SCALE and state.many_rows and state.changed_scale is None:

@@ -89,6 +89,7 @@ class CallState:
         stages: how many denoisers the pipeline has; each has weights of its own.
         rehearsing: set while the pipeline only shows what it gives its denoiser.
         rehearsals: what it showed, by the text of the branch (None: its own).
+        noting: what the pipeline shows in the first turn that is watched, if that is to be learnt.
         guidance_scale: the argument of the pipeline's call, if it is a number.
         leads: whether the loop is led: then the network is evaluated in its turns only.
         in_turn: whether the loop is in a turn, its step not yet taken.
@@ -111,6 +112,7 @@ class CallState:
     stages: int = 1
     rehearsing: Rehearsal | None = None
     rehearsals: dict[Any, Rehearsal] = field(default_factory=dict)
+    noting: Rehearsal | None = None
     guidance_scale: float | None = None
     leads: bool = False
     in_turn: bool = False

@@ -234,6 +234,9 @@ class Walk:
         self._state.shares_latents = isinstance(asked, Request) and asked.shares_latents
         self._state.probing = asked.rows if isinstance(asked, ProbeRequest) else None
         self._state.answered = []
+        own = self._state.rehearsals.get(None)
+        is_first = isinstance(asked, ProbeRequest) and (asked.purpose, asked.number) == ("watch", 0)
+        self._state.noting = own if is_first and own and not own.calls else None
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
