@@ -85,11 +85,13 @@ class Outcome:
         kept: how many were there already.
         made: how many were made now.
         failed: why there is none, by name.
+        failures: the same, of all shards that have worked in the folder.
     """
 
     kept: int
     made: int
     failed: dict[str, str]
+    failures: dict[str, str]
 
     def in_words(self, folder: Path) -> str:
         """Say how many samples there are, and which are not there, a line each."""
@@ -123,7 +125,7 @@ def render_job(job: RenderJob) -> Outcome:
         make_worker = partial(RenderWorker, job.config, folder, nfe_known)
         made, failed = _run(make_worker, folder, todo, job.pool, kept, len(names))
         _remove_latents(job, [group for group in todo if any(sample.name in failed for sample in group)])
-    return Outcome(kept, made, failed)
+    return Outcome(kept, made, failed, folder.failures())
 
 
 def _with_hashes(sample: Sample, hashes: Hashes) -> Sample:
