@@ -24,6 +24,7 @@ from w2sd_video.jobs.folder import HIDDEN, JobFolder, differences, key_of
 from w2sd_video.jobs.pool import MakeWorker, Pool, Task, run_tasks
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.messages import OUT_OF_MEMORY, first_line, is_disk_full, is_out_of_memory
+from w2sd_video.page import write_index
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.job_samples import Sample
@@ -85,13 +86,11 @@ class Outcome:
         kept: how many were there already.
         made: how many were made now.
         failed: why there is none, by name.
-        failures: the same, of all shards that have worked in the folder.
     """
 
     kept: int
     made: int
     failed: dict[str, str]
-    failures: dict[str, str]
 
     def in_words(self, folder: Path) -> str:
         """Say how many samples there are, and which are not there, a line each."""
@@ -125,7 +124,10 @@ def render_job(job: RenderJob) -> Outcome:
         make_worker = partial(RenderWorker, job.config, folder, nfe_known)
         made, failed = _run(make_worker, folder, todo, job.pool, kept, len(names))
         _remove_latents(job, [group for group in todo if any(sample.name in failed for sample in group)])
-    return Outcome(kept, made, failed, folder.failures())
+        failures = folder.failures()  # of all shards
+        with folder.writing("index.html"):
+            write_index(job.folder, [f"{name} failed: {why}" for name, why in failures.items()])
+    return Outcome(kept, made, failed)
 
 
 def _with_hashes(sample: Sample, hashes: Hashes) -> Sample:
