@@ -110,7 +110,9 @@ def check_words(words: Sequence[str], has_budgets: bool) -> None:
     Raises:
         ConfigError: such an option; the message says what to take instead.
     """
-    instead = _NOT_FOLLOWED | ({"--steps": "--budgets says how many evaluations there are; leave one out"} if has_budgets else {})
+    instead = _NOT_FOLLOWED | (
+        {"--steps": "--budgets says how many evaluations there are; leave one out"} if has_budgets else {}
+    )
     for word in words:
         if (name := word.split("=")[0]) in instead:
             raise ConfigError(f"{name}: {instead[name]}")
