@@ -10,7 +10,7 @@ import pytest
 from screen import number_of, numbered_clip, seen, shade_of
 
 from w2sd_video.page import Cell, Clip, Column, Page, Table, embedded, write_index, write_page
-from w2sd_video.rendering.outputs import write_clips, write_sidecar
+from w2sd_video.rendering.outputs import record_of, write_clips, write_sidecar
 from w2sd_video.settings.command_line import parse
 
 pytestmark = pytest.mark.browser
@@ -26,7 +26,8 @@ def add(folder, name, prompt, seed=0, labels=tuple(SHADES), frames=9):
     clips = {label: numbered_clip(frames, SHADES[label]) for label in labels}
     boxes = write_clips(folder / name, clips, config.fps)
     shape = clips[labels[0]].shape
-    write_sidecar(folder / name, config, {label: NFE[label] for label in labels}, 1.0, shape, boxes)
+    nfe = {label: NFE[label] for label in labels}
+    write_sidecar(folder / name, record_of(config, nfe, 1.0, shape, boxes))
 
 
 @pytest.fixture(scope="module")

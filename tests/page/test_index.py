@@ -11,7 +11,7 @@ import pytest
 from w2sd_video.page import Column, Table, page_html, write_index
 from w2sd_video.page.contents import Cell, Clip, Group, Page
 from w2sd_video.page.index import index_page, read_sidecars
-from w2sd_video.rendering.outputs import write_clips, write_sidecar
+from w2sd_video.rendering.outputs import record_of, write_clips, write_sidecar
 from w2sd_video.settings.command_line import parse
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -21,7 +21,7 @@ def add(path, prompt="a red circle", seed=0, **changes):
     config = replace(parse(["--config", "miniature-pixart"]).config, prompts=[prompt], seed=seed, **changes)
     clip = np.full((1, 32, 32, 3), 90, np.uint8)
     write_clips(path, {"W2SD": clip}, config.fps)
-    write_sidecar(path, config, {"W2SD": {"base": 10, "strong": 9, "weak": 9}}, 2.0, clip.shape)
+    write_sidecar(path, record_of(config, {"W2SD": {"base": 10, "strong": 9, "weak": 9}}, 2.0, clip.shape))
 
 
 def test_only_samples_that_are_done_are_shown(tmp_path):

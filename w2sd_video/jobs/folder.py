@@ -62,7 +62,10 @@ class JobFolder:
                 self._check_foreign()
                 (self.path / HIDDEN).mkdir(parents=True, exist_ok=True)
                 self._lock(stack, shard, shards)
-                self._check_identity(keys or self._keys)
+                with self._alone():
+                    self._check_identity(keys or self._keys)
+            except Timeout as error:
+                raise ConfigError(f"folder {self.path}: another run does not go on; end it") from error
             except OSError as error:
                 raise ConfigError(f"folder {self.path}: cannot be written: {error.strerror or error}") from error
             yield
@@ -85,6 +88,15 @@ class JobFolder:
         whole = {**record, "job": self.key, "bytes": _size(self.path / name)}
         write_whole(Path(f"{self.path / name}.json"), json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
         self._forget_failure(name)
+
+    def write_note(self, name: str, data: Mapping[str, Any]) -> None:
+        """Write plain data into the hidden folder, for the next start; `note` reads it."""
+        with self._alone():
+            self._write(self.path / HIDDEN / name, data)
+
+    def note(self, name: str) -> dict[str, Any]:
+        """Return what `write_note` has written; nothing if it is not there, or not whole."""
+        return read_record(self.path / HIDDEN / name) or {}
 
     def write_failure(self, name: str, reason: str, about: Mapping[str, Any]) -> None:
         """Note why there is no file of a name; it is tried again at the next start."""
@@ -126,7 +138,7 @@ class JobFolder:
     def _lock(self, stack: ExitStack, shard: int, shards: int) -> None:
         """Take the lock of a shard, and see that no run of another division of the job is at work."""
         own = self.path / HIDDEN / f"{shard}-of-{shards}.lock"
-        others = [file for file in (self.path / HIDDEN).glob("*.lock") if not file.stem.endswith(f"-of-{shards}")]
+        others = [file for file in (self.path / HIDDEN).glob("*-of-*.lock") if not file.stem.endswith(f"-of-{shards}")]
         try:
             stack.enter_context(FileLock(own, timeout=0))  # first, so that of two that start at once none goes past
             for other in others:
@@ -141,13 +153,29 @@ class JobFolder:
         file, now = self.path / IDENTITY, json.loads(json.dumps(self.identity))
         stored = read_record(file)
         if stored == now:
+            self._remove_unfinished(file)
             return
         if any(key != self.key for key in keys()):
             changes = ", ".join(differences(stored, now)) if stored else f"{IDENTITY} that says how is damaged"
             raise ConfigError(
                 f"folder {self.path}: its files were made otherwise ({changes}); name another folder, or go back"
             )
-        write_whole(file, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
+        self._write(file, now)
+
+    def _write(self, file: Path, data: Mapping[str, Any]) -> None:
+        """Write a file of the whole job, and remove what runs that were killed had not finished of it."""
+        self._remove_unfinished(file)
+        write_whole(file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+    def _remove_unfinished(self, file: Path) -> None:
+        for item in file.parent.glob(f".{file.name}{PART}*"):
+            item.unlink()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other shards from writing files of the whole job for a moment."""
+        with FileLock(self.path / HIDDEN / "moment.lock", timeout=60):
+            yield
 
     def _keys(self) -> Iterator[str | None]:
         for item in self.path.glob("*.json"):

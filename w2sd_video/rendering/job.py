@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from w2sd_video.jobs.folder import HIDDEN, JobFolder, differences, key_of, read_record
+from w2sd_video.jobs.folder import HIDDEN, JobFolder, differences, key_of
 from w2sd_video.jobs.pool import MakeWorker, Pool, Task, run_tasks
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.messages import OUT_OF_MEMORY, first_line, is_disk_full, is_out_of_memory
@@ -44,7 +43,7 @@ from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage
 from w2sd_video.settings.identity import Hashes, file_hash, identity_of
 from w2sd_video.settings.panels import panels
 from w2sd_video.settings.schema import ConfigError, RenderConfig
-from w2sd_video.writing import PART, write_whole
+from w2sd_video.writing import PART
 
 LATENTS, HASHES = "latents", "hashes.json"
 """Names in the hidden folder of a job: of a folder, and of a file with what is known of the model's files."""
@@ -86,11 +85,13 @@ class Outcome:
         kept: how many were there already.
         made: how many were made now.
         failed: why there is none, by name.
+        failures: the same, of all shards that have worked in the folder.
     """
 
     kept: int
     made: int
     failed: dict[str, str]
+    failures: dict[str, str]
 
     def in_words(self, folder: Path) -> str:
         """Say how many samples there are, and which are not there, a line each."""
@@ -108,11 +109,11 @@ def render_job(job: RenderJob) -> Outcome:
         OSError: a full disk.
     """
     check_before_loading(job.config)
-    hashes: Hashes = read_record(job.folder / HIDDEN / HASHES) or {}
+    hashes: Hashes = JobFolder(job.folder, {}).note(HASHES)
     samples = [_with_hashes(sample, hashes) for sample in job.samples]
     folder = JobFolder(job.folder, {**identity_of(job.config, hashes), "names": job.names})
     with folder.opened(job.shard.index, job.shard.count), threads_for(job.config.model.pretrained):
-        write_whole(job.folder / HIDDEN / HASHES, json.dumps(hashes))
+        folder.write_note(HASHES, hashes)
         records = _records(folder, samples)
         groups = list(job.shard.of(_groups(samples, records, job)))
         names = [sample.name for group in groups for sample in group]
@@ -124,7 +125,7 @@ def render_job(job: RenderJob) -> Outcome:
         make_worker = partial(RenderWorker, job.config, folder, nfe_known)
         made, failed = _run(make_worker, folder, todo, job.pool, kept, len(names))
         _remove_latents(job, [group for group in todo if any(sample.name in failed for sample in group)])
-    return Outcome(kept, made, failed)
+    return Outcome(kept, made, failed, folder.failures())
 
 
 def _with_hashes(sample: Sample, hashes: Hashes) -> Sample:
@@ -355,9 +356,7 @@ class OutOfMemoryAtDecodingError(Exception):
     """Memory was lacking when latents were decoded that are kept."""
 
     def __init__(self) -> None:
-        super().__init__(
-            f"{OUT_OF_MEMORY} (at decoding: the latents are kept, and the next start goes on from them)"
-        )
+        super().__init__(f"{OUT_OF_MEMORY} (at decoding: the latents are kept, and the next start goes on from them)")
 
 
 def _is_foretold(config: RenderConfig) -> bool:
