@@ -195,7 +195,7 @@ def check_device(device: str | torch.device) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).tolist()  # which "meta" cannot do
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {str(device)!r}: not available on this machine; use auto or cpu") from error
     return torch.device(device)

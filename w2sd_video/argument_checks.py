@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -42,11 +44,38 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_latents(latents: Any) -> None:
-    """Refuse latents that are not a floating-point tensor (TypeError)."""
+def check_latents(latents: Any, name: str = "latents") -> None:
+    """Refuse latents, or a prediction for them, that are not a floating-point tensor (TypeError)."""
     if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
         kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
-        raise TypeError(f"latents must be a floating-point tensor, got {kind}")
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+
+
+def check_prediction(name: str, prediction: Any, latents: Any) -> None:
+    """Refuse latents and a prediction that are no floating-point tensors (TypeError) of one shape (ValueError)."""
+    check_latents(latents)
+    check_latents(prediction, name)
+    if prediction.shape != latents.shape:
+        raise ValueError(
+            f"{name} must have the shape of the latents, {tuple(latents.shape)}, got {tuple(prediction.shape)}"
+        )
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that holds NaN or infinity (ValueError); waits on its device."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} must be finite, but hold NaN or infinity")
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written into, where that is counted."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def check_callable(name: str, function: Any) -> None:
+    """Refuse what cannot be called (TypeError)."""
+    if not callable(function):
+        raise TypeError(f"{name} must be a function, got {type(function).__name__}")
 
 
 def check_like(name: str, result: Any, latents: torch.Tensor) -> None:
@@ -57,6 +86,27 @@ def check_like(name: str, result: Any, latents: torch.Tensor) -> None:
         before, after = getattr(latents, what), getattr(result, what)
         if before != after:
             raise ValueError(f"{name} changed the {what} of the latents from {before} to {after}; it must keep it")
+
+
+def check_frames(name: str, frames: Any, axes: Sequence[str]) -> None:
+    """Refuse what is no array of frames, uint8 with red, green and blue along its last axis.
+
+    Args:
+        name: of the argument.
+        frames: the array.
+        axes: names of its axes before the last.
+
+    Raises:
+        TypeError: no array of numpy, or one of another dtype.
+        ValueError: another shape, or an axis without entries.
+    """
+    shape = f"({', '.join(axes)}, 3)"
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
+        kind = frames.dtype if isinstance(frames, np.ndarray) else type(frames).__name__
+        hint = "; from [0, 1] it is np.uint8(np.round(255 * frames))" if "float" in str(kind) else ""
+        raise TypeError(f"{name} must be a numpy array of uint8, {shape}, got {kind}{hint}")
+    if frames.ndim != len(axes) + 1 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"{name} must be {shape}, each at least 1, got {frames.shape}")
 
 
 def _check_is_number(name: str, value: Any) -> None:

@@ -64,8 +64,10 @@ class Branch:
                     "a pair of weights must be of modules" if is_pair else "weights must be a module or the name of one"
                 )
                 raise TypeError(f"{allowed}, got {type(module).__name__}")
+        if self.weights == "":
+            raise ValueError("weights must not be empty; leave it out for the pipeline's own")
         if self.lora is not None:
-            if not isinstance(self.lora, Mapping):
+            if not isinstance(self.lora, Mapping) or not all(isinstance(name, str) for name in self.lora):
                 raise TypeError(f"lora must map adapter names to scales, got {self.lora!r}")
             self._keep("lora", {name: _number(f"lora[{name!r}]", scale) for name, scale in self.lora.items()})
         for name in ("prompt", "negative_prompt"):
@@ -110,6 +112,8 @@ def _text(name: str, value: object) -> str | tuple[str, ...] | None:
         return value
     if not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"{name} must be text, or one text a sample; got {value!r}")
+    if not value:
+        raise ValueError(f"{name} must be text, or one text a sample; got none")
     return tuple(value)
 
 

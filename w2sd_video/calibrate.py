@@ -11,7 +11,6 @@ caption of ``a.mp4`` is what ``a.txt`` says; miniatures need no folder, for thei
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -22,37 +21,32 @@ from w2sd_video._moved import names_of
 from w2sd_video.calibration.options import add_options, calibrated_config, clips_of
 from w2sd_video.calibration.pair import calibrate_pair
 from w2sd_video.calibration.report import report
-from w2sd_video.rendering.load import LoadError
-from w2sd_video.rendering.video import VideoError, write_whole
-from w2sd_video.settings.command_line import DEFAULT_CONFIG, fail, parse
+from w2sd_video.rendering.command_errors import errors_in_one_line
+from w2sd_video.rendering.video import write_whole
+from w2sd_video.settings.command_line import DEFAULT_CONFIG, OneLineParser, parse
 from w2sd_video.settings.panels import filled
-from w2sd_video.settings.schema import ConfigError
 
 __getattr__ = names_of("w2sd_video.calibrate")  # a command is named __main__ when it runs
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line: print the table and the verdict, and write the strengths; exit codes as of a render."""
-    parser = argparse.ArgumentParser("python -m w2sd_video.calibrate", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser("calibrate", description=__doc__)
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="configuration of the pair: its name or a file")
     parser.add_argument("--version", action="version", version=f"w2sd-video {__version__}")
     add_options(parser)
     options, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     output = Path(options.output)
-    try:
+    with errors_in_one_line("calibrate"):
         config = calibrated_config(options, parse(["--config", options.config, *rest], command="calibrate").config)
         clips = clips_of(options, config)
         findings = calibrate_pair(config, clips, options.draws, options.batch, options.samples, options.ideal)
-    except (ConfigError, VideoError) as error:
-        fail(str(error), command="calibrate")
-    except LoadError as error:
-        fail(str(error), code=1, command="calibrate")
-    counted = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
-    pair = {role: asdict(filled(config, getattr(config, role))) for role in ("strong", "weak")}
-    record = {"pair": pair, "model": asdict(config.model), "counts": counted, **findings.plain()}
-    write_whole(output, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    print(report(findings, config, counted))
-    print(f"\nwritten to {output}")
+        counted = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
+        pair = {role: asdict(filled(config, getattr(config, role))) for role in ("strong", "weak")}
+        record = {"pair": pair, "model": asdict(config.model), "counts": counted, **findings.plain()}
+        write_whole(output, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        print(report(findings, config, counted))
+        print(f"\nwritten to {output}")
     return 0
 
 

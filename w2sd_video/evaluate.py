@@ -9,7 +9,6 @@ of ``w2sd_video.render`` and change the configuration (``--base.guidance-scale 1
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,32 +16,26 @@ from w2sd_video import __version__
 from w2sd_video._moved import names_of
 from w2sd_video.evaluation.every_arm import evaluate_into
 from w2sd_video.evaluation.plan import add_options, plan_of
-from w2sd_video.rendering.load import LoadError
-from w2sd_video.rendering.video import VideoError
-from w2sd_video.settings.command_line import DEFAULT_CONFIG, fail, parse
+from w2sd_video.rendering.command_errors import errors_in_one_line
+from w2sd_video.settings.command_line import DEFAULT_CONFIG, OneLineParser, parse
 from w2sd_video.settings.model_checks import check_plan
-from w2sd_video.settings.schema import ConfigError
 
 __getattr__ = names_of("w2sd_video.evaluate")  # a command is named __main__ when it runs
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the evaluation that a command line names, print its table and write its folder."""
-    parser = argparse.ArgumentParser("python -m w2sd_video.evaluate", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser("evaluate", description=__doc__)
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="NAME|FILE", help="W2SD as it is configured")
     parser.add_argument("--version", action="version", version=f"w2sd-video {__version__}")
     add_options(parser)
     options, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    try:
+    with errors_in_one_line("evaluate"):
         config = parse([*rest, "--config", options.config], command="evaluate").config
         plan = plan_of(options, config, options.config)
         check_plan(config)
         folder = Path(options.folder or f"runs/{Path(options.config).stem}")
         print(evaluate_into(folder, config, plan))
-    except (ConfigError, VideoError) as error:
-        fail(str(error), command="evaluate")
-    except LoadError as error:
-        fail(str(error), code=1, command="evaluate")
     return 0
 
 

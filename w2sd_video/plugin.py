@@ -62,13 +62,19 @@ def reflection(
         A ``Run``, filled in by each call of the pipeline.
 
     Raises:
-        TypeError: a scheduler that is not known or cannot be reflected, or a pipeline without a denoiser.
+        TypeError: no pipeline, no branches, a scheduler that is not known or cannot be reflected, or a pipeline without
+            a denoiser.
         ValueError: a setting out of range, weights or LoRA that are not loaded, a second denoiser of another shape,
             experts, layers or side networks that the pipeline does not have, a cache of evaluations, a second denoiser
             without the adapters of the first; or, inside the block, a guidance scale or text that this pipeline cannot
             be given, or a reflected call inside another one that shares its network.
     """
     settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance, span)
-    branches: dict[Role, Branch] = {"base": base or Branch(), "strong": strong, "weak": weak}
+    branches: dict[Role, Branch] = {"base": Branch() if base is None else base, "strong": strong, "weak": weak}
+    for role, branch in branches.items():
+        if not isinstance(branch, Branch):
+            raise TypeError(f"{role} must be a Branch, got {branch!r}")
+    if isinstance(pipe, type) or not callable(pipe) or not hasattr(pipe, "scheduler"):
+        raise TypeError(f"pipe must be a diffusers pipeline that was loaded, got {pipe!r:.80}")
     with walking(pipe, branches, settings, Walk) as run:
         yield run

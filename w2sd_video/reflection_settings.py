@@ -94,6 +94,7 @@ class Reflection:
             ValueError: more reflected steps than steps, a span of more, or a last step that this inversion cannot
                 reflect.
         """
+        whole_number("the number of steps", total, 0)
         if self.reflection_steps is None:
             reflected = range(max(total - 1, 0))
         elif isinstance(self.reflection_steps, int):

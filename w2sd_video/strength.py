@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from w2sd_video.argument_checks import real_number
+from w2sd_video.messages import shortened
+from w2sd_video.text_files import parse_json, read_text
 from w2sd_video.trajectory import Level
 
 
 def log_snr(level: Level) -> float:
-    """Return the logarithm of (alpha / sigma)², the signal-to-noise ratio; infinite at either end."""
+    """Return the logarithm of (alpha / sigma)², the signal-to-noise ratio; infinite at either end.
+
+    Raises:
+        ValueError: no level, or one with a negative scale or NaN.
+    """
+    if not (isinstance(level, Level) and level.alpha >= 0 and level.sigma >= 0 and level.alpha + level.sigma > 0):
+        raise ValueError(f"a level must be a Level of alpha and sigma from 0, not both 0, got {level!r}")
     if level.alpha == 0.0 or level.sigma == 0.0:
         return -math.inf if level.alpha == 0.0 else math.inf
     return 2 * math.log(level.alpha / level.sigma)
@@ -40,6 +49,8 @@ class StrengthSchedule:
     def __post_init__(self) -> None:
         """Refuse what is no schedule."""
         for name in ("log_snr", "strength"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise TypeError(f"{name} of a strength schedule must be numbers in order, got {getattr(self, name)!r}")
             numbers = tuple(float(real_number(f"{name} of a strength schedule", x)) for x in getattr(self, name))
             object.__setattr__(self, name, numbers)
         levels, strengths = len(self.log_snr), len(self.strength)
@@ -60,12 +71,21 @@ class StrengthSchedule:
             ValueError: a file that is not there or is no schedule; the message names it.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(tuple(data["log_snr"]), tuple(data["strength"]))
-        except OSError as error:
-            raise ValueError(f"strength {str(path)!r}: cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"strength {str(path)!r}: is no strength schedule: {error}") from error
+            text = read_text(path)
+        except ValueError as error:
+            raise ValueError(f"strength {shortened(str(path))!r}: cannot be read: {error}") from error
+        where = f"strength {str(path)!r}: is no strength schedule:"
+        try:
+            data = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"{where} it is not JSON: {error}") from error
+        lists: list[Any] = [data.get(name) for name in ("log_snr", "strength")] if isinstance(data, dict) else []
+        if not lists or not all(isinstance(numbers, list) for numbers in lists):
+            raise ValueError(f"{where} it needs the lists log_snr and strength")
+        try:
+            return cls(*(tuple(numbers) for numbers in lists))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where} {error}") from error
 
     def plain(self) -> dict[str, list[float]]:
         """Return the schedule as JSON can hold it."""

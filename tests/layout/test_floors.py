@@ -21,7 +21,7 @@ METHOD = (
         "reflection_settings",
         "sampler",
     ),
-    *("step_functions", "strength", "trajectory"),
+    *("step_functions", "strength", "text_files", "trajectory"),
 )
 FLOORS = [
     ["names"],

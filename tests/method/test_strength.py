@@ -96,7 +96,7 @@ def test_a_file_serves_pipelines_of_any_number_of_steps(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{}", "'log_snr'"),
+        ("{}", "needs the lists log_snr and strength"),
         ("no json", "is no strength schedule"),
         ('{"log_snr": [0, 1], "strength": [1]}', "got 1 for 2"),
         ('{"log_snr": [], "strength": []}', "got 0 for 0"),

@@ -239,7 +239,7 @@ def test_a_printed_configuration_can_be_used(cogvideox, capsys):
         ("-o out.avi", "unknown ending '.avi'"),
         ("-o pair.yaml/out.mp4", "cannot write into pair.yaml"),
         ("--device cuda:99", "device 'cuda:99': not available on this machine; use auto or cpu"),
-        ("--device toaster", "device 'toaster': not available"),
+        ("--device toaster", "device 'toaster': is no device; use auto, cpu, cuda"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_a_model_is_loaded(argv, said, cogvideox, capsys, monkeypatch):
@@ -279,12 +279,20 @@ def test_an_argument_that_the_pipeline_does_not_take(cogvideox, capsys):
     assert code == 2 and "call.colour: CogVideoXPipeline takes no such argument; it takes prompt," in line
 
 
-def test_an_error_on_the_way_leaves_nothing_and_keeps_its_traceback(cogvideox, monkeypatch):
+def test_an_error_on_the_way_leaves_nothing_and_keeps_its_traceback_where_it_is_asked_for(
+    cogvideox, monkeypatch, capsys
+):
     def sample(*_):
-        raise RuntimeError("out of memory")
+        raise RuntimeError("the sky fell\ndown")
 
     monkeypatch.setattr(rendering, "sample_clips", sample)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    monkeypatch.delenv("W2SD_TRACEBACK")
+    assert refused(capsys, "-o", "out.mp4") == (
+        1,
+        "RuntimeError: the sky fell (nobody foresaw this; W2SD_TRACEBACK=1 shows where it comes from)",
+    )
+    monkeypatch.setenv("W2SD_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="the sky fell"):
         render("-o", "out.mp4")
     assert os.listdir() == ["pair.yaml"]
 
@@ -295,7 +303,13 @@ def test_frames_that_are_not_finite_are_an_error(cogvideox, capsys):
     transformer.save_pretrained("broken")
     options = ["--model.weights.broken", "./broken", "--base.weights", "broken", "--reflection-steps", "0"]
     code, line = refused(capsys, *options)
-    assert code == 2 and "diverged" in line
+    assert code == 2 and "the weights of broken hold NaN or infinity (proj_out.bias); the file is damaged" in line
+    torch.nn.init.constant_(transformer.proj_out.bias, 3e38)
+    transformer.save_pretrained("broken")
+    code, line = refused(capsys, *options)
+    assert code == 2 and "diverged" in line and "base.guidance_scale" in line and "lower strength" not in line
+    code, line = refused(capsys, *options[:-1], "1")
+    assert code == 2 and "diverged" in line and "lower strength or rounds" in line
 
 
 def test_the_command_itself_runs_from_anywhere(cogvideox, tmp_path):

@@ -181,7 +181,7 @@ def test_a_preset_goes_before_the_file_and_the_command_line_before_a_preset(writ
         ),
         ("--rounds 0", "rounds 0: must be from 1"),
         ("--strength 11", "strength 11.0: must be from -10 to 10"),
-        ("--strength nan", "strength 'nan': cannot be read: No such file"),
+        ("--strength nan", "strength nan: must be from -10 to 10, or the name of a file"),
         ("--span 0", "span 0: must be from 1 to 1000"),
         ("--autoguidance 11", "autoguidance 11.0: must be from -10 to 10"),
         ("--inversion explicit --span 3", "cannot reflect the last 3 steps; at most 47"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from w2sd_video.settings.model_checks import check_plan
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
+from w2sd_video.text_files import parse_json, read_text
 
 _MOST = {"draws": 1000, "levels": 1000, "number_of_clips": 10**4, "batch": 1024, "ideal": 10**5}
 """The largest value of each number, of which the smallest is 1: beyond what is of use, so that a slip is refused."""
@@ -77,8 +77,8 @@ def _check_output(path: Path) -> None:
     """Refuse, before any work, an output that cannot be written, or a file that is no calibration."""
     if path.exists():
         try:
-            is_calibration = {"log_snr", "strength", "pair"} <= set(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            is_calibration = {"log_snr", "strength", "pair"} <= set(parse_json(read_text(path)))
+        except (TypeError, ValueError):
             is_calibration = False
         if not is_calibration:
             raise ConfigError(f"output {path}: exists and is no calibration; name another file with -o")

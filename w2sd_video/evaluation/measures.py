@@ -12,6 +12,7 @@ from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.samples import SEEDS, Split
 from w2sd_video.evaluation.statistics import Real
+from w2sd_video.messages import first_line
 from w2sd_video.metrics import Distance, Metric, MetricUnavailableError, load_metric
 from w2sd_video.rendering.load import LoadError
 from w2sd_video.settings.schema import ConfigError, RenderConfig
@@ -33,12 +34,13 @@ def load_metrics(plan: Plan, device: str) -> tuple[list[Metric], dict[str, str]]
         try:
             metrics.append(load_metric(name, device=device, **({"source": source} if source else {})))
         except MetricUnavailableError as error:
+            if name == plan.select:
+                raise LoadError(f"select {name}: {error}") from error
             missing[name] = str(error)
-            print(f"w2sd_video.evaluate: the metric {name} is left out: {error}", file=sys.stderr)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    if plan.select in missing:
-        raise LoadError(f"select {plan.select}: {missing[plan.select]}")
+    for name, reason in missing.items():
+        print(f"w2sd_video.evaluate: the metric {name} is left out: {reason}", file=sys.stderr)
     return metrics, missing
 
 
@@ -62,6 +64,9 @@ def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split,
     for clip in tqdm(clips, desc=f"real clips, {split.name}", leave=False):
         frames = clip.read()[None]
         for metric in distances:
-            features[metric.name].append(metric.features(frames))
+            try:
+                features[metric.name].append(metric.features(frames))
+            except ValueError as error:
+                raise ConfigError(f"real clips: {clip.name}: {first_line(error)}") from error
     prompt = None if plan.real else np.arange(len(clips)) % len(split.prompts)
     return {name: Real(np.concatenate(parts), prompt) for name, parts in features.items()}

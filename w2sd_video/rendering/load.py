@@ -21,7 +21,8 @@ def load(config: RenderConfig) -> Any:
     """Load the pipeline that a configuration names, with its second denoisers and LoRA adapters.
 
     Raises:
-        LoadError: what the backend refuses, in one line.
+        LoadError: what the backend refuses, or whatever a library raises of a file that is damaged or of something
+            else, in one line.
     """
     import torch
 
@@ -43,7 +44,9 @@ def load(config: RenderConfig) -> Any:
         )
         for name, source in model.lora.items():
             pipe.load_lora_weights(locate(source or ""), adapter_name=name)
-    except (ImportError, OSError, ValueError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # each library has errors of its own for a file that is not what its name says
         raise LoadError(f"model {model.pretrained}: {first_line(error)}") from error
     return pipe
 

@@ -9,9 +9,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
+from w2sd_video.backends import registered
 from w2sd_video.branch import STAGES
-from w2sd_video.messages import first_line
+from w2sd_video.messages import first_line, is_out_of_memory
 from w2sd_video.rendering.call_arguments import base_is_pipelines, call_arguments
 from w2sd_video.rendering.video import to_uint8
 from w2sd_video.settings.panels import filled
@@ -71,10 +74,39 @@ def sample_clips(
             raise ConfigError(first_line(error)) from error
         try:
             result = pipe(**arguments, **inputs)
-            frames = to_uint8(result.images[:, None] if hasattr(result, "images") else result.frames)
-        except (TypeError, ValueError) as error:  # how pipelines refuse what they are called with
-            raise ConfigError(first_line(error)) from error
-    return frames, dict(run.nfe)
+        except Exception as error:
+            if is_out_of_memory(error) or not (config.call or isinstance(error, (TypeError, ValueError))):
+                raise
+            raise ConfigError(_refusal(pipe, config, error)) from error
+    frames = result.images[:, None] if hasattr(result, "images") else result.frames
+    if not np.isfinite(frames).all():
+        raise ConfigError(_why_not_finite(pipe, config))
+    return to_uint8(frames), dict(run.nfe)
+
+
+def _refusal(pipe: Any, config: RenderConfig, error: Exception) -> str:
+    """Say what a pipeline refuses or stumbles over, and what it was called with that this package knows nothing of."""
+    if not config.call:
+        return first_line(error)
+    given = ", ".join(f"call.{name} {value}" for name, value in config.call.items())
+    return f"{type(pipe).__name__} cannot be called with {given}: {first_line(error)}"
+
+
+def _why_not_finite(pipe: Any, config: RenderConfig) -> str:
+    """Say what makes frames hold values that are not finite: weights that hold some, or else the sampling."""
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    for name, second in registered(pipe).items():
+        modules = second if isinstance(second, tuple) else (second,)
+        networks |= {f"{name}{' (the second)' * number}": module for number, module in enumerate(modules)}
+    for name, network in networks.items():
+        for part, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+                hint = "" if config.dtype == "float32" else f", or {config.dtype} cannot hold them: take another dtype"
+                return f"model: the weights of {name} hold NaN or infinity ({part}); the file is damaged{hint}"
+    advice = ["lower strength or rounds"] if config.reflection_steps != 0 else []
+    advice += ["lower base.guidance_scale or autoguidance"]
+    advice += ["take dtype bfloat16 or float32"] if config.dtype == "float16" else []
+    return f"the sampling diverged: the frames hold values that are not finite; {', or '.join(advice)}"
 
 
 def branch_of(branch: BranchConfig) -> Any:
@@ -87,8 +119,6 @@ def branch_of(branch: BranchConfig) -> Any:
 @contextmanager
 def threads_for(pretrained: str) -> Iterator[None]:
     """Sample miniatures in one thread: layers so small lose by being shared out, most of all on a busy machine."""
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if pretrained.startswith(MINIATURE) else threads)
     try:

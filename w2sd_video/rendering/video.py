@@ -6,11 +6,18 @@ An image is a clip of one frame.
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+
+from w2sd_video.argument_checks import check_frames, real_number
+from w2sd_video.messages import NO_SPACE, reason_of, shortened
 
 SUFFIXES = {
     ".mp4": "an H.264 video",
@@ -20,7 +27,13 @@ SUFFIXES = {
 }
 """What each ending of an output's name stands for."""
 
-_H264 = ("-crf", "12", "-preset", "slow", "-movflags", "+faststart")
+MOST_FPS = 1000
+"""Frames a second, beyond what any player shows."""
+
+LONGEST_NAME = 220
+"""Bytes: file systems take 255, of which what is written beside an output adds some."""
+
+_H264 = ("-codec:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "12", "-preset", "slow", "-movflags", "+faststart")
 """Near to lossless, for small clips of flat colours; and readable from its beginning, for web pages."""
 _COLOURS = "-vf scale=out_color_matrix=bt709:out_range=tv -colorspace bt709 -color_primaries bt709 -color_trc bt709"
 """Converts to BT.709 and says so: without it players guess the matrix by the size, and small clips shift in hue."""
@@ -92,11 +105,11 @@ def read_video(path: str | Path) -> np.ndarray:
     """
     import decord
 
-    if not Path(path).is_file():
-        raise VideoError(f"{path}: no such video file")
+    _check_is_file(path, "video")
     try:
-        reader = decord.VideoReader(str(path))
-        return reader.get_batch(range(len(reader))).asnumpy()
+        with _silent_decoders():
+            reader = decord.VideoReader(str(path))
+            return reader.get_batch(range(len(reader))).asnumpy()
     except (decord.DECORDError, IndexError, RuntimeError) as error:
         raise VideoError(
             f"{path}: not a video that can be decoded, or a damaged one; of those narrower than 200 pixels decord "
@@ -112,13 +125,44 @@ def read_picture(path: str | Path) -> np.ndarray:
     """
     from PIL import Image
 
-    if not Path(path).is_file():
-        raise VideoError(f"{path}: no such picture file")
+    _check_is_file(path, "picture")
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))[None]
-    except OSError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                return np.asarray(picture.convert("RGB"))[None]
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise VideoError(f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller") from error
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises of a damaged file, by its format
         raise VideoError(f"{path}: not a picture that can be decoded, or a damaged one") from error
+
+
+def _check_is_file(path: str | Path, what: str) -> None:
+    """Refuse, with what the system says, a path that cannot be read."""
+    try:
+        if not Path(path).is_file():
+            raise VideoError(
+                f"{shortened(str(path))}: {'is a folder, no' if Path(path).is_dir() else 'no such'} {what} file"
+            )
+        with Path(path).open("rb"):
+            pass
+    except VideoError:
+        raise
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{shortened(str(path))}: cannot be read: {getattr(error, 'strerror', error)}") from error
+
+
+@contextmanager
+def _silent_decoders() -> Iterator[None]:
+    """Keep to one side what ffmpeg's libraries print on the process's stderr themselves, past Python's."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def check_output(path: str | Path) -> None:
@@ -128,6 +172,12 @@ def check_output(path: str | Path) -> None:
         VideoError: an ending other than those in `SUFFIXES`, no folder to write into, or no permission to.
     """
     path = Path(path)
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise VideoError(f"output {shortened(path.name)}: is too long a name; at most {LONGEST_NAME} bytes")
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:
+        raise VideoError(f"output {shortened(str(path))}: cannot be written: {reason_of(error)}") from error
     if path.suffix.lower() not in SUFFIXES:
         known = ", ".join(f"{suffix or 'no ending'} ({what})" for suffix, what in SUFFIXES.items())
         raise VideoError(f"output {path}: unknown ending {path.suffix!r}; use {known}")
@@ -151,8 +201,16 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
     """Write frames, uint8 (frames, height, width, 3), as the ending of the path says: .mp4, .gif, or a folder of .png.
 
     The file, or folder, appears when it is complete and replaces an earlier one; after an error nothing has changed.
+
+    Raises:
+        TypeError: frames that are not uint8, or a rate that is no number.
+        ValueError: frames of another shape, a rate out of range.
+        OSError: a file that cannot be written, for want of space for example.
     """
     path = Path(path)
+    check_frames("frames", frames, ("frames", "height", "width"))
+    if not 0 < real_number("fps", fps) <= MOST_FPS:
+        raise ValueError(f"fps must be above 0 and at most {MOST_FPS}, got {fps}")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
         part = Path(scratch) / path.name
         if path.suffix.lower() == ".mp4":
@@ -169,6 +227,7 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     from PIL import Image
 
     path = Path(path)
+    check_frames("picture", picture, ("height", "width"))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
         Image.fromarray(picture).save(Path(scratch) / path.name)
         os.replace(Path(scratch) / path.name, path)
@@ -193,28 +252,44 @@ def _replace(path: Path, part: Path, earlier: Path) -> None:
 
 
 def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
-    import imageio.v3 as iio
-
     height, width = frames.shape[1:3]
     even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # 4:2:0 halves the colours
-    options = [*_H264, *_COLOURS.split()]
-    iio.imwrite(
-        path,
-        even,
-        plugin="FFMPEG",
-        fps=fps,
-        codec="libx264",
-        pixelformat="yuv420p",
-        macro_block_size=2,
-        quality=None,
-        output_params=options,
-    )
+    _encode(path, even, fps, [*_H264, *_COLOURS.split()])
+
+
+def _encode(path: Path, frames: np.ndarray, fps: float, options: Sequence[str]) -> None:
+    """Have ffmpeg write a file, and look at how it ended: imageio does not, and leaves what a full disk has cut off.
+
+    Raises:
+        VideoError: ffmpeg failed; the message has its own last line.
+    """
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    height, width = frames.shape[1:3]
+    raw = [
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        f"{width}x{height}",
+        "-r",
+        str(Fraction(fps).limit_denominator()),
+    ]
+    command = [get_ffmpeg_exe(), "-y", "-v", "error", *raw, "-i", "-", *options, str(path)]
+    ended = subprocess.run(command, input=np.ascontiguousarray(frames).tobytes(), capture_output=True, check=False)
+    if ended.returncode:
+        said = ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"]
+        reason = NO_SPACE if any("No space left" in line for line in said) else f"ffmpeg: {said[-1].strip()}"
+        raise VideoError(f"{path.name}: the video could not be written: {reason}")
 
 
 def _write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
     import imageio.v3 as iio
 
-    iio.imwrite(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
+    # Into memory first: imageio closes a file that it could not write once more, and prints what that raises.
+    encoded = iio.imwrite("<bytes>", frames, extension=".gif", plugin="pillow", duration=1000 / fps, loop=0)
+    path.write_bytes(encoded)
 
 
 def _write_folder(path: Path, frames: np.ndarray) -> None:

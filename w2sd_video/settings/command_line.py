@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -91,15 +92,33 @@ class _Parser(jsonargparse.ArgumentParser):
             return f"unknown option {name}; " + (f"did you mean {nearest[0]}?" if nearest else "--help lists them")
         if keys := re.findall(r'Parser key "([^"]+)"', message):
             key = keys[-1]  # the innermost
-            given = re.findall(r"(?:Got value|Given value): (.*)", message)
-            return f"{' '.join([key, *given[-1:]])}: must be {_expected(key)}"
+            given = re.findall(r"(?:Got value|Given value): (.*)", message)[-1:]
+            if given and (entry := re.fullmatch(r"NestedArg\(key='(.*)', val=(.*)\)", given[0])):
+                return f"{key}.{entry.group(1)} {entry.group(2)}: must be {_expected(f'{key}.{entry.group(1)}')}"
+            return f"{' '.join([key, *given])}: must be {_expected(key)}"
         return " ".join(message.split())
 
 
 def fail(message: str, code: int = 2, command: str = "render") -> NoReturn:
     """Print one line on stderr, headed by the command, and exit."""
-    print(f"w2sd_video.{command}: {message}", file=sys.stderr)
+    print(f"w2sd_video.{command}: {' '.join(message.splitlines())}", file=sys.stderr)
     raise SystemExit(code)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """The parser of a command that has options beside those of a configuration: its errors are one line."""
+
+    def __init__(self, command: str, **settings: Any) -> None:
+        super().__init__(f"python -m w2sd_video.{command}", allow_abbrev=False, **settings)
+        self._command = command
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without a block of how it is used."""
+        message = message.removeprefix("argument ")
+        if not_a_number := re.fullmatch(r"(\S+): invalid (int|float) value: (.*)", message):
+            option, kind, given = not_a_number.groups()
+            message = f"{option} {given}: must be a {'whole ' if kind == 'int' else ''}number"
+        fail(f"{message}; --help lists the options", command=self._command)
 
 
 @functools.cache
@@ -142,7 +161,9 @@ def _expected(key: str) -> str:
         return _in_words(Preset)
     kind: Any = RenderConfig
     for part in key.split("."):
-        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        mappings = [each for each in (kind, *get_args(kind)) if get_origin(each) is dict]
+        hints = {part: get_args(mappings[0])[1]} if mappings else {}
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else hints
         if part not in hints:
             break
         kind = hints[part]

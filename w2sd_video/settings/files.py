@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import difflib
 import typing
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from w2sd_video.messages import suggest
+from w2sd_video.messages import reason_of, shortened, suggest
 from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.yaml_text import parse_yaml
+from w2sd_video.text_files import parse_json, read_text
 
 
 def packaged_configs() -> list[str]:
@@ -31,21 +31,27 @@ def read_config(name: str) -> dict[str, Any]:
     if name in packaged_configs():
         text = resources.files("w2sd_video.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            if Path(name).exists():
-                raise ConfigError(f"config {name}: cannot be read as text: {error}") from error
-            known = ", ".join(packaged_configs())
-            raise ConfigError(f"unknown config {name!r}: no such file; the packaged ones are {known}") from error
+        text = _text_of_config(name)
     try:
-        data = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {name}: not valid YAML or JSON: {' '.join(str(error).split())}") from error
+        data = parse_json(text) if name.endswith(".json") else parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"config {name}: not valid YAML or JSON: {error}") from error
     if name.endswith(".json") and isinstance(data, dict) and isinstance(data.get("config"), dict):
         data = data["config"]
     _check_keys(data if data is not None else {}, RenderConfig, f"config {name}")
     return data or {}
+
+
+def _text_of_config(name: str) -> str:
+    try:
+        if Path(name).exists():
+            return read_text(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config {shortened(name)}: cannot be read as text: {reason_of(error)}") from error
+    known = packaged_configs()
+    nearest = difflib.get_close_matches(name, known, n=1)
+    suggestion = f"did you mean {nearest[0]!r}?" if nearest else f"the packaged ones are {', '.join(known)}"
+    raise ConfigError(f"unknown config {shortened(name)!r}: no such file; {suggestion}")
 
 
 def _check_keys(data: Any, kind: type, where: str) -> None:
@@ -67,11 +73,9 @@ def read_prompts(path: str) -> list[str]:
         ConfigError: a file that cannot be read, or holds no prompt.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"prompts {path}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
-        ) from error
+        lines = read_text(path).splitlines()
+    except ValueError as error:
+        raise ConfigError(f"prompts {shortened(path)}: cannot be read: {error}") from error
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts:
         raise ConfigError(f"prompts {path}: holds no prompt; write one a line")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 
 from w2sd_video.branch import STAGES
+from w2sd_video.messages import first_line
 from w2sd_video.settings.schema import ROLES, BranchConfig, ConfigError, ModelConfig, RenderConfig
 from w2sd_video.settings.sources import (
     MINIATURE,
@@ -40,6 +41,17 @@ def check_plan(config: RenderConfig) -> None:
     Raises:
         ConfigError: a missing model folder, a branch or a size that the model cannot do, an unknown word or class.
     """
+    try:
+        _check_plan(config)
+    except ConfigError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"model {config.model.pretrained}: its config files hold what no such model has: {first_line(error)}"
+        ) from error
+
+
+def _check_plan(config: RenderConfig) -> None:
     model = config.model
     sources = (model.pretrained, model.motion_adapter, model.controlnet, model.ip_adapter, model.vae)
     for source in (*sources, *model.weights.values(), *model.lora.values(), *model.components.values()):

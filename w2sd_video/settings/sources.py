@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from w2sd_video.backends import DENOISERS
+from w2sd_video.messages import first_line, shortened, suggest
 from w2sd_video.settings.schema import ConfigError, ModelConfig
+from w2sd_video.text_files import parse_json, read_text
 
 MINIATURE = "miniature:"
 """Start of the name of a model that comes with this package."""
@@ -28,17 +30,45 @@ def path_of(source: str) -> Path | None:
     Raises:
         ConfigError: a path where nothing is, or a name that is neither.
     """
-    miniature = Path(__file__).parents[1] / "miniatures" / "weights" / source.removeprefix(MINIATURE)
-    path = miniature if source.startswith(MINIATURE) else Path(source).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix in _FILES):
-        return path
     if source.startswith(MINIATURE):
-        raise ConfigError(f"model {source!r}: no such miniature; there is no folder {path}")
+        return _miniature(source)
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir() or (path.is_file() and path.suffix in _FILES):
+            return path
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, the home of nobody, a null character
+        raise ConfigError(f"model {shortened(source)!r}: {first_line(error)}") from error
     parts = source.split("/")
-    on_hub = len(parts) == 2 or (len(parts) > 2 and Path(source).suffix in _FILES)
+    on_hub = len(parts) == 2 or (len(parts) > 2 and path.suffix in _FILES)
     if source.startswith(("/", ".", "~")) or not on_hub or not all(parts):
-        raise ConfigError(f"model {source!r}: no such folder, and not a hub id like 'owner/name'")
+        raise ConfigError(f"model {shortened(source)!r}: no such folder, and not a hub id like 'owner/name'")
+    _check_hub_id(source, parts)
     return None
+
+
+def _miniature(source: str) -> Path:
+    weights = Path(__file__).parents[1] / "miniatures" / "weights"
+    known = sorted(folder.name for folder in weights.iterdir() if (folder / "model_index.json").is_file())
+    name, *parts = source.removeprefix(MINIATURE).split("/")
+    path = weights.joinpath(name, *parts)
+    if name not in known or not all(part.isidentifier() for part in parts) or not path.is_dir():
+        raise ConfigError(f"model {shortened(source)!r}: no such miniature; {suggest(name, known)}")
+    return path
+
+
+def _check_hub_id(source: str, parts: list[str]) -> None:
+    """Refuse what the hub has no name for, before it is asked."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id("/".join(parts[:2]))
+    except HFValidationError as error:
+        raise ConfigError(
+            f"model {shortened(source)!r}: no such folder, and no id on the hub: owner/name of letters, digits, '-', "
+            "'_' and '.', without '--' and '..', of at most 96"
+        ) from error
+    if ".." in parts or not "".join(parts).isprintable():
+        raise ConfigError(f"model {shortened(source)!r}: no such file, and no name of one on the hub")
 
 
 def locate(source: str) -> str:
@@ -61,7 +91,7 @@ def read_json(source: str, file: str) -> dict[str, Any]:
     """Return a JSON file of a folder, or of a hub id in the local cache; nothing for what is not on this machine.
 
     Raises:
-        ConfigError: a file that is no JSON.
+        ConfigError: a file that is no JSON, or no mapping.
     """
     path = path_of(source)
     if path:
@@ -80,9 +110,12 @@ def read_json(source: str, file: str) -> dict[str, Any]:
 def _parsed(path: Path, modified_ns: int) -> dict[str, Any]:
     """Parse a JSON file, once as long as it is not modified: a plan asks the same files many times."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        parsed = parse_json(read_text(path))
     except ValueError as error:
         raise ConfigError(f"model: {path} is not JSON, so the folder is damaged: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"model: {path} holds no mapping of keys to values, so the folder is damaged")
+    return parsed
 
 
 def component(source: str, name: str) -> dict[str, Any]:
@@ -91,8 +124,23 @@ def component(source: str, name: str) -> dict[str, Any]:
 
 
 def index_of(model: ModelConfig) -> dict[str, Any]:
-    """Return the model_index.json of a pipeline: its class and components; nothing if it is not on this machine."""
-    return read_json(model.pretrained, "model_index.json")
+    """Return the model_index.json of a pipeline: its class and components; nothing if it is not on this machine.
+
+    Raises:
+        ConfigError: one that names no class, or a component that is no library and class.
+    """
+    index = read_json(model.pretrained, "model_index.json")
+    where = f"model: the model_index.json of {model.pretrained} is damaged:"
+    if index and not isinstance(index.get("_class_name"), str):
+        raise ConfigError(f"{where} it names no pipeline (_class_name)")
+    for name in (*DENOISERS, "scheduler"):
+        if name in index and not _is_library_and_class(index[name]):
+            raise ConfigError(f"{where} {name} must be a library and a class, not {index[name]!r}")
+    return index
+
+
+def _is_library_and_class(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) <= 2 and all(part is None or isinstance(part, str) for part in entry)
 
 
 def denoiser_of(model: ModelConfig) -> dict[str, Any]:
@@ -117,12 +165,27 @@ def class_names(id2label: Mapping[Any, str]) -> dict[str, int]:
 
 
 def millions(path: Path) -> float | None:
-    """Count the parameters in a safetensors file, or in all of a folder, by their headers, in millions."""
+    """Count the parameters in a safetensors file, or in all of a folder, by their headers, in millions.
+
+    Raises:
+        ConfigError: a file that is damaged, or shorter than its header says.
+    """
     count = 0
     for file in _weight_files(path):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        count += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        size = file.stat().st_size
+        try:
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(length) if length < size else b"")
+            tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+            count += sum(math.prod(tensor["shape"]) for tensor in tensors)
+            is_whole = (
+                8 + length + max((tensor.get("data_offsets", (0, 0))[1] for tensor in tensors), default=0) <= size
+            )
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"model: {file} is damaged, no .safetensors file; get it again") from error
+        if not is_whole:
+            raise ConfigError(f"model: {file} is truncated; get it again")
     return count / 1e6 if count else None
 
 

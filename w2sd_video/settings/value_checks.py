@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
+
+import torch
 
 from w2sd_video.branch import STAGES
 from w2sd_video.settings.schema import (
@@ -34,6 +38,12 @@ _RANGES: dict[str, tuple[float, float]] = {
 _SCALES = (-100, 100)
 """The range of guidance and of all scales of a branch, for the same reason."""
 
+_STRENGTHS = (-10, 10)
+"""The range of a strength, also of each in a file."""
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Kinds of devices that pipelines run on."""
+
 _OWN_ARGUMENTS = {
     *("prompt", "class_labels", "height", "width", "num_frames", "num_inference_steps", "guidance_scale"),
     *("generator", "output_type", "num_videos_per_prompt", "num_images_per_prompt", "return_dict", "latents"),
@@ -47,6 +57,7 @@ def check(config: RenderConfig) -> None:
     Raises:
         ConfigError: the first value that is out of range or does not fit the others.
     """
+    _check_leaves("", dataclasses.asdict(config))
     for name, (low, high) in _RANGES.items():
         _check_range(name, getattr(config, name), low, high)
     if config.base.guidance_scale is None:
@@ -57,6 +68,10 @@ def check(config: RenderConfig) -> None:
         if getattr(config.model, name) and config.model.family != family:
             raise ConfigError(f"model.{name}: is for the family {family}, but model.family is {config.model.family}")
     _check_attention(config.model.attention)
+    _check_device(config.device)
+    for name, count in config.model.parameters.items():
+        if count <= 0:
+            raise ConfigError(f"model.parameters.{name} {count}: must be above 0, in millions")
     if not isinstance(config.prompts, list):
         raise ConfigError(f"prompts: must be a list of texts, not {config.prompts!r}")
     if not config.prompts:
@@ -73,6 +88,34 @@ def check(config: RenderConfig) -> None:
     for name in config.inputs:
         if name in _OWN_ARGUMENTS or name in config.call:
             raise ConfigError(f"inputs.{name}: is set elsewhere, and cannot be set here")
+
+
+def _check_leaves(name: str, value: Any) -> None:
+    """Refuse, wherever it stands, a number that is not finite, and a text that no file and no terminal can hold."""
+    if isinstance(value, (dict, list, tuple)):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in entries:
+            _check_leaves(f"{name}.{key}" if name else str(key), entry)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} {value}: must be a finite number")
+    elif isinstance(value, str) and ("\0" in value or any(0xD800 <= ord(letter) < 0xE000 for letter in value)):
+        raise ConfigError(f"{name} {value!r}: is not text, for it holds a null character or bytes that are not UTF-8")
+    elif isinstance(value, str) and name.startswith("call.") and _is_not_finite(value):
+        raise ConfigError(f"{name} {value}: must be a finite number")
+
+
+def _is_not_finite(text: str) -> bool:
+    return text.lower().lstrip("+-.") in ("nan", "inf", "infinity")
+
+
+def _check_device(name: str) -> None:
+    """Refuse what is the name of no device that computes; whether this machine has it is another question."""
+    try:
+        device = None if name == "auto" else torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device and (device.type not in _DEVICES or (device.type in ("cpu", "mps") and device.index)):
+        raise ConfigError(f"device {name!r}: is no device; use auto, cpu, cuda, a number of these like cuda:1, or mps")
 
 
 def _check_attention(name: str) -> None:
@@ -126,7 +169,7 @@ def _check_reflection(config: RenderConfig) -> None:
             f"reflection_steps {list(reflection_steps)}: a window must be [start, stop], 0 <= start <= stop <= 1"
         )
     first_unreflectable, steps = max(config.steps - config.span, 0), reflected_steps(config)
-    if len(steps) and config.span > config.steps:
+    if config.span > config.steps:
         raise ConfigError(f"span {config.span}: must be from 1 to {config.steps}, the number of steps")
     if config.inversion == "explicit" and len(steps) and steps[-1] >= first_unreflectable:
         last = "the last step" if config.span == 1 else f"the last {config.span} steps"
@@ -134,9 +177,19 @@ def _check_reflection(config: RenderConfig) -> None:
             f"reflection_steps: the explicit inversion cannot reflect {last}; at most {first_unreflectable}"
         )
     if isinstance(config.strength, str):
-        try:
-            StrengthSchedule.read(config.strength)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        _check_strength_file(config.strength)
     else:
-        _check_range("strength", config.strength, -10, 10)
+        _check_range("strength", config.strength, *_STRENGTHS)
+
+
+def _check_strength_file(name: str) -> None:
+    low, high = _STRENGTHS
+    if _is_not_finite(name):
+        raise ConfigError(f"strength {name}: must be from {low} to {high}, or the name of a file")
+    try:
+        schedule = StrengthSchedule.read(name)
+    except ValueError as error:
+        raise ConfigError(f"{error}; give a number from {low} to {high}, or a file that calibrate wrote") from error
+    for strength in schedule.strength:
+        if not low <= strength <= high:
+            raise ConfigError(f"strength {name}: holds {strength:g}; each must be from {low} to {high}")

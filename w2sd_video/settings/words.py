@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from w2sd_video.backends import DENOISERS
 from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage
 from w2sd_video.settings.panels import filled, panels
@@ -25,6 +27,7 @@ def plan_in_words(config: RenderConfig) -> str:
     lines += [f"kernel   {model.attention} (attention)"] if model.attention != "sdpa" else []
     size = f"{config.width or 'own'} x {config.height or 'own'}, {config.frames or 'own number of'} frame(s)"
     lines.append(f"clip     {size}, {len(config.prompts)} prompt(s), seed {config.seed}")
+    lines += [] if _is_here(config.device) else [f"device   {config.device}: not on this machine"]
     lines.append(f"steps    {steps_in_words(config)}")
     total = 0
     for label, panel in panels(config).items():
@@ -102,6 +105,15 @@ def _branch_in_words(branch: BranchConfig) -> str:
     return ", ".join(
         [*parts, "guidance " + " and ".join(f"{scale:g}" for scale in stage_scales(branch.guidance_scale))]
     )
+
+
+def _is_here(device: str) -> bool:
+    """Return whether this machine has a device; "auto" it always has."""
+    try:
+        torch.zeros(1, device="cpu" if device == "auto" else device)
+    except (AssertionError, NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def _state(source: str) -> str:
