@@ -16,12 +16,13 @@ import yaml
 
 from w2sd_video import __version__
 from w2sd_video._moved import names_of
-from w2sd_video.evaluation.every_arm import evaluate_into
 from w2sd_video.evaluation.cost import cost_in_words
+from w2sd_video.evaluation.every_arm import evaluate_into
 from w2sd_video.evaluation.plan import add_options, check_words, plan_of
 from w2sd_video.jobs.pool_options import pool_of, shard_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.outputs import plain
+from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.settings.command_line import DEFAULT_CONFIG, OneLineParser, parse
 from w2sd_video.settings.model_checks import check_plan
 
@@ -50,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         shard = shard_of(options.shard)
         if request.dry_run:
-            print(cost_in_words(config, plan))
+            check_before_loading(config)
+            print(cost_in_words(config, plan, pool))
             return 0
         evaluation = evaluate_into(folder, config, plan, pool, shard)
         print(evaluation.in_words())

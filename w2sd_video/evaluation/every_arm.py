@@ -230,6 +230,6 @@ class Work:
 
     def _remove_leftovers(self) -> None:
         """Remove what a run that was killed had not finished."""
-        for name in ("samples", "clips"):
+        for name in (".", "samples", "clips"):
             for item in (self._files.folder / name).glob(f".*{PART}*"):
                 shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)

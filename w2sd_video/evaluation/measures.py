@@ -13,6 +13,7 @@ from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.samples import SEEDS, Laboratory, SampleFiles, Split
 from w2sd_video.evaluation.statistics import Real
+from w2sd_video.messages import first_line
 from w2sd_video.metrics import Distance, Metric, MetricUnavailableError, load_metric
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import read_inputs
@@ -116,7 +117,10 @@ def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split,
     for clip in tqdm(clips, desc=f"real clips, {split.name}", leave=False):
         frames = clip.read()[None]
         for metric in distances:
-            features[metric.name].append(metric.features(frames))
+            try:
+                features[metric.name].append(metric.features(frames))
+            except ValueError as error:
+                raise ConfigError(f"real clips: {clip.name}: {first_line(error)}") from error
     prompt = None if plan.real else np.arange(len(clips)) % len(split.prompts)
     return {name: Real(np.concatenate(parts), prompt) for name, parts in features.items()}
 

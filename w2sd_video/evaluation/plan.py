@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from w2sd_video.settings.files import read_config
 from w2sd_video.settings.identity import Hashes, identity_of
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
-from w2sd_video.writing import write_whole
 
 MOST_PROMPTS, MOST_TUNING_PROMPTS = 171, 64
 """Prompts of the report, and those on which settings are chosen, unless given: as far as there are as many."""
@@ -110,7 +108,9 @@ def check_words(words: Sequence[str], has_budgets: bool) -> None:
     Raises:
         ConfigError: such an option; the message says what to take instead.
     """
-    instead = _NOT_FOLLOWED | ({"--steps": "--budgets says how many evaluations there are; leave one out"} if has_budgets else {})
+    instead = _NOT_FOLLOWED | (
+        {"--steps": "--budgets says how many evaluations there are; leave one out"} if has_budgets else {}
+    )
     for word in words:
         if (name := word.split("=")[0]) in instead:
             raise ConfigError(f"{name}: {instead[name]}")
@@ -206,7 +206,7 @@ def open_folder(
     of_clips, of_sets = ([metric.name for metric in metrics if isinstance(metric, kind)] for kind in (Score, Distance))
     files = SampleFiles(folder, job.key, tuple(of_clips), tuple(of_sets))
     with job.opened(shard.index, shard.count, files.keys):
-        write_whole(folder / HIDDEN / HASHES, json.dumps(hashes))
+        job.write_note(HASHES, hashes)
         for name in ("samples", "clips"):
             (folder / name).mkdir(exist_ok=True)
         yield files

@@ -29,8 +29,8 @@ from w2sd_video.metrics import Distance, Metric, Score
 
 RESAMPLES, RESAMPLES_OF_SETS = 1000, 200
 """Resamples of the prompts for means, and for distances of sets, which take their time."""
-COVERAGE = 0.95
-"""How often an interval is to hold the figure that more and more prompts would give."""
+INTERVAL = (2.5, 97.5)
+"""Percentiles of the ends of an interval."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def share(values: np.ndarray, prompt: np.ndarray, prompts: int) -> Figure:
 
 def _quantile(prompts: int) -> float:
     """Return how many standard errors an interval is wide on either side, by Student's t; of one prompt as of two."""
-    return float(stats.t.ppf((1 + COVERAGE) / 2, max(prompts - 1, 1)))
+    return float(stats.t.ppf(INTERVAL[1] / 100, max(prompts - 1, 1)))
 
 
 def _effective_samples(sums: np.ndarray, counts: np.ndarray) -> float:

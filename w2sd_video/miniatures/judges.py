@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from w2sd_video.miniatures import WEIGHTS
-from w2sd_video.miniatures.world import COLOURS, DIRECTIONS, SHAPES, SIZE, Attributes, parse
+from w2sd_video.miniatures.world import COLOURS, DIRECTIONS, SHAPES, Attributes, parse
 
 Samples = np.ndarray | torch.Tensor | Sequence
 
@@ -103,9 +103,9 @@ def as_tensor(samples: Samples) -> torch.Tensor:
     array = samples.numpy(force=True) if isinstance(samples, torch.Tensor) else np.stack([_array(s) for s in samples])
     if array.ndim == 4:
         array = array[:, None]
-    is_of_the_world = array.ndim == 5 and array.shape[2:] == (SIZE, SIZE, 3) and len(array)
-    if not is_of_the_world or not (array.shape[1] == 1 or array.shape[1] >= FRAMES):
-        wanted = f"clips of shape (n, frames >= {FRAMES}, {SIZE}, {SIZE}, 3) or pictures (n, {SIZE}, {SIZE}, 3)"
+    is_of_frames = array.ndim == 5 and array.shape[-1] == 3 and array.size > 0
+    if not is_of_frames or not (array.shape[1] == 1 or array.shape[1] >= FRAMES):
+        wanted = f"clips of shape (n, frames >= {FRAMES}, height, width, 3) or pictures (n, height, width, 3)"
         raise ValueError(f"want {wanted}, got {array.shape}")
     if array.dtype != np.uint8 and not (array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1):
         raise ValueError(f"want uint8, or numbers in [0, 1], got {array.dtype} from {array.min()} to {array.max()}")

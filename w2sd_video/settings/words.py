@@ -14,6 +14,9 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a weight."""
 
 
+_NOT_HERE = "(hub, not in the local cache: would be downloaded)"
+
+
 def plan_in_words(config: RenderConfig) -> str:
     """Say what a render would load, how often it evaluates the networks, and about how much memory it takes."""
     model, counts = config.model, parameters(config.model)
@@ -54,6 +57,16 @@ def parameters(model: ModelConfig) -> dict[str, float | None]:
         if not name.startswith("tokenizer"):  # which has files, but no weights
             known[name] = _millions_of(source) or known.get(name)
     return known
+
+
+def to_download(model: ModelConfig) -> list[str]:
+    """Return the hub ids of a model that are not in the local cache."""
+    sources = [
+        model.pretrained,
+        *_further_sources(model).values(),
+        *(source for source in model.lora.values() if source),
+    ]
+    return [source for source in sources if _state(source) == _NOT_HERE]
 
 
 def _further_sources(model: ModelConfig) -> dict[str, str]:
@@ -127,7 +140,7 @@ def _state(source: str) -> str:
     # A pipeline has the one and a model the other, and either is there as soon as it was downloaded.
     files = ["/".join(file)] if file else ["model_index.json", "config.json"]
     cached = any(isinstance(try_to_load_from_cache(f"{owner}/{name}", file), str) for file in files)
-    return "(hub, in the local cache)" if cached else "(hub, not in the local cache: would be downloaded)"
+    return "(hub, in the local cache)" if cached else _NOT_HERE
 
 
 def _memory_in_words(config: RenderConfig, counts: dict[str, float | None]) -> str:
