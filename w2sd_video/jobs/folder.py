@@ -63,10 +63,26 @@ class JobFolder:
                 (self.path / HIDDEN).mkdir(parents=True, exist_ok=True)
                 self._lock(stack, shard, shards)
                 with self.writing(IDENTITY) as file:
-                    self._check_identity(file, keys or self._keys)
+                    self.check(keys)
+                    if read_record(file) != self._plain:
+                        _write_json(file, self._plain)
             except OSError as error:
                 raise ConfigError(f"folder {self.path}: cannot be written: {error.strerror or error}") from error
             yield
+
+    def check(self, keys: Callable[[], Iterable[str | None]] | None = None) -> None:
+        """Compare the identity with that of what is there; `keys` as of `opened`.
+
+        Raises:
+            ConfigError: a folder of something else, or of a job that was made with other settings.
+        """
+        self._check_foreign()
+        stored = read_record(self.path / IDENTITY)
+        if stored != self._plain and any(key != self.key for key in (keys or self._keys)()):
+            changes = ", ".join(differences(stored, self._plain)) if stored else f"{IDENTITY} that says how is damaged"
+            raise ConfigError(
+                f"folder {self.path}: its files were made otherwise ({changes}); name another folder, or go back"
+            )
 
     def record(self, name: str) -> dict[str, Any] | None:
         """Return the record of a finished file; None if the file or its record is not there, or not whole.
@@ -161,18 +177,10 @@ class JobFolder:
             who = "another run" if shards == 1 else f"another run of shard {shard}/{shards}, or of another division,"
             raise ConfigError(f"folder {self.path}: {who} is at work in it; wait for its end") from None
 
-    def _check_identity(self, file: Path, keys: Callable[[], Iterable[str | None]]) -> None:
-        """Compare the identity with that of what is there, and write it where nothing was made with another."""
-        now = json.loads(json.dumps(self.identity))
-        stored = read_record(file)
-        if stored == now:
-            return
-        if any(key != self.key for key in keys()):
-            changes = ", ".join(differences(stored, now)) if stored else f"{IDENTITY} that says how is damaged"
-            raise ConfigError(
-                f"folder {self.path}: its files were made otherwise ({changes}); name another folder, or go back"
-            )
-        _write_json(file, now)
+    @property
+    def _plain(self) -> dict[str, Any]:
+        """The identity as a file gives it back."""
+        return json.loads(json.dumps(self.identity))
 
     def _keys(self) -> Iterator[str | None]:
         for item in self.path.glob("*.json"):

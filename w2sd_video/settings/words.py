@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from w2sd_video.backends import DENOISERS
@@ -41,6 +43,7 @@ def plan_in_words(config: RenderConfig) -> str:
         lines.append(f"NFE      {label}: {at_most}{nfe_in_words(nfe)}")
     if len(config.prompts) > 1 or config.compare:
         lines.append(f"NFE      in all: {total * len(config.prompts)}")
+    lines += _download_in_words(model, counts)
     return "\n".join([*lines, f"memory   {_memory_in_words(config, counts)}"])
 
 
@@ -67,6 +70,18 @@ def to_download(model: ModelConfig) -> list[str]:
         *(source for source in model.lora.values() if source),
     ]
     return [source for source in sources if _state(source) == _NOT_HERE]
+
+
+def _download_in_words(model: ModelConfig, counts: Mapping[str, float | None]) -> list[str]:
+    """Say how much would be downloaded, if anything would be."""
+    missing = to_download(model)
+    known = sum(count for count in counts.values() if count)
+    if not missing:
+        return []
+    if model.pretrained not in missing or not known:
+        return [f"download {', '.join(missing)}, of unknown size"]
+    sizes = f"{_size(known, 'bfloat16')} if published in half precision, {_size(known, 'float32')} in float32"
+    return [f"download {', '.join(missing)}: about {sizes}"]
 
 
 def _further_sources(model: ModelConfig) -> dict[str, str]:
