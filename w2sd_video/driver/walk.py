@@ -8,7 +8,7 @@ see in a loop of its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -109,6 +109,7 @@ class Walk:
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self.loop_state: LoopState | None = None
         self.pipeline = ""
+        self.fresh_steps: Callable[[Trajectory], Collection[int]] = lambda trajectory: ()
         self._first = torch.zeros(0)
         self._drift = Drift()
         self._handed_back = HandedBack()
@@ -178,6 +179,7 @@ class Walk:
         self._begin, self.at, self._algorithm = calls.start, 0, None
         self._probed, self._own_scale, self._drift = [], None, Drift()
         self._trajectory = trajectory = Trajectory(self.wrapped)
+        self._fresh = self.fresh_steps(trajectory) if self._settings.reuse > 1 else ()
         steps = [step for step in trajectory.steps_from(calls.start) if trajectory.calls[step] in calls]
         if not steps:
             raise ValueError(f"the pipeline begins at timestep {calls.start} of {calls.stop}: no step is left")
@@ -186,7 +188,7 @@ class Walk:
         self.reflected_steps = len(self._reflected)
         self.turns = self._probe_turns(calls.start)
         asked_for_call: list[Request | StepRequest] = []
-        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=calls.start)):
+        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=calls.start, fresh=self._fresh)):
             if isinstance(asked, Step):
                 if asked.call in calls:
                     if self._state.measures and self._state.stages > 1 and asked.call != calls.start:
@@ -329,7 +331,7 @@ class Walk:
     def _begin_step(self, latents: torch.Tensor) -> None:
         """Tell the algorithm the latents that a step begins with, as the pipeline has them."""
         if self._algorithm is None:
-            self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, self._begin)
+            self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, self._begin, self._fresh)
             next(self._algorithm)
         else:
             self._algorithm.send(latents)
