@@ -73,8 +73,8 @@ def _prediction_of_step(
         gap = trajectory.as_prediction(gap, i, reading)
         return _pushed((yield StepRequest(x, call, "base")), gap, settings.autoguidance_at(trajectory.level(i)))
     weak = yield StepRequest(x, call, "weak")
-    strong = None if settings.autoguidance_gap == "base" else (yield StepRequest(x, call, "strong"))
-    base = yield StepRequest(x, call, "base")
+    strong = None if settings.autoguidance_gap == "base" else (yield StepRequest(x, call, "strong", True))
+    base = yield StepRequest(x, call, "base", True)
     gap = _difference(base if strong is None else strong, weak)
     if is_own_step and settings.reuse > 1:
         held.keep(i, reading, trajectory.as_reading(gap, i, reading))
@@ -89,11 +89,13 @@ class StepRequest:
         latents: what to evaluate, in the scheduler's own scaling.
         call: index among the scheduler's timesteps; the network sees latents and timestep as in a stock loop.
         role: which setting of the model is to answer.
+        shares_latents: whether the request before asked for the same latents and timestep, in another role.
     """
 
     latents: torch.Tensor
     call: int
     role: Role
+    shares_latents: bool = False
 
 
 @dataclass(frozen=True)

@@ -89,19 +89,22 @@ def plain(kind, levels, x, *, reading, steps, strength=1.0, reuse=1, linear=Fals
             return g + (g - h) * (i - j) / (j - k)
         return known[name][-1][1]
 
+    def difference(role, x, alpha, sigma):
+        return lambda: denoised(x, alpha, sigma, role) - denoised(x, alpha, sigma, "weak")
+
     evaluations = 0
     for i in range(STEPS):
         (a, s), (a2, s2) = levels[i], levels[i + 1]
         if i in steps:
             before = len(known["reflection"])
-            g = gap("reflection", steps, i, lambda x=x: denoised(x, a, s, "strong") - denoised(x, a, s, "weak"))
+            g = gap("reflection", steps, i, difference("strong", x, a, s))
             evaluations += 2 * (len(known["reflection"]) - before)
             x = x + strength * displacement(i) * g
         x0 = denoised(x, a, s, "base")
         evaluations += 1
         if i in pushed:
             before = len(known["push"])
-            g = gap("push", pushed, i, lambda x=x: denoised(x, a, s, gap_of) - denoised(x, a, s, "weak"))
+            g = gap("push", pushed, i, difference(gap_of, x, a, s))
             evaluations += (1 + (gap_of == "strong")) * (len(known["push"]) - before)
             x0 = x0 + push * g / share(i)
         x = a2 * x0 + s2 * (x - a * x0) / s

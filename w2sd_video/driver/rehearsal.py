@@ -76,7 +76,7 @@ class CallState:
     Attributes:
         role: the role that the next evaluation answers for.
         request: counts the sampler's requests, so that evaluations of one request can be told from the next.
-        shares_latents: the request is a weak one at the latents and timestep of the strong one before it.
+        place: counts the latents and timesteps that are evaluated: requests that share them have one.
         nfe: rows of the network by role, of all samples together.
         measures: whether the call begins with turns that measure the layout of guidance.
         probing: the number of the probe turn that is under way; None in all others.
@@ -100,7 +100,7 @@ class CallState:
 
     role: Role = "base"
     request: int = 0
-    shares_latents: bool = False
+    place: int = 0
     nfe: Counter[str] = field(default_factory=Counter)
     measures: bool = False
     probing: int | None = None

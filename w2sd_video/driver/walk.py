@@ -233,7 +233,7 @@ class Walk:
         asked = self.turns[self.at].asked if self.at < len(self.turns) else None
         self._state.request += 1
         self._state.role = asked.role if asked else "base"
-        self._state.shares_latents = isinstance(asked, Request) and asked.shares_latents
+        self._state.place += not getattr(asked, "shares_latents", False)
         self._state.probing = asked.rows if isinstance(asked, ProbeRequest) else None
         self._state.answered = []
         own = self._state.rehearsals.get(None)
