@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from w2sd_video.argument_checks import is_whole, real_number
 from w2sd_video.strength import log_snr
 from w2sd_video.trajectory import Level
 
 Unit = Literal["steps", "log_snr"]
+
+
+class Moment(NamedTuple):
+    """A step of a sampling: its number from the noisiest, of how many, and the level that it starts from."""
+
+    step: int
+    total: int
+    level: Level
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,10 @@ class Window:
         if self.unit == "log_snr":
             return range(total)
         return range(_half_up(self.start * total), _half_up(self.stop * total))
+
+    def share_at(self, moment: Moment) -> float:
+        """Return 1 at a moment that is in it, and 0 at any other."""
+        return float(moment.step in self.steps(moment.total) and self.holds(moment.level))
 
     def holds(self, level: Level) -> bool:
         """Return whether a step of `steps` is in it, by the level that it starts from."""

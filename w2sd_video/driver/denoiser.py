@@ -50,15 +50,22 @@ class DenoiserSwitch:
         self._latents_name = next(iter(self._signature.parameters))
         self._branches = branches
         self._state = state
-        self._modules: dict[Role, nn.Module] = {}
-        self._swaps: dict[Role, list[Swap]] = {}
+        self._evaluated_as: list[tuple[Branch, nn.Module, list[Swap]]] = []
         self._forget()
-        for role, branch in branches.items():
-            module = branch.weights if isinstance(branch.weights, nn.Module) else denoiser
-            if module is not denoiser:
-                check_same_shape(denoiser, module)
-            self._modules[role] = module
-            self._swaps[role] = swaps_of(uncompiled(module), branch)
+        for branch in branches.values():
+            self._module_and_swaps(branch)
+
+    def _module_and_swaps(self, branch: Branch) -> tuple[nn.Module, list[Swap]]:
+        """Return the network that a branch is evaluated with, and what is changed in it meanwhile."""
+        for known, module, swaps in self._evaluated_as:
+            if known == branch:
+                return module, swaps
+        module = branch.weights if isinstance(branch.weights, nn.Module) else self._denoiser
+        if module is not self._denoiser:
+            check_same_shape(self._denoiser, module)
+        swaps = swaps_of(uncompiled(module), branch)
+        self._evaluated_as.append((branch, module, swaps))
+        return module, swaps
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -95,7 +102,7 @@ class DenoiserSwitch:
                 f"{type(self._pipe).__name__} evaluates its network outside of a loop over scheduler.timesteps with a "
                 "scheduler.step for each, so it cannot be reflected"
             )
-        branch, arguments = self._branches[state.role], self._with_text(arguments, call)
+        branch, arguments = state.setting(self._branches), self._with_text(arguments, call)
         scale, layout = branch.guidance_scale, self._layout
         assert not isinstance(scale, tuple)
         if branch.negative_prompt is not None and layout and layout.kind != "not affine" and not layout.is_guided:
@@ -228,34 +235,34 @@ class DenoiserSwitch:
     def _kept_rows(self) -> dict[int, torch.Tensor]:
         """Return the rows that were evaluated at these latents for a branch that differs in guidance at most."""
         place, kept = self._kept
-        branch = self._branches[self._state.role]
+        branch = self._state.setting(self._branches)
         of_branch = (rows for by, rows in kept if by.same_but_guidance(branch))
         return next(of_branch, {}) if place == self._state.place else {}
 
     def _keep(self, rows: dict[int, torch.Tensor]) -> None:
         place, kept = self._kept
-        branch, rows = self._branches[self._state.role], self._kept_rows() | rows
+        branch, rows = self._state.setting(self._branches), self._kept_rows() | rows
         others = [(by, of) for by, of in kept if not by.same_but_guidance(branch)] if place == self._state.place else []
         self._kept = (self._state.place, [*others, (branch, rows)])
 
     def _evaluate(self, arguments: Arguments, rows: int) -> Any:
-        role = self._state.role
-        self._state.nfe[role] += rows
-        module = self._modules[role]
+        self._state.nfe[self._state.role] += rows
+        branch = self._state.setting(self._branches)
+        module, swaps = self._module_and_swaps(branch)
         # The other denoiser of a two-stage model has a switch of its own, which this evaluation passes by.
         run = self._forward if module is self._denoiser else unswitched(module)
-        self._caches.check(arguments, self._branches[role])
+        self._caches.check(arguments, branch)
         # Networks take from lists that they are given (HunyuanDiT its residuals), and may be evaluated again.
         arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
         positional, named = as_given(arguments, self._positional)
-        with self._evaluating, swapped(self._swaps[role]):
+        with self._evaluating, swapped(swaps):
             output = run(*positional, **named)
-        self._caches.note(output, self._branches[role])
+        self._caches.note(output, branch)
         return output
 
     def _with_text(self, arguments: Arguments, call: int) -> Arguments:
         """Return the arguments of an evaluation in the words of the branch's prompts."""
-        text = self._branches[self._state.role].text
+        text = self._state.setting(self._branches).text
         own, other = self._state.rehearsals.get(None), self._state.rehearsals.get(text)
         if own is None or other is None or own is other:
             return arguments

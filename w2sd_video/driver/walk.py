@@ -26,6 +26,7 @@ from w2sd_video.driver.timesteps import Timesteps, at_index
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection, Role
 from w2sd_video.trajectory import Trajectory
+from w2sd_video.window import Moment
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ class Walk:
         if not steps:
             raise ValueError(f"the pipeline begins at timestep {calls.start} of {calls.stop}: no step is left")
         self.total_steps = len(steps)
+        self._moments = {call: self._moment_of(call, steps) for call in calls}
         self._reflected = reflected_steps(trajectory, self._settings, calls.start).intersection(steps)
         self.reflected_steps = len(self._reflected)
         self.turns = self._probe_turns(calls.start)
@@ -200,6 +202,12 @@ class Walk:
             else:
                 asked_for_call.append(asked)
         self._announce()
+
+    def _moment_of(self, call: int, steps: Sequence[int]) -> Moment:
+        """Return the step that a call of the wrapped scheduler belongs to."""
+        begun = [place for place, step in enumerate(steps) if self._trajectory.calls[step] <= call]
+        place = begun[-1] if begun else 0
+        return Moment(place, len(steps), self._trajectory.level(steps[place]))
 
     def _probe_turns(self, begin: int) -> list[Turn]:
         """Return the turns at the beginning of a call in which its loop is watched, and its layout measured."""
@@ -230,7 +238,9 @@ class Walk:
 
     def _announce(self) -> None:
         """Tell the denoiser's switch which role the next evaluation answers for."""
-        asked = self.turns[self.at].asked if self.at < len(self.turns) else None
+        turn = self.turns[self.at] if self.at < len(self.turns) else None
+        asked = turn.asked if turn else None
+        self._state.moment = self._moments[turn.call] if turn else None
         self._state.request += 1
         self._state.role = asked.role if asked else "base"
         self._state.place += not getattr(asked, "shares_latents", False)
