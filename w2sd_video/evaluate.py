@@ -16,7 +16,7 @@ import yaml
 
 from w2sd_video import __version__
 from w2sd_video._moved import names_of
-from w2sd_video.evaluation.cost import cost_in_words
+from w2sd_video.evaluation.evaluation_cost import cost_in_words
 from w2sd_video.evaluation.every_arm import evaluate_into
 from w2sd_video.evaluation.plan import add_options, check_words, plan_of
 from w2sd_video.jobs.pool_options import pool_of, shard_of

@@ -138,7 +138,10 @@ def evaluate(
     """
     select = next(metric for metric in metrics if metric.name == plan.select)
     asked = [(arm, budget, settings) for arm, budget, settings in arms if settings]
-    if not work.make((one, plan.tuning) for _, _, settings in asked if len(settings) > 1 for one in settings):
+    to_tune = [(one, plan.tuning) for _, _, settings in asked if len(settings) > 1 for one in settings]
+    work.make(to_tune)
+    if work.shard.count > 1 and (unfinished := work.missing(to_tune)):
+        work.unfinished = unfinished
         return None
     real_tuning = real["tuning"].get(select.name)
     chosen: list[Candidate] = []
@@ -147,7 +150,8 @@ def evaluate(
         best, values = choose(settings, select, work.read, plan.tuning, real_tuning)
         chosen.append(best)
         tuned += values
-    if not work.make((one, plan.report) for one in chosen) or work.shard.count > 1:
+    work.make([(one, plan.report) for one in chosen])
+    if work.shard.count > 1:
         return None
     results: list[Result] = []
     for (_, _, settings), best in zip(asked, chosen, strict=True):
@@ -176,14 +180,15 @@ class Work:
         if shard.count == 1:  # or else another shard may be writing
             self._remove_leftovers()
 
-    def make(self, asked: Iterable[tuple[Candidate, Split]]) -> bool:
-        """Make what is missing of settings on a split, and return whether other shards have made theirs too."""
-        asked = list(asked)
+    def make(self, asked: Sequence[tuple[Candidate, Split]]) -> None:
+        """Make what is missing of settings on a split, or this shard's part of it."""
         self._asked += asked
         self._run(self._tasks(asked), self._on_done, self._on_failed)
+
+    def missing(self, asked: Sequence[tuple[Candidate, Split]]) -> int:
+        """Return how many batches of settings on a split are not there."""
         batches = (batch for one, split in asked for batch in batches_of(one.config, split, self._batch))
-        self.unfinished = sum(self._files.read(batch) is None for batch in batches) if self.shard.count > 1 else 0
-        return self.unfinished == 0
+        return sum(self._files.read(batch) is None for batch in batches)
 
     def read(self, candidate: Candidate, split: Split) -> Samples:
         """Return what was measured of a setting on a split; of what is gone in the meantime that it is."""
@@ -207,7 +212,7 @@ class Work:
                 samples = self._files.read(batch)
                 for error in samples.error[~samples.there].tolist() if samples else ():
                     arms.setdefault(error, Counter())[one.arm] += 1
-        return [f"{counts.total()} samples of {', '.join(counts)}: {error}" for error, counts in arms.items()]
+        return [f"{counts.total()} sample(s) of {', '.join(counts)}: {error}" for error, counts in arms.items()]
 
     def _tasks(self, asked: Iterable[tuple[Candidate, Split]]) -> Iterator[Task]:
         """Yield a task for each batch of this shard that is not there, or of which samples failed."""

@@ -10,9 +10,6 @@ import json
 import math
 import os
 import time
-import uuid
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +23,7 @@ from w2sd_video.metrics import Metric, Score
 from w2sd_video.rendering.outputs import write_clips
 from w2sd_video.rendering.sample import sample_clips, threads_for
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.writing import PART
+from w2sd_video.writing import read_arrays, write_arrays
 
 SEEDS = 10**4
 """Seed s of prompt k is sampled from the noise of ``SEEDS * s + k``."""
@@ -155,7 +152,7 @@ class SampleFiles:
 
     def read(self, batch: Batch) -> Samples | None:
         """Return what was measured of a batch; None if it is not there, damaged, or of something else."""
-        arrays = _arrays(self.file(batch))
+        arrays = read_arrays(self.file(batch))
         if arrays is None or str(arrays.pop("key", "")) != self.key:
             return None
         scores, features = (
@@ -179,20 +176,12 @@ class SampleFiles:
         arrays: dict[str, Any] = {name: getattr(samples, name) for name in _COLUMNS} | {"key": np.array(self.key)}
         arrays |= {f"score {name}": values for name, values in samples.scores.items()}
         arrays |= {f"features {name}": values.astype(np.float32) for name, values in samples.features.items()}
-        file = self.file(batch)
-        part = file.with_name(f".{file.name}{PART}-{uuid.uuid4().hex[:8]}")
-        try:
-            with part.open("wb") as stream:
-                np.savez(stream, **arrays)
-            os.replace(part, file)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        write_arrays(self.file(batch), arrays)
 
     def keys(self) -> Iterator[str]:
         """Yield the keys that the files that are there were made with; of what is damaged none."""
         for file in (self.folder / "samples").glob("*.npz"):
-            if (arrays := _arrays(file)) is not None:
+            if (arrays := read_arrays(file)) is not None:
                 yield str(arrays.get("key", ""))
 
 
@@ -302,21 +291,3 @@ def _stacked(parts: Sequence[dict[str, np.ndarray]], counts: Sequence[int]) -> d
         )
         for name, shape in shapes.items()
     }
-
-
-def _arrays(file: Path) -> dict[str, np.ndarray] | None:
-    """Return what an .npz file holds; None if it is not there, empty, cut off or damaged otherwise."""
-    try:
-        with np.load(file) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ):
-        return None
