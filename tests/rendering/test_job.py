@@ -47,7 +47,9 @@ def render(*options, prompts="prompts.txt", folder="out/"):
 
 
 def names(folder="out"):
-    return sorted(path.name for path in Path(folder).iterdir() if path.suffix != ".json" and path.name[0] != ".")
+    return sorted(
+        path.name for path in Path(folder).iterdir() if path.suffix not in (".json", ".html") and path.name[0] != "."
+    )
 
 
 def contents(folder="out"):
