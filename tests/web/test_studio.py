@@ -70,7 +70,9 @@ def test_a_clip_is_made_and_played_and_can_be_made_again(open_studio, workbench,
     page.get_by_label("Steps", exact=True).fill("4")
     page.get_by_label("Seed", exact=True).fill("5")
     make(page)
-    page.wait_for_function("/sampling|weak:/.test(document.body.innerText)", timeout=60_000)  # its progress is shown
+    page.wait_for_function(
+        "/sampling (weak|strong|W2SD)/.test(document.body.innerText)", timeout=60_000
+    )  # its progress is shown
     wait_for_status(page, "made 0001.mp4")
     player = page.frame_locator("iframe")
     assert player.locator("figcaption").evaluate_all("all => all.map((one) => one.firstChild.textContent)") == LABELS

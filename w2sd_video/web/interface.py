@@ -28,7 +28,6 @@ def interface(workbench: Workbench, first: str) -> gr.Blocks:
         first: the configuration that is chosen at first.
     """
     wish = workbench.wish_of(first)
-    # Gradio's own fonts would be fetched from elsewhere.
     with gr.Blocks(title="w2sd-video studio", analytics_enabled=False, fill_width=True) as studio:
         gr.Markdown(_ABOUT)
         with gr.Row():
@@ -91,11 +90,9 @@ def interface(workbench: Workbench, first: str) -> gr.Blocks:
 
 def launch(studio: gr.Blocks, host: str, port: int, is_blocking: bool = True) -> str:
     """Serve the studio, and return its address; nothing but the studio is served, no file of this machine."""
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     _, address, _ = studio.queue(default_concurrency_limit=1).launch(
         server_name=host,
         server_port=port,
-        theme=theme,
         share=False,
         quiet=True,
         allowed_paths=[],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -87,7 +86,7 @@ class Made:
 
 
 class Workbench:
-    """Makes clips one at a time, with a model that stays loaded until another is asked for.
+    """Makes clips with a model that stays loaded until another is asked for; one at a time, which the caller sees to.
 
     Args:
         folder: where clips and their records go; nothing is read or written elsewhere.
@@ -97,7 +96,6 @@ class Workbench:
     def __init__(self, folder: Path, configurations: Mapping[str, RenderConfig]) -> None:
         self.folder, self.configurations = folder, dict(configurations)
         self._model, self._pipe = "", None
-        self._busy = threading.Lock()
 
     def wish_of(self, configuration: str) -> Wish:
         """Return what is filled in when a configuration is chosen."""
@@ -154,7 +152,7 @@ class Workbench:
         """
         config = self.config_of(wish)
         check_before_loading(config)
-        with self._busy, threads_for(config.model.pretrained):
+        with threads_for(config.model.pretrained):
             pipe = self._loaded(config, say)
             check_call(type(pipe), config)
             started = time.perf_counter()
