@@ -12,6 +12,7 @@ COMMANDS = {
     "render": "render",
     "evaluate": "evaluate",
     "calibrate": "calibrate",
+    "studio": "studio",
     "train-miniatures": "miniatures.train",
 }
 """The module of each command, which is imported when it is asked for."""

@@ -8,7 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {"w2sd_video": "w2sd_video", "backends": "w2sd_video.backends"}
-COMMANDS = {f"w2sd_video.{name}" for name in ("__main__", "render", "calibrate", "evaluate", "miniatures.train")}
+COMMANDS = {
+    f"w2sd_video.{name}" for name in ("__main__", "render", "calibrate", "evaluate", "studio", "miniatures.train")
+}
 METHOD = (
     *(
         "algorithm",
@@ -33,7 +35,7 @@ FLOORS = [
     ["jobs"],
     ["metrics", "rendering"],
     ["calibration"],
-    ["evaluation"],
+    ["evaluation", "web"],
     ["commands"],
 ]
 """The rooms, from the ground; below the ten floors lie the package's lists of names, which are loaded before all."""

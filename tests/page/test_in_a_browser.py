@@ -162,6 +162,7 @@ def test_a_blind_vote_is_cast_and_saved(tmp_path, open_page, size):
     page.click("#vote-open")
     page.select_option("#vote-a", label="strong")
     page.select_option("#vote-b", label="W2SD")
+    page.evaluate("() => { let draws = 0; Math.random = () => [0.1, 0.9][draws++ % 2]; }")
     page.click("#vote-start")
     seen_prompts, cast, sides = [], [], []
     for key in "1233":
@@ -174,11 +175,13 @@ def test_a_blind_vote_is_cast_and_saved(tmp_path, open_page, size):
         left, right = (
             {100: "strong", 140: "W2SD"}[round(shade_of(part, 0.5), -1)] for part in seen(page, ".two canvas")
         )
+        assert {left, right} == {"strong", "W2SD"}
         sides.append(left)
         cast.append({"1": left, "2": None, "3": right}[key])
         page.keyboard.press(key)
     assert sorted(seen_prompts) == [f"prompt {number}" for number in range(4)]
     counts = Counter("no difference" if better is None else better for better in cast)
+    assert len(set(sides)) == 2, "neither is always on the same side"
     said = page.text_content("#vote-result")
     assert all(f"{label} {count}" in said for label, count in counts.items())
     with page.expect_download() as download:

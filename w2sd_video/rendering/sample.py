@@ -24,6 +24,9 @@ from w2sd_video.settings.sources import MINIATURE
 if TYPE_CHECKING:
     from w2sd_video.plugin import Run
 
+_OF_A_REFLECTION = ("strength", "rounds", "inversion", "iterations", "autoguidance", "span")
+"""Arguments of `reflection` that are settings of the same name."""
+
 
 def sample_clips(
     pipe: Any,
@@ -72,30 +75,28 @@ def reflected(pipe: Any, config: RenderConfig) -> Iterator[Run]:
     """
     from w2sd_video.plugin import reflection
 
-    branches = {role: branch_of(filled(config, getattr(config, role))) for role in ROLES}
+    with ExitStack() as stack:
+        try:
+            run = stack.enter_context(reflection(pipe, **reflection_arguments(pipe, config)))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(first_line(error)) from error
+        yield run
+
+
+def reflection_arguments(pipe: Any, config: RenderConfig) -> dict[str, Any]:
+    """Return what `reflection` is called with, beside the pipeline."""
+    branches: dict[str, Any] = {role: branch_of(filled(config, getattr(config, role))) for role in ROLES}
     if base_is_pipelines(pipe, config):
         # With a scale strong and weak can share evaluations, where they differ in no more than scales and stages.
         share = any(one.guidance_scale is not None or one.experts in STAGES for one in (config.strong, config.weak))
         for role in ("base",) if share else ROLES:
             branches[role] = replace(branches[role], guidance_scale=None)
     window = config.reflection_steps
-    with ExitStack() as stack:
-        try:
-            block = reflection(
-                pipe,
-                **branches,
-                reflection_steps=tuple(window) if isinstance(window, (tuple, list)) else window,  # type: ignore[arg-type]
-                strength=config.strength,
-                rounds=config.rounds,
-                inversion=config.inversion,
-                iterations=config.iterations,
-                autoguidance=config.autoguidance,
-                span=config.span,
-            )
-            run = stack.enter_context(block)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(first_line(error)) from error
-        yield run
+    return {
+        **branches,
+        "reflection_steps": tuple(window) if isinstance(window, (tuple, list)) else window,
+        **{name: getattr(config, name) for name in _OF_A_REFLECTION},
+    }
 
 
 def _refusal(pipe: Any, config: RenderConfig, error: Exception) -> str:
