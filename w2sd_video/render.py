@@ -7,7 +7,6 @@ import sys
 import yaml
 
 from w2sd_video._moved import names_of
-from w2sd_video.page import write_index
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.job import RenderJob, render_job
 from w2sd_video.rendering.job_cost import cost_in_words
@@ -45,7 +44,6 @@ def main(argv: list[str] | None = None) -> int:
 def _render_job(job: RenderJob) -> int:
     """Make the samples of a job and the page that shows them, say what became of them, and return the exit code."""
     outcome = render_job(job)
-    write_index(job.folder, [f"{name} failed: {reason}" for name, reason in outcome.failed.items()])
     print(outcome.in_words(job.folder))
     return 1 if outcome.failed else 0
 
