@@ -28,6 +28,8 @@ import w2sd_video.render
 from w2sd_video.settings.schema import RenderConfig
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+NOTHING = SimpleNamespace(in_words=str, failed=[])
+"""What came of an evaluation that was not made."""
 OF_THE_READER = ("edges.png", "more_art.safetensors", "FOLDER")
 """Files and folders that the reader has, by the names that commands give them."""
 
@@ -115,7 +117,7 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         case ["python", "-m", "w2sd_video.render", *rest]:
             assert w2sd_video.render.main([*rest, *([] if "--dry-run" in rest else ["--dry-run"])]) == 0
         case ["python", "-m", "w2sd_video.evaluate", *rest]:
-            monkeypatch.setattr(w2sd_video.evaluate, "evaluate_into", lambda *given: reached.append(given))
+            monkeypatch.setattr(w2sd_video.evaluate, "evaluate_into", lambda *given: reached.append(given) or NOTHING)
             assert w2sd_video.evaluate.main(rest) == 0 and reached
         case ["python", "-m", "w2sd_video.calibrate", *rest]:
             check_calibrate(rest, monkeypatch)
@@ -161,6 +163,7 @@ def check_tool(words: list[str]) -> None:
             assert all((ROOT / path).exists() for path in paths if not path.startswith("-")), words
         case (
             ["mkdocs", "build" | "serve", *_]
+            | ["ray", "start", *_]
             | ["pre-commit", "install" | "run", *_]
             | ["bash", ".ci/run" | ".ci/versions", *_]
         ):

@@ -38,7 +38,7 @@ def cost_in_words(config: RenderConfig, clips: int, draws: int, batch: int, samp
         of_samples = clips * sum(sum(evaluations(each).values()) for each in both)
     lines = [line for line in plan_in_words(config).splitlines() if line.split()[0] not in ("clip", "steps", "NFE")]
     lines += [
-        f"clips    {clips} real, {2 * clips if samples else 0} sampled; {config.steps} levels, {draws} draw(s) of noise",
+        f"clips    {clips} real, {2 * clips if samples else 0} sampled; {config.steps} levels, {draws} draw(s)",
         f"NFE      comparing: at most {compared}; sampling: at most {of_samples}",
     ]
     cost = measured_cost(replace(config, prompts=config.prompts[:1]), min(batch, clips))
