@@ -44,11 +44,38 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_latents(latents: Any) -> None:
-    """Refuse latents that are not a floating-point tensor (TypeError)."""
+def check_latents(latents: Any, name: str = "latents") -> None:
+    """Refuse latents, or a prediction for them, that are not a floating-point tensor (TypeError)."""
     if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
         kind = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
-        raise TypeError(f"latents must be a floating-point tensor, got {kind}")
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+
+
+def check_prediction(name: str, prediction: Any, latents: Any) -> None:
+    """Refuse latents and a prediction that are no floating-point tensors (TypeError) of one shape (ValueError)."""
+    check_latents(latents)
+    check_latents(prediction, name)
+    if prediction.shape != latents.shape:
+        raise ValueError(
+            f"{name} must have the shape of the latents, {tuple(latents.shape)}, got {tuple(prediction.shape)}"
+        )
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that holds NaN or infinity (ValueError); waits on its device."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} must be finite, but hold NaN or infinity")
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written into, where that is counted."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def check_callable(name: str, function: Any) -> None:
+    """Refuse what cannot be called (TypeError)."""
+    if not callable(function):
+        raise TypeError(f"{name} must be a function, got {type(function).__name__}")
 
 
 def check_like(name: str, result: Any, latents: torch.Tensor) -> None:

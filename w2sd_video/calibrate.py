@@ -6,22 +6,29 @@ that brings it nearest goes into the output, which ``w2sd_video.render --strengt
 clips that the base setting samples, alone and reflected: at which strength are they most like the real ones?
 
 Options that are not listed here are those of ``w2sd_video.render`` and change the configuration. With a folder, the
-caption of ``a.mp4`` is what ``a.txt`` says; miniatures need no folder, for their world makes the clips.
+caption of ``a.mp4`` is what ``a.txt`` says; miniatures need no folder, for their world makes the clips. What was found
+is kept in a folder beside the output until all is: an interrupted calibration goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import yaml
+
 from w2sd_video import __version__
 from w2sd_video._moved import names_of
-from w2sd_video.calibration.options import add_options, calibrated_config, clips_of
+from w2sd_video.calibration.calibration_cost import cost_in_words
+from w2sd_video.calibration.options import add_options, calibrated_config, check_words, clips_of
 from w2sd_video.calibration.pair import calibrate_pair
 from w2sd_video.calibration.report import report
+from w2sd_video.jobs.pool_options import pool_of, shard_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
+from w2sd_video.rendering.outputs import plain
 from w2sd_video.rendering.video import write_whole
 from w2sd_video.settings.command_line import DEFAULT_CONFIG, OneLineParser, parse
 from w2sd_video.settings.panels import filled
@@ -38,13 +45,31 @@ def main(argv: list[str] | None = None) -> int:
     options, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     output = Path(options.output)
     with errors_in_one_line("calibrate"):
-        config = calibrated_config(options, parse(["--config", options.config, *rest], command="calibrate").config)
+        check_words(rest)
+        request = parse(["--config", options.config, *rest], command="calibrate")
+        config = calibrated_config(options, request.config)
+        if request.print_config:
+            print(yaml.safe_dump(plain(config), sort_keys=False), end="")
+            return 0
+        pool = pool_of(
+            options.workers, options.ray, options.gpus_per_worker, options.cpus_per_worker, device=config.device
+        )
+        shard = shard_of(options.shard)
         clips = clips_of(options, config)
-        findings = calibrate_pair(config, clips, options.draws, options.batch, options.samples, options.ideal)
+        if request.dry_run:
+            print(cost_in_words(config, len(clips), options.draws, options.batch, options.samples, pool))
+            return 0
+        numbers = (options.draws, options.batch, options.samples, options.ideal)
+        parts = Path(f"{output}.parts")
+        findings = calibrate_pair(config, clips, *numbers, parts, pool, shard)
+        if findings is None:
+            print(f"left     nothing of this shard ({parts}); without --shard the same command writes {output}")
+            return 0
         counted = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
         pair = {role: asdict(filled(config, getattr(config, role))) for role in ("strong", "weak")}
         record = {"pair": pair, "model": asdict(config.model), "counts": counted, **findings.plain()}
         write_whole(output, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        shutil.rmtree(parts)
         print(report(findings, config, counted))
         print(f"\nwritten to {output}")
     return 0

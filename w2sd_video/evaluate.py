@@ -12,11 +12,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import yaml
+
 from w2sd_video import __version__
 from w2sd_video._moved import names_of
+from w2sd_video.evaluation.evaluation_cost import cost_in_words
 from w2sd_video.evaluation.every_arm import evaluate_into
-from w2sd_video.evaluation.plan import add_options, plan_of
+from w2sd_video.evaluation.plan import add_options, check_words, plan_of
+from w2sd_video.jobs.pool_options import pool_of, shard_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
+from w2sd_video.rendering.outputs import plain
+from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.settings.command_line import DEFAULT_CONFIG, OneLineParser, parse
 from w2sd_video.settings.model_checks import check_plan
 
@@ -31,12 +37,26 @@ def main(argv: list[str] | None = None) -> int:
     add_options(parser)
     options, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     with errors_in_one_line("evaluate"):
-        config = parse([*rest, "--config", options.config], command="evaluate").config
-        plan = plan_of(options, config, options.config)
+        check_words(rest, has_budgets=options.budgets is not None)
+        request = parse([*rest, "--config", options.config], command="evaluate")
+        config = request.config
+        if request.print_config:
+            print(yaml.safe_dump(plain(config), sort_keys=False), end="")
+            return 0
         check_plan(config)
+        plan = plan_of(options, config, options.config)
         folder = Path(options.folder or f"runs/{Path(options.config).stem}")
-        print(evaluate_into(folder, config, plan))
-    return 0
+        pool = pool_of(
+            options.workers, options.ray, options.gpus_per_worker, options.cpus_per_worker, device=config.device
+        )
+        shard = shard_of(options.shard)
+        if request.dry_run:
+            check_before_loading(config)
+            print(cost_in_words(config, plan, pool))
+            return 0
+        evaluation = evaluate_into(folder, config, plan, pool, shard)
+        print(evaluation.in_words())
+    return 1 if evaluation.failed else 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from w2sd_video.argument_checks import check_latents, real_number
+
 
 def guided(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
     """Return ``uncond + scale * (cond - uncond)``, computed in the precision of what is given.
@@ -17,5 +19,14 @@ def guided(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tens
 
     Returns:
         A prediction of the same shape and dtype.
+
+    Raises:
+        TypeError: no floating-point tensors, or a scale that is no number.
+        ValueError: predictions of two shapes, or a scale that is not finite.
     """
+    check_latents(cond, "cond")
+    check_latents(uncond, "uncond")
+    if cond.shape != uncond.shape:
+        raise ValueError(f"cond and uncond must have one shape, got {tuple(cond.shape)} and {tuple(uncond.shape)}")
+    scale = real_number("scale", scale)
     return uncond + scale * (cond - uncond)

@@ -8,17 +8,19 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from w2sd_video._moved import names_of
 from w2sd_video.algorithm import Step, StepRequest, drive, shift_history, w2sd
-from w2sd_video.argument_checks import check_latents, check_like, whole_number
+from w2sd_video.argument_checks import check_callable, check_finite, check_latents, check_like, version_of, whole_number
 from w2sd_video.inversions import Draw, Request, reflect_step
-from w2sd_video.reflection_settings import Inversion, Reflection, Role, WeakInversion
+from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role, WeakInversion
+from w2sd_video.reuse import Carried
 from w2sd_video.strength import StrengthSchedule, as_strength
 from w2sd_video.trajectory import Trajectory
+from w2sd_video.window import Steps
 
 __getattr__ = names_of(__name__)
 
@@ -52,13 +54,18 @@ def sample(
     scheduler: Any,
     *,
     num_inference_steps: int | None = None,
-    reflection_steps: int | tuple[float, float] | None = None,
+    reflection_steps: Steps = None,
     strength: float | str | Path | StrengthSchedule = 1.0,
     rounds: int = 1,
     inversion: Inversion = "paper",
     iterations: int = 2,
-    autoguidance: float = 0.0,
+    autoguidance: float | str | Path | StrengthSchedule = 0.0,
     span: int = 1,
+    reading: Reading = "epsilon",
+    reuse: int = 1,
+    carried: Carried = "held",
+    autoguidance_steps: Steps = None,
+    autoguidance_gap: Literal["base", "strong"] = "base",
     generator: torch.Generator | list[torch.Generator] | None = None,
     callback: Callable[[int, torch.Tensor], None] | None = None,
 ) -> Sampled:
@@ -72,7 +79,7 @@ def sample(
         latents: initial noise, already multiplied by ``scheduler.init_noise_sigma``; floating-point, of any shape.
         scheduler: a diffusers scheduler of a known kind; it is copied, and left as it is.
         num_inference_steps: T; None uses the timesteps that ``set_timesteps`` has put into the scheduler.
-        reflection_steps: see ``Reflection``, as of all settings down to ``span``.
+        reflection_steps: see ``Reflection``, as of all settings down to ``autoguidance_gap``.
         strength: a number, or a ``StrengthSchedule`` or the name of its file.
         generator: for schedulers whose own step draws noise, and for Re-Sampling; a list has one a sample.
         callback: ``(step, latents)``, called after each step.
@@ -82,27 +89,49 @@ def sample(
         them.
 
     Raises:
-        TypeError: an unknown scheduler, latents that are not a floating-point tensor, or a setting that is no number.
+        TypeError: an unknown scheduler, latents that are not a floating-point tensor, a setting that is no number, or
+            no function or generator where one must be.
         ValueError: a setting out of range, a file that holds no strengths, timesteps that were never set, latents that
             are not finite, or a prediction of another shape, dtype or device, or that is not finite; the message names
-            its role and step. Whether predictions are finite is seen at the end, so that nothing before it waits on
-            the device.
+            its role and step. Whether predictions, and the latents in the end, are finite is seen at the end, so that
+            nothing before it waits on the device. Latents that ``predict`` changed in place.
     """
-    settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance, span)
+    settings = Reflection(
+        reflection_steps,
+        as_strength(strength),
+        rounds,
+        inversion,
+        iterations,
+        as_strength(autoguidance),
+        span,
+        reading,
+        reuse,
+        carried,
+        autoguidance_steps,
+        autoguidance_gap,
+    )
     check_latents(latents)
-    if not torch.isfinite(latents).all():
-        raise ValueError("latents must be finite, but hold NaN or infinity")
+    check_finite("latents", latents)
+    check_callable("predict", predict)
+    if callback is not None:
+        check_callable("callback", callback)
+    _check_generator(generator, latents)
+    Trajectory.check(scheduler)
     scheduler = copy.deepcopy(scheduler)
     if num_inference_steps is not None:
         scheduler.set_timesteps(whole_number("num_inference_steps", num_inference_steps, 1), device=latents.device)
     trajectory = Trajectory(scheduler)
+    trajectory.level_below(0, settings.span)
     take_step = _step_function(scheduler, generator)
     nfe: Counter[str] = Counter(base=0, strong=0, weak=0)
     are_finite: list[tuple[str, torch.Tensor]] = []
 
     def predicted(seen: torch.Tensor, timestep: torch.Tensor, role: Role, step: int) -> torch.Tensor:
         nfe[role] += 1
-        name, prediction = f"predict as {role!r} at step {step}", predict(seen, timestep, role)
+        name, version = f"predict as {role!r} at step {step}", version_of(seen)
+        prediction = predict(seen, timestep, role)
+        if version_of(seen) != version:
+            raise ValueError(f"{name} changed the latents that it was given in place; it must leave them as they are")
         check_like(name, prediction, seen)
         are_finite.append((name, torch.isfinite(prediction.detach()).all()))
         return prediction
@@ -125,8 +154,21 @@ def sample(
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
         final = drive(w2sd(trajectory, latents, settings, drawing_from(generator)), answer)
+    are_finite.append(("the last step", torch.isfinite(final.detach()).all()))
     _check_finite(are_finite)
     return Sampled(final, dict(nfe))
+
+
+def _check_generator(generator: Any, latents: torch.Tensor) -> None:
+    generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
+    for each in generators:
+        if not isinstance(each, torch.Generator):
+            raise TypeError(
+                f"generator must be a torch.Generator, or a list of one a sample, got {type(each).__name__}"
+            )
+    samples = latents.shape[0] if latents.ndim else 1
+    if isinstance(generator, list) and len(generator) not in (1, samples):
+        raise ValueError(f"generator holds {len(generator)} for {samples} samples; give one a sample, or one for all")
 
 
 def _check_finite(are_finite: list[tuple[str, torch.Tensor]]) -> None:

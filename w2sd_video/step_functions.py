@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from w2sd_video.argument_checks import check_latents, check_like, real_number, whole_number
+from w2sd_video.argument_checks import (
+    check_callable,
+    check_finite,
+    check_latents,
+    check_like,
+    real_number,
+    whole_number,
+)
 
 StepFunction = Callable[[torch.Tensor, object], torch.Tensor]
 
@@ -36,11 +43,15 @@ def reflect(
         Tensor like ``latents``, at the level of ``t``. Gradients are off unless ``latents`` require them.
 
     Raises:
-        TypeError: latents that are not a floating-point tensor, or a setting that is no number.
-        ValueError: ``strength`` that is not finite, ``rounds`` that are no whole number from 1, or a step function
-            that changed shape, dtype or device, or returned a non-finite value; the message names the function.
+        TypeError: latents that are not a floating-point tensor, a setting that is no number, or no function.
+        ValueError: latents that are not finite, before or after, ``strength`` that is not finite, ``rounds`` that are
+            no whole number from 1, or a step function that changed shape, dtype or device, or returned a non-finite
+            value; the message names the function.
     """
     check_latents(latents)
+    check_finite("latents", latents)
+    check_callable("step_fn_strong", step_fn_strong)
+    check_callable("step_fn_weak", step_fn_weak)
     strength, rounds = real_number("strength", strength), whole_number("rounds", rounds, 1)
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
@@ -48,6 +59,7 @@ def reflect(
             lower = _checked("step_fn_strong", step_fn_strong(latents, t), latents)
             inverted = _checked("step_fn_weak", step_fn_weak(lower, t), latents)
             latents = latents + strength * (inverted - latents)
+            check_finite("the reflected latents", latents)
     return latents
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,13 @@ from w2sd_video.trajectory import Level
 
 
 def log_snr(level: Level) -> float:
-    """Return the logarithm of (alpha / sigma)², the signal-to-noise ratio; infinite at either end."""
+    """Return the logarithm of (alpha / sigma)², the signal-to-noise ratio; infinite at either end.
+
+    Raises:
+        ValueError: no level, or one with a negative scale or NaN.
+    """
+    if not (isinstance(level, Level) and level.alpha >= 0 and level.sigma >= 0 and level.alpha + level.sigma > 0):
+        raise ValueError(f"a level must be a Level of alpha and sigma from 0, not both 0, got {level!r}")
     if level.alpha == 0.0 or level.sigma == 0.0:
         return -math.inf if level.alpha == 0.0 else math.inf
     return 2 * math.log(level.alpha / level.sigma)
@@ -41,6 +49,8 @@ class StrengthSchedule:
     def __post_init__(self) -> None:
         """Refuse what is no schedule."""
         for name in ("log_snr", "strength"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise TypeError(f"{name} of a strength schedule must be numbers in order, got {getattr(self, name)!r}")
             numbers = tuple(float(real_number(f"{name} of a strength schedule", x)) for x in getattr(self, name))
             object.__setattr__(self, name, numbers)
         levels, strengths = len(self.log_snr), len(self.strength)
@@ -69,7 +79,7 @@ class StrengthSchedule:
             data = parse_json(text)
         except ValueError as error:
             raise ValueError(f"{where} it is not JSON: {error}") from error
-        lists = [data.get(name) for name in ("log_snr", "strength")] if isinstance(data, dict) else []
+        lists: list[Any] = [data.get(name) for name in ("log_snr", "strength")] if isinstance(data, dict) else []
         if not lists or not all(isinstance(numbers, list) for numbers in lists):
             raise ValueError(f"{where} it needs the lists log_snr and strength")
         try:

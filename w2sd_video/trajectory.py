@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from w2sd_video.argument_checks import whole_number
+from w2sd_video.argument_checks import check_prediction, real_number, whole_number
+
+_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow", "inverted_flow")
+"""What networks predict."""
 
 
 class Level(NamedTuple):
@@ -53,6 +56,10 @@ class Trajectory:
         timesteps: the timestep that the network is told at each step.
         number_of_calls: how many timesteps the scheduler has.
 
+    All methods refuse steps and spans that are not whole numbers (TypeError, ValueError) or out of range (ValueError),
+    latents and predictions that are no floating-point tensors (TypeError), and predictions of another shape than the
+    latents (ValueError).
+
     Raises:
         TypeError: a scheduler that is not known; the message lists the known ones.
         ValueError: ``set_timesteps`` was not called, or the prediction type is not known.
@@ -91,14 +98,14 @@ class Trajectory:
 
     def level(self, i: int) -> Level:
         """Return (alpha, sigma) of the latents before step ``i``; ``level(len(self))`` is the final one."""
-        return self._next_levels[-1] if i == len(self) else self._levels[i]
+        return self._next_levels[-1] if self._step(i, len(self)) == len(self) else self._levels[i]
 
     def next_level(self, i: int) -> Level:
         """Return (alpha, sigma) of the latents after step ``i``.
 
         It is ``level(i + 1)``, but for schedulers that round: DDIM steps by a whole number of training timesteps.
         """
-        return self._next_levels[i]
+        return self._next_levels[self._step(i, len(self) - 1)]
 
     def level_below(self, i: int, span: int = 1) -> Level:
         """Return (alpha, sigma) of the latents ``span`` steps after those before step ``i``, the final one at most.
@@ -159,9 +166,54 @@ class Trajectory:
         Raises:
             ValueError: a step that cannot be inverted with predictions of this kind.
         """
-        move = self._invertible_move(i, reading or self.prediction_type, span)
+        for name, prediction in (("strong", strong), ("weak", weak)):
+            check_prediction(name, prediction, latents)
         gap = strong.to(_working_dtype(strong)) - weak.to(_working_dtype(weak))
+        return self.displaced(latents, gap, i, strength=strength, reading=reading, span=span)
+
+    def displaced(
+        self,
+        latents: torch.Tensor,
+        gap: torch.Tensor,
+        i: int,
+        *,
+        strength: float = 1.0,
+        reading: str | None = None,
+        span: int = 1,
+    ) -> torch.Tensor:
+        """Move latents along a gap, strong less weak, as far as denoising and inverting step ``i`` would.
+
+        Args:
+            latents: tensor of any shape, at ``level(i)``.
+            gap: the difference of two predictions, like ``latents``, or in float32.
+            i: the step.
+            strength: scale of the displacement.
+            reading: what the predictions are, as of ``reflect``.
+            span: how many steps it goes down and back, in one.
+
+        Raises:
+            ValueError: a step that cannot be inverted with predictions of this kind.
+        """
+        move = self._invertible_move(i, reading or self.prediction_type, span)
+        check_prediction("gap", gap, latents)
+        strength = real_number("strength", strength)
         return _combine(1.0, latents, strength * move.of_prediction / move.of_latents, gap)
+
+    def as_prediction(self, gap: torch.Tensor, i: int, reading: str) -> torch.Tensor:
+        """Turn a gap of predictions at step ``i`` from a reading into what the network predicts, in float32."""
+        return gap.to(_working_dtype(gap)) / self._share_of_prediction(i, reading)
+
+    def as_reading(self, gap: torch.Tensor, i: int, reading: str) -> torch.Tensor:
+        """Turn a gap of the network's predictions at step ``i`` into a reading, in float32."""
+        return gap.to(_working_dtype(gap)) * self._share_of_prediction(i, reading)
+
+    def _share_of_prediction(self, i: int, reading: str) -> float:
+        """Return what a prediction counts in a reading of it."""
+        if reading == self.prediction_type:
+            return 1.0
+        level, scale = self.level(i), self.input_scale(self.level(i))
+        of_input = Level(level.alpha / scale, level.sigma / scale)
+        return _readings(self.prediction_type, of_input)[_known_reading(reading)].of_prediction
 
     def renoise(self, latents: torch.Tensor, noise: torch.Tensor, i: int, span: int = 1) -> torch.Tensor:
         """Add noise to latents below step ``i``, so that they are at ``level(i)`` again (Re-Sampling)."""
@@ -181,7 +233,7 @@ class Trajectory:
         """
         scale = self.input_scale(told_level)
         level_of_input = Level(told_level.alpha / scale, told_level.sigma / scale)
-        coefficients = _readings(self.prediction_type, level_of_input)[reading]
+        coefficients = _readings(self.prediction_type, level_of_input)[_known_reading(reading)]
         return _combine(coefficients.of_latents / self.input_scale(at), latents, coefficients.of_prediction, prediction)
 
     def score_reading(self, i: int) -> str:
@@ -191,6 +243,12 @@ class Trajectory:
         """
         return "epsilon" if self.level(i).alpha > 0.0 else "sample"
 
+    def _step(self, i: int, most: int) -> int:
+        """Return a step, or refuse what is none: no number (TypeError), or out of range (ValueError)."""
+        if whole_number("a step", i, 0) > most:
+            raise ValueError(f"a step must be from 0 to {most}, got {i}")
+        return i
+
     def _invertible_move(self, i: int, reading: str, span: int) -> Affine:
         move = self._move(i, reading, span)
         if move.of_latents == 0.0:
@@ -199,7 +257,7 @@ class Trajectory:
 
     def _move(self, i: int, reading: str, span: int) -> Affine:
         """Return the step from ``level(i)`` to ``level_below(i, span)`` as an affine map of latents and prediction."""
-        readings = _readings(reading, self.level(i))
+        readings = _readings(reading, self._levels[self._step(i, len(self) - 1)])
         sample, epsilon = readings["sample"], readings["epsilon"]
         alpha, sigma = self.level_below(i, span)
         return Affine(
@@ -208,8 +266,16 @@ class Trajectory:
         )
 
 
+def _known_reading(reading: str) -> str:
+    if reading not in ("epsilon", "sample"):
+        raise ValueError(f"reading must be epsilon or sample, got {reading!r}")
+    return reading
+
+
 def _readings(prediction_type: str, level: Level) -> dict[str, Affine]:
     """Return sample and noise as affine maps of latents at a level and a prediction of some type."""
+    if prediction_type not in _PREDICTION_TYPES:
+        raise ValueError(f"reading must be one of {', '.join(_PREDICTION_TYPES)}; got {prediction_type!r}")
     alpha, sigma = level
     square = alpha**2 + sigma**2
     norm = math.sqrt(square)
@@ -238,7 +304,11 @@ def _working_dtype(latents: torch.Tensor) -> torch.dtype:
 
 
 def _combine(a: float, latents: torch.Tensor, b: float, prediction: torch.Tensor) -> torch.Tensor:
-    """Return ``a * latents + b * prediction`` in at least float32, cast back to the latents' dtype."""
+    """Return ``a * latents + b * prediction`` in at least float32, cast back to the latents' dtype.
+
+    Every move of a trajectory ends here, so that here is looked at what it was given.
+    """
+    check_prediction("a prediction", prediction, latents)
     dtype = _working_dtype(latents)
     return (a * latents.to(dtype) + b * prediction.to(dtype)).to(latents.dtype)
 

@@ -73,7 +73,7 @@ def test_one_folder_holds_samples_figures_table_and_page(tmp_path, capsys):
     assert page.count('<b title="the best of this column">best</b>') >= 2 * 3 and "lower is better" in page
     assert "machine" in page and (folder / "front.svg").read_text() != (folder / "front-score.svg").read_text()
     assert "pretrained: miniature:pixart" in page
-    assert json.loads((folder / "evaluation.json").read_text())["config"]["model"]["pretrained"] == "miniature:pixart"
+    assert json.loads((folder / "job.json").read_text())["model"]["pretrained"] == "miniature:pixart"
     assert not list(folder.rglob("*part*"))
 
 
@@ -91,7 +91,7 @@ def test_it_goes_on_where_it_stopped_and_takes_more_arms(tmp_path, capsys, monke
     assert made and all(one.base.weights == "weak" for one in made)
     with pytest.raises(SystemExit):
         evaluate.main([*PIXART, "--number-of-seeds", "1", "--folder", folder])
-    assert "holds an evaluation of other settings" in capsys.readouterr().err
+    assert "were made otherwise (seeds.report 2, now 1)" in capsys.readouterr().err
 
 
 def test_clips_are_shown_as_videos(tmp_path, capsys):
@@ -176,6 +176,15 @@ def test_what_a_model_lacks_is_said_in_one_line(tiny_model, argv, said, code, ca
         (["--config", "miniature-dit-moe", "--number-of-prompts", "48"], "number_of_prompts 48: must be from 1 to 47"),
         (["--number-of-seeds", "0"], "number_of_seeds 0: must be from 1 to 1000"),
         (["--batch", "0"], "batch 0: must be from 1 to 1024"),
+        (["--shown", "-1"], "shown -1: must be from 0 to 1000"),
+        (["--arms", "strong", "--against", "CFG"], "--against CFG: is not among the arms that are compared, strong"),
+        (["--arms", "strong", "FSG", "--budgets", "4"], "arm FSG: none of its settings fits 4 evaluations; raise"),
+        (["--seed", "3"], "--seed: the noise of an evaluation is always the same; --number-of-seeds takes more"),
+        (["--steps=3", "--budgets", "4"], "--steps: --budgets says how many evaluations there are; leave one out"),
+        (["--compare"], "--compare: an evaluation compares arms; name them with --arms"),
+        (["-o", "a.mp4"], "-o: an evaluation fills a folder; name it with --folder"),
+        (["--workers", "0"], "--workers 0: must be a whole number from 1"),
+        (["--shard", "2/2"], "--shard 2/2: shards are counted from 0"),
         (["--budgets", "20", "-3"], "budgets -3: must be from 1 to 10000"),
         (["--stepz", "3"], "unknown option --stepz"),
         (["--arms", "strong", "AutoGuidanc"], "unknown arm 'AutoGuidanc'; did you mean 'AutoGuidance'?"),
@@ -194,16 +203,9 @@ def test_bad_input_is_one_line(argv, said, tmp_path, capsys):
     assert error.startswith("w2sd_video.evaluate: ") and not (tmp_path / "new").exists()
 
 
-def test_the_folder_of_another_evaluation_is_left_alone(tmp_path, capsys):
+def test_the_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(SystemExit):
         evaluate.main([*QUICK, "--folder", str(tmp_path)])
-    assert "is not empty and holds no evaluation" in capsys.readouterr().err
+    assert "holds other files (mine.txt) and no job" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "evaluation.json").write_text('{"config": {}}')
-    with pytest.raises(SystemExit):
-        evaluate.main([*QUICK, "--folder", str(other)])
-    assert "holds an evaluation of other settings" in capsys.readouterr().err
-    assert [file.name for file in other.iterdir()] == ["evaluation.json"]

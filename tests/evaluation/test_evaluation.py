@@ -9,8 +9,21 @@ import pytest
 from w2sd_video.evaluation import samples as sampling
 from w2sd_video.evaluation.arms import ARMS, Candidate, at_budget, candidates, check_arms, nfe_of
 from w2sd_video.evaluation.comparison import choose, compare, reported
-from w2sd_video.evaluation.samples import Laboratory, Samples, Split, key_of
-from w2sd_video.evaluation.statistics import RESAMPLES, Real, figure, mean, measured, pareto_front, resampled, win_rate
+from w2sd_video.evaluation.every_arm import Work
+from w2sd_video.evaluation.samples import Laboratory, SampleFiles, Samples, Split, key_of, results_table
+from w2sd_video.evaluation.statistics import (
+    RESAMPLES,
+    RESAMPLES_OF_SETS,
+    Real,
+    figure,
+    mean,
+    measured,
+    pareto_front,
+    resampled,
+    win_rate,
+)
+from w2sd_video.jobs.pool import Pool, run_tasks
+from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.metrics import Distance, Score, load_metric
 from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips
@@ -90,9 +103,24 @@ def test_a_key_is_of_what_changes_the_samples_alone():
     assert len({key_of(one) for one in [config, *others]}) == 4
 
 
-def laboratory(folder, pipe, names=("adherence", "frechet_distance"), batch=3, shown=0):
-    folder.mkdir(exist_ok=True)
-    return Laboratory(folder, lambda: pipe, [load_metric(name) for name in names], {}, batch, shown)
+def work_of(folder, pipe, names=("adherence", "frechet_distance"), batch=3, shown=0, shard=None):
+    """Return what makes and reads batches in a folder, with a pipeline that is there already."""
+    for name in ("samples", "clips"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    metrics = [load_metric(name) for name in names]
+    of_clips, of_sets = ([one.name for one in metrics if isinstance(one, kind)] for kind in (Score, Distance))
+    files, counted = SampleFiles(folder, "key", tuple(of_clips), tuple(of_sets)), []
+
+    def run(tasks, on_done, on_failed):
+        run_tasks(lambda: Laboratory(files, pipe, metrics, {}, shown), tasks, Pool(), on_done, on_failed)
+
+    return Work(files, run, shard or Shard(), batch, counted.append), counted
+
+
+def measured_of(folder, pipe, one, split, *words, **settings):
+    work, _ = work_of(folder, pipe, *words, **settings)
+    work.make([(one, split)])
+    return work.read(one, split)
 
 
 def test_seeds_belong_to_samples_and_splits_share_none():
@@ -103,55 +131,107 @@ def test_seeds_belong_to_samples_and_splits_share_none():
 
 
 def test_samples_are_those_of_the_pipeline_and_are_kept(tmp_path, pixart):
-    one, split, done = candidates("strong", configured("pixart"), 2)[0], Split("report", [RED, BLUE], 0, 2), []
-    found = laboratory(tmp_path, pixart, ("likelihood", "frechet_distance"), shown=1).measure(one, split, done.append)
-    assert done == [3, 1] and found.there.all()
+    one, split = candidates("strong", configured("pixart"), 2)[0], Split("report", [RED, BLUE], 0, 2)
+    names = ("likelihood", "frechet_distance")
+    work, counted = work_of(tmp_path, pixart, names, shown=1)
+    work.make([(one, split)])
+    assert [count for count in counted if count] == [3, 1] and not work.failures()
+    found = work.read(one, split)
     clips = sample_clips(pixart, one.config, [RED, BLUE, RED, BLUE], [0, 1, 10000, 10001])[0]
     expected = load_metric("likelihood").of(clips, [RED, BLUE, RED, BLUE])
     np.testing.assert_allclose(found.scores["likelihood"], expected, rtol=1e-2, atol=1e-3)
     assert found.prompt.tolist() == [0, 1, 0, 1] and found.features["frechet_distance"].shape == (4, 256)
-    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    rows = list(csv.DictReader(results_table(work.measured(), ["likelihood"]).splitlines()))
     assert [row["prompt"] for row in rows] == [RED, BLUE, RED, BLUE] and [row["seed"] for row in rows][2] == "10000"
     assert np.allclose([float(row["likelihood"]) for row in rows], found.scores["likelihood"], rtol=1e-4)
     (shown,) = (tmp_path / "clips").iterdir()
     assert (read_picture(shown)[0, ::8, ::8] == clips[0, 0]).all(), "of the first prompt and seed alone"
 
-    again = laboratory(tmp_path, None, ("likelihood", "frechet_distance")).measure(one, split, done.append)
+    again = measured_of(tmp_path, None, one, split, names)
     for name in ("prompt", "seed", "seconds", "error"):
         assert (getattr(again, name) == getattr(found, name)).all(), "without a pipeline: nothing was sampled again"
     assert (again.scores["likelihood"] == found.scores["likelihood"]).all()
-    assert len((tmp_path / "results.csv").read_text().splitlines()) == 5
 
 
-def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path, pixart, monkeypatch):
+def test_what_is_damaged_or_of_something_else_is_made_again(tmp_path, pixart, monkeypatch):
     one, split = candidates("strong", configured("pixart"), 2)[0], Split("tuning", [RED, BLUE], 2, 2)
-    whole = laboratory(tmp_path / "whole", pixart).measure(one, split, lambda count: None)
-
-    def stop(count):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        laboratory(tmp_path / "cut", pixart).measure(one, split, stop)
-    made = []
-    once = sampling.sample_clips
+    whole = measured_of(tmp_path, pixart, one, split)
+    made, once = [], sampling.sample_clips
     monkeypatch.setattr(sampling, "sample_clips", lambda *args: made.append(args[2]) or once(*args))
-    cut = laboratory(tmp_path / "cut", pixart).measure(one, split, lambda count: None)
-    assert made == [[BLUE]]
-    assert (cut.features["frechet_distance"] == whole.features["frechet_distance"]).all()
+    file = min((tmp_path / "samples").iterdir())
+    content, arrays = file.read_bytes(), dict(np.load(file))
+
+    def stored(**changes):
+        np.savez(file, **{name: value for name, value in {**arrays, **changes}.items() if value is not None})
+
+    damages = [
+        lambda: file.unlink(),
+        lambda: file.write_bytes(b""),
+        lambda: file.write_bytes(content[: len(content) // 2]),
+        lambda: file.write_bytes(content[:200] + b"damage" + content[206:]),
+        lambda: file.write_text("no array"),
+        lambda: stored(key=np.array("of other settings")),
+        lambda: stored(key=None),
+        lambda: stored(seconds=None),
+        lambda: stored(seed=arrays["seed"] + 1),
+        lambda: stored(**{"score adherence": arrays["score adherence"][:1]}),
+        lambda: stored(**{"features frechet_distance": None}),
+        lambda: stored(error=np.array(["it failed", "", ""])),  # what failed is tried again
+    ]
+    for number, damage in enumerate(damages):
+        damage()
+        again = measured_of(tmp_path, pixart, one, split)
+        assert made == [[RED, BLUE, RED]] * (number + 1), number
+        assert (again.features["frechet_distance"] == whole.features["frechet_distance"]).all()
+        assert (again.scores["adherence"] == whole.scores["adherence"]).all() and again.there.all()
 
 
 def test_a_failed_sample_is_recorded_and_the_others_are_made(tmp_path):
     pipe = load(configured("dit-moe"))
     pipe.set_progress_bar_config(disable=True)
     one, split = candidates("strong", configured("dit-moe"), 4)[0], Split("report", [RED, "a purple cow", BLUE], 0, 1)
-    found = laboratory(tmp_path, pipe).measure(one, split, lambda count: None)
+    work, _ = work_of(tmp_path, pipe)
+    work.make([(one, split)])
+    found = work.read(one, split)
     assert found.there.tolist() == [True, False, True] and "'a purple cow'" in found.error[1]
     assert np.isnan(found.scores["adherence"]).tolist() == [False, True, False]
     assert np.isnan(found.features["frechet_distance"]).all(1).tolist() == [False, True, False]
-    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert work.failures() == [f"1 sample(s) of strong: {found.error[1]}"]
+    rows = list(csv.DictReader(results_table(work.measured(), ["adherence"]).splitlines()))
     assert [bool(row["error"]) for row in rows] == [False, True, False]
     result = reported(one, 1, lambda *_: found, split, [load_metric("adherence")], {})
     assert np.isfinite(result.figures["adherence"].value) and len(result.failed) == 1
+
+
+def test_shards_share_out_the_batches_and_wait_for_each_other(tmp_path, pixart):
+    one, split = candidates("strong", configured("pixart"), 2)[0], Split("tuning", [RED, BLUE], 2, 2)
+    first, second = (work_of(tmp_path, pixart, batch=1, shard=Shard(index, 2))[0] for index in (0, 1))
+    first.make([(one, split)])
+    assert first.missing([(one, split)]) == 2 and len(list((tmp_path / "samples").iterdir())) == 2
+    second.make([(one, split)])
+    assert second.missing([(one, split)]) == 0
+    alone = measured_of(tmp_path / "alone", pixart, one, split, batch=1)
+    assert (second.read(one, split).features["frechet_distance"] == alone.features["frechet_distance"]).all()
+
+
+def test_what_a_killed_run_has_not_finished_is_removed_but_by_a_shard(tmp_path):
+    for name in ("samples", "clips"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "samples" / ".a-tuning-0000.npz.part-1a").touch()
+    (tmp_path / "clips" / ".a-0.png.part-xy").mkdir()
+    work_of(tmp_path, None, shard=Shard(0, 2))
+    assert len(list(tmp_path.glob("*/.*"))) == 2
+    work_of(tmp_path, None)
+    assert not list(tmp_path.glob("*/.*"))
+
+
+@pytest.mark.parametrize("window", [3, 5, (0.5, 1.0)])
+def test_a_window_that_few_steps_do_not_have_takes_more_of_them(window):
+    config = replace(configured("animatediff"), reflection_steps=window)
+    for arm in ARMS:
+        for one in candidates(arm, config, 30):
+            assert one.nfe <= 30 and (one.config.reflection_steps == 0 or len(reflected_steps(one.config)) > 0)
+    assert at_budget(config, 40).steps > 5
 
 
 def drawn_samples(values, prompt, errors=None, features=None):
@@ -188,7 +268,7 @@ def test_a_distance_is_resampled_like_a_mean_and_put_around_its_own_value():
     of_features = Distance("d", False, lambda clips: clips, lambda own, real: float(own.mean()) + 7, needs_real=False)
     found = measured(of_features, drawn_samples(values, prompt, features={"d": values[:, None]}), None, 30)
     expected = mean(values, prompt, 30)
-    np.testing.assert_allclose(found.draws, expected.draws + 7)
+    np.testing.assert_allclose(found.draws, expected.draws[:RESAMPLES_OF_SETS] + 7)
     assert found.value == pytest.approx(values.mean() + 7)
     assert (found.low + found.high) / 2 == pytest.approx(found.value, abs=0.2)
     gap = replace(of_features, between=lambda own, real: float(own.mean() - real.mean()), needs_real=True)
@@ -196,7 +276,7 @@ def test_a_distance_is_resampled_like_a_mean_and_put_around_its_own_value():
     same = measured(gap, drawn, Real(values[:, None] - 3, prompt), 30)
     assert [same.value, same.low, same.high] == pytest.approx([3, 3, 3]), "real clips of a prompt are drawn with it"
     apart = measured(gap, drawn, Real(values[:, None] - 3), 30)
-    assert apart.high - apart.low == pytest.approx(expected.high - expected.low)
+    assert apart.high - apart.low == pytest.approx(expected.high - expected.low, rel=0.1), "of fewer resamples"
     distinct = replace(of_features, between=lambda own, real: float(len(np.unique(own))))
     found = measured(distinct, drawn_samples(values, prompt, features={"d": values[:, None]}), None, 30)
     assert found.draws.max() < 60 == found.value and found.low < 60 < found.high
@@ -251,7 +331,7 @@ def test_arms_are_compared_with_one_of_the_same_budget():
 
 
 def test_a_figure_of_nothing_is_nan():
-    none = figure(np.nan, np.full(RESAMPLES, np.nan))
+    none = figure(np.nan, np.full(RESAMPLES, np.nan), 0)
     assert np.isnan(none.low) and np.isnan((none - none).high)
     failed = drawn_samples([np.nan], [0], ["no"])
     assert np.isnan(measured(SCORE, failed, None, 1).value)

@@ -23,7 +23,7 @@ METHOD = (
         "reflection_settings",
         "sampler",
     ),
-    *("step_functions", "strength", "text_files", "trajectory", "writing"),
+    *("reuse", "step_functions", "strength", "text_files", "trajectory", "window", "writing"),
 )
 FLOORS = [
     ["names"],

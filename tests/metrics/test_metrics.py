@@ -50,13 +50,17 @@ def clip_folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["clip_score", "pick_score"])
-def test_scores_of_clip_are_its_logits(clip_folder, name):
+def test_pick_score_is_the_logits_of_clip_and_clip_score_the_cosine_times_100(clip_folder, name):
     metric, clips, model = load_metric(name, source=str(clip_folder)), _clips(), CLIPModel.from_pretrained(clip_folder)
     with torch.no_grad():
-        expected = [
-            model(input_ids=_tokens(prompt, 16), pixel_values=normalised(clip)).logits_per_image.mean()
+        outputs = [
+            model(input_ids=_tokens(prompt, 16), pixel_values=normalised(clip))
             for clip, prompt in zip(clips, PROMPTS, strict=True)
         ]
+        logits = [output.logits_per_image.mean() for output in outputs]
+        cosines = [100 * _cosines(output.image_embeds, output.text_embeds).mean() for output in outputs]
+    assert abs(cosines[0] - logits[0]) > 1e-2, "this model was trained to another factor"
+    expected = logits if name == "pick_score" else cosines
     assert metric.name == name and metric.higher_is_better
     assert np.ptp(expected) > 1e-3
     assert metric.of(clips, PROMPTS) == pytest.approx(np.array(expected), rel=1e-5)

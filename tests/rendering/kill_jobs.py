@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 TIMES = ("seconds", "date")
-"""What differs between two runs in a record."""
+"""What differs between two runs in a record; the page says them too."""
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def command(folder, *options):
@@ -19,8 +20,7 @@ def command(folder, *options):
 
 def run(folder, *options, **settings):
     """Run a job to its end; return its exit code and what it printed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command(folder, *options), capture_output=True, text=True, env=environment, **settings)
+    done = subprocess.run(command(folder, *options), capture_output=True, text=True, env=ENVIRONMENT, **settings)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -30,12 +30,11 @@ def run_and_kill(folder, options, kills, seed):
     It is killed as soon as latents are kept, a file is half-written or lacks its record, or at a random moment.
     """
     chosen, seen = random.Random(seed), []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     while len(seen) < kills:
         wanted = ("latents", "unfinished", "without record", "any")[len(seen) % 4]
         before = set(Path(folder).rglob("*"))
         process = subprocess.Popen(
-            command(folder, *options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+            command(folder, *options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
         )
         while process.poll() is None and not (now := moment(folder, before)):
             time.sleep(0.002)  # until it makes its first sample
@@ -68,7 +67,7 @@ def contents(folder):
     """Return what lies in a folder, records without what differs by time."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
-        if path.is_file() and ".job" not in path.parts:
+        if path.is_file() and ".job" not in path.parts and path.suffix != ".html":
             data = path.read_bytes()
             if path.suffix == ".json":
                 record = json.loads(data)

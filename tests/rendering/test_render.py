@@ -287,6 +287,7 @@ def test_an_error_on_the_way_leaves_nothing_and_keeps_its_traceback_where_it_is_
         raise RuntimeError("the sky fell\ndown")
 
     monkeypatch.setattr(rendering, "sample_clips", sample)
+    monkeypatch.delenv("W2SD_TRACEBACK")
     assert refused(capsys, "-o", "out.mp4") == (
         1,
         "RuntimeError: the sky fell (nobody foresaw this; W2SD_TRACEBACK=1 shows where it comes from)",

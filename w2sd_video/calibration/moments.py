@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,3 +47,23 @@ class Moments:
         names = ("error", "gap", "product") if first.ideal is None else ("error", "gap", "product", "ideal")
         arrays = {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
         return cls(first.levels, first.steps, first.total, **arrays)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return everything as arrays by their names; `of_arrays` takes them."""
+        levels = np.array([(level.alpha, level.sigma) for level in self.levels]).reshape(-1, 2)
+        arrays = {"levels": levels, "steps": np.array(self.steps, int), "total": np.array(self.total)}
+        arrays |= {name: getattr(self, name) for name in ("error", "gap", "product")}
+        return arrays if self.ideal is None else arrays | {"ideal": self.ideal}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Moments | None:
+        """Return the moments that `arrays` has made into arrays; None for arrays of something else."""
+        try:
+            levels = tuple(Level(float(alpha), float(sigma)) for alpha, sigma in arrays["levels"])
+            error, gap, product = (arrays[name] for name in ("error", "gap", "product"))
+            steps, total = tuple(arrays["steps"].tolist()), int(arrays["total"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        is_whole = error.ndim == 3 and error.shape == gap.shape == product.shape
+        is_whole = is_whole and len(error) == len(levels) == len(steps)
+        return cls(levels, steps, total, error, gap, product, arrays.get("ideal")) if is_whole else None

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from w2sd_video.calibration.real_clips import Clip, check_clips, clips_of_folder, clips_of_world
+from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.rendering.load import check_device
 from w2sd_video.settings.model_checks import check_plan
 from w2sd_video.settings.panels import filled
@@ -18,6 +19,15 @@ from w2sd_video.text_files import parse_json, read_text
 
 _MOST = {"draws": 1000, "levels": 1000, "number_of_clips": 10**4, "batch": 1024, "ideal": 10**5}
 """The largest value of each number, of which the smallest is 1: beyond what is of use, so that a slip is refused."""
+
+
+_NOT_FOLLOWED = {
+    "--compare": "a calibration shows no clips; leave it out",
+    "--autoguidance": "a calibration compares strong and weak as they are; leave it out",
+    "--reflection-steps": "a calibration asks about every level; leave it out",
+    "--reflection_steps": "a calibration asks about every level; leave it out",
+}
+"""Options of a render that mean nothing here, and why."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +41,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--no-samples", dest="samples", action="store_false", help="sample nothing, find no tilt")
     add("--ideal", type=int, metavar="N", help="estimate the ideal prediction by N clips of each caption (miniatures)")
     add("-o", "--output", metavar="FILE", default="strength.json", help="where the strengths go")
+    add_pool_options(parser)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse options of a render that a calibration would not follow.
+
+    Args:
+        words: of the command line that change the configuration.
+
+    Raises:
+        ConfigError: such an option; the message says what to take instead.
+    """
+    for word in words:
+        if (name := word.split("=")[0]) in _NOT_FOLLOWED:
+            raise ConfigError(f"{name}: {_NOT_FOLLOWED[name]}")
 
 
 def calibrated_config(options: argparse.Namespace, config: RenderConfig) -> RenderConfig:

@@ -204,12 +204,20 @@ def at_budget(config: RenderConfig, budget: int) -> RenderConfig | None:
     fitting = None
     for steps in range(fewest, budget + 1):
         variant = replace(config, steps=steps)
-        if config.reflection_steps != 0 and not reflected_steps(variant):
+        if not _can_be_taken(variant):
             continue
         if nfe_of(variant) > budget:
             break
         fitting = variant
     return fitting
+
+
+def _can_be_taken(config: RenderConfig) -> bool:
+    """Return whether a configuration reflects with as many steps as it has, if it is to reflect at all."""
+    try:
+        return config.reflection_steps == 0 or len(reflected_steps(config)) > 0
+    except ValueError:  # fewer steps than are to be reflected
+        return False
 
 
 def nfe_of(config: RenderConfig) -> int:

@@ -3,22 +3,76 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
 from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.evaluation.plan import Plan
-from w2sd_video.evaluation.samples import SEEDS, Split
+from w2sd_video.evaluation.samples import SEEDS, Laboratory, SampleFiles, Split
 from w2sd_video.evaluation.statistics import Real
+from w2sd_video.messages import first_line
 from w2sd_video.metrics import Distance, Metric, MetricUnavailableError, load_metric
-from w2sd_video.rendering.load import LoadError
+from w2sd_video.rendering.call_arguments import check_call
+from w2sd_video.rendering.inputs import read_inputs
+from w2sd_video.rendering.load import LoadError, check_device, load, quiet
+from w2sd_video.rendering.sample import reflected
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
 
 REAL_CLIPS = 8
 """Clips a prompt of the miniatures' world that samples are compared with; their seeds are no sample's."""
+
+
+@dataclass(frozen=True)
+class MakeLaboratory:
+    """Makes the worker of an evaluation: loads its model and metrics, and tries every setting on before any is sampled.
+
+    Attributes:
+        config: of the model.
+        files: where samples are kept.
+        sources: of the metrics, by name; see ``Plan``.
+        settings: that will be sampled, by what they are called.
+        shown: see ``Laboratory``.
+        metrics: those that are loaded already, for a worker in this process.
+    """
+
+    config: RenderConfig
+    files: SampleFiles
+    sources: Mapping[str, str]
+    settings: Mapping[str, RenderConfig]
+    shown: int
+    metrics: Sequence[Metric] | None = None
+
+    def __call__(self) -> Laboratory:
+        """Make the worker.
+
+        Raises:
+            ConfigError: a setting that this pipeline cannot be given.
+            LoadError: a model or a metric that cannot be loaded.
+        """
+        device, inputs = str(check_device(self.config.device)), read_inputs(self.config)
+        with quiet():
+            pipe = load(self.config)
+        pipe.set_progress_bar_config(disable=True)
+        check_call(type(pipe), self.config)
+        for name, setting in self.settings.items():
+            try:
+                with reflected(pipe, setting):
+                    pass
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}; leave the arm out, or change the configuration") from error
+        metrics = self.metrics
+        if metrics is None:
+            try:
+                metrics = [
+                    load_metric(name, device=device, **_options(source)) for name, source in self.sources.items()
+                ]
+            except MetricUnavailableError as error:
+                raise LoadError(f"metrics: {error}") from error
+        return Laboratory(self.files, pipe, metrics, inputs, self.shown)
 
 
 def load_metrics(plan: Plan, device: str) -> tuple[list[Metric], dict[str, str]]:
@@ -31,7 +85,7 @@ def load_metrics(plan: Plan, device: str) -> tuple[list[Metric], dict[str, str]]
     metrics, missing = [], {}
     for name, source in plan.sources.items():
         try:
-            metrics.append(load_metric(name, device=device, **({"source": source} if source else {})))
+            metrics.append(load_metric(name, device=device, **_options(source)))
         except MetricUnavailableError as error:
             if name == plan.select:
                 raise LoadError(f"select {name}: {error}") from error
@@ -63,6 +117,13 @@ def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split,
     for clip in tqdm(clips, desc=f"real clips, {split.name}", leave=False):
         frames = clip.read()[None]
         for metric in distances:
-            features[metric.name].append(metric.features(frames))
+            try:
+                features[metric.name].append(metric.features(frames))
+            except ValueError as error:
+                raise ConfigError(f"real clips: {clip.name}: {first_line(error)}") from error
     prompt = None if plan.real else np.arange(len(clips)) % len(split.prompts)
     return {name: Real(np.concatenate(parts), prompt) for name, parts in features.items()}
+
+
+def _options(source: str) -> dict[str, str]:
+    return {"source": source} if source else {}

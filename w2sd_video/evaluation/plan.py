@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
-from w2sd_video.evaluation.arms import ARMS, check_arms, nfe_of
-from w2sd_video.evaluation.samples import Split
-from w2sd_video.metrics import Metric, check_name
-from w2sd_video.rendering.video import write_whole
+from w2sd_video.evaluation.arms import ARMS, candidates, check_arms, nfe_of
+from w2sd_video.evaluation.samples import SampleFiles, Split
+from w2sd_video.jobs.folder import HIDDEN, JobFolder, read_record
+from w2sd_video.jobs.pool_options import Shard, add_pool_options
+from w2sd_video.metrics import Distance, Metric, Score, check_name
+from w2sd_video.rendering.job import HASHES
 from w2sd_video.settings.files import read_config
+from w2sd_video.settings.identity import Hashes, file_hash, identity_of
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
 
@@ -27,6 +30,13 @@ OF_ANYTHING = ("clip_score", "aesthetics", "motion_smoothness", "flicker", "dyna
 """Metrics of other models unless given."""
 _OF_VIDEO = ("motion_error", "motion_smoothness", "flicker", "dynamic_degree")
 """Metrics that compare frames, so that a model of images is not measured by them."""
+
+
+_NOT_FOLLOWED = dict.fromkeys(("-o", "--output"), "an evaluation fills a folder; name it with --folder") | {
+    "--seed": "the noise of an evaluation is always the same; --number-of-seeds takes more of it",
+    "--compare": "an evaluation compares arms; name them with --arms",
+}
+"""Options of a render that mean nothing here, and what to take instead."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +75,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--arms",
         nargs="+",
         metavar="ARM",
-        default=list(ARMS),
         help=f"what is compared; unless given: {', '.join(ARMS)}",
     )
-    add("--against", metavar="ARM", default="W2SD", help="the arm that the others are compared with; W2SD unless given")
+    add("--against", metavar="ARM", help="the arm that the others are compared with; W2SD, or the first, unless given")
     add(
         "--budgets", nargs="+", type=int, metavar="NFE", help="evaluations a clip; unless given those of W2SD, and half"
     )
@@ -86,6 +95,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, help="clips sampled together; 64 of a miniature and 1 of other models unless given")
     add("--shown", type=int, default=4, help="prompts of the report whose clips are shown in it")
     add("--folder", help="where everything is written; runs/CONFIG unless given")
+    add_pool_options(parser)
+
+
+def check_words(words: Sequence[str], has_budgets: bool) -> None:
+    """Refuse options of a render that an evaluation would not follow.
+
+    Args:
+        words: of the command line that change the configuration.
+        has_budgets: whether the budgets are given, so that nothing follows from the number of steps.
+
+    Raises:
+        ConfigError: such an option; the message says what to take instead.
+    """
+    instead = _NOT_FOLLOWED | (
+        {"--steps": "--budgets says how many evaluations there are; leave one out"} if has_budgets else {}
+    )
+    for word in words:
+        if (name := word.split("=")[0]) in instead:
+            raise ConfigError(f"{name}: {instead[name]}")
 
 
 def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Plan:
@@ -99,7 +127,11 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
     Raises:
         ConfigError: an unknown arm or metric, a number out of range, too few prompts, no real clips.
     """
-    check_arms([*options.arms, options.against])
+    arms = list(dict.fromkeys(options.arms or ARMS))
+    check_arms([*arms, *([options.against] if options.against else [])])
+    against = options.against or ("W2SD" if "W2SD" in arms else arms[0])
+    if against not in arms:
+        raise ConfigError(f"--against {against}: is not among the arms that are compared, {', '.join(arms)}")
     is_miniature = config.model.pretrained.startswith(MINIATURE)
     sources = _sources(options.metrics or _usual_metrics(config, is_miniature))
     select = options.select or ("frechet_distance" if "frechet_distance" in sources else next(iter(sources)))
@@ -122,48 +154,63 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
     seeds, tuning_seeds = (
         _within(option, getattr(options, option), 1, 1000) for option in ("number_of_seeds", "number_of_tuning_seeds")
     )
+    budgets = sorted(set(options.budgets or [max(nfe_of(config) // 2, 1), nfe_of(config)]))
+    for arm in options.arms or [against]:  # of those that nobody named, it is only noted
+        if not any(candidates(arm, config, budget) for budget in budgets):
+            fits = ", ".join(map(str, budgets))
+            raise ConfigError(
+                f"arm {arm}: none of its settings fits {fits} evaluations; raise --budgets or leave it out"
+            )
     return Plan(
-        arms=list(dict.fromkeys(options.arms)),
-        against=options.against,
-        budgets=sorted(set(options.budgets or [max(nfe_of(config) // 2, 1), nfe_of(config)])),
+        arms=arms,
+        against=against,
+        budgets=budgets,
         sources=sources,
         select=select,
         tuning=Split("tuning", prompts[count : count + tuning_count], count, tuning_seeds),
         report=Split("report", prompts[:count], 0, seeds),
         real=_real_clips(Path(options.real), config) if options.real else None,
         batch=_within("batch", options.batch, 64 if is_miniature else 1, 1024),
-        shown=options.shown,
+        shown=_within("shown", options.shown, 4, 1000, least=0),
     )
 
 
-def open_folder(folder: Path, plan: Plan, metrics: Sequence[Metric], config: RenderConfig) -> None:
-    """Make the folder of an evaluation, or see that it is one to go on with.
+@contextmanager
+def open_folder(
+    folder: Path, plan: Plan, metrics: Sequence[Metric], config: RenderConfig, shard: Shard
+) -> Iterator[SampleFiles]:
+    """Make the folder of an evaluation, or see that it is one to go on with, and keep it for this run.
 
     Arms and budgets may differ from the last time: what was measured stays as it is.
 
+    Args:
+        folder: of the evaluation.
+        plan: what is compared.
+        metrics: those that can be had.
+        config: W2SD as it is configured.
+        shard: which part of the work is this run's.
+
     Raises:
-        ConfigError: the folder of another evaluation or of something else, or one that cannot be written.
+        ConfigError: the folder of another evaluation or of something else, one in use, or one that cannot be written.
     """
-    settings = {
-        "config": asdict(config) | {"output": None, "prompts": None},
+    hashes: Hashes = read_record(folder / HIDDEN / HASHES) or {}
+    splits = (plan.tuning, plan.report)
+    identity = {
+        **identity_of(config, hashes),
+        "inputs": {name: file_hash(Path(str(path)), hashes) for name, path in config.inputs.items()},
         "metrics": {metric.name: plan.sources[metric.name] for metric in metrics},
-        "prompts": {split.name: list(split.prompts) for split in (plan.tuning, plan.report)},
-        "seeds": {split.name: split.seeds for split in (plan.tuning, plan.report)},
+        "prompts": {split.name: list(split.prompts) for split in splits},
+        "seeds": {split.name: split.seeds for split in splits},
         "batch": plan.batch,
     }
-    settings = json.loads(json.dumps(settings))
-    file = folder / "evaluation.json"
-    try:
-        if file.exists():
-            if json.loads(file.read_text(encoding="utf-8")) != settings:
-                raise ConfigError(f"folder {folder}: holds an evaluation of other settings; name another with --folder")
-        elif folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"folder {folder}: is not empty and holds no evaluation; name another with --folder")
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(settings, indent=2))
-    except OSError as error:
-        raise ConfigError(f"folder {folder}: cannot be written: {error.strerror}") from error
+    job = JobFolder(folder, identity)
+    of_clips, of_sets = ([metric.name for metric in metrics if isinstance(metric, kind)] for kind in (Score, Distance))
+    files = SampleFiles(folder, job.key, tuple(of_clips), tuple(of_sets))
+    with job.opened(shard.index, shard.count, files.keys):
+        job.write_note(HASHES, hashes)
+        for name in ("samples", "clips"):
+            (folder / name).mkdir(exist_ok=True)
+        yield files
 
 
 def _usual_metrics(config: RenderConfig, is_miniature: bool) -> list[str]:
@@ -198,8 +245,8 @@ def _real_clips(folder: Path, config: RenderConfig) -> list[Clip]:
     return clips_of_folder(folder, replace(config, prompts=config.prompts[:1]))
 
 
-def _within(name: str, number: int | None, default: int, most: int) -> int:
+def _within(name: str, number: int | None, default: int, most: int, least: int = 1) -> int:
     number = default if number is None else number
-    if not 1 <= number <= most:
-        raise ConfigError(f"{name} {number}: must be from 1 to {most}")
+    if not least <= number <= most:
+        raise ConfigError(f"{name} {number}: must be from {least} to {most}")
     return number

@@ -133,12 +133,13 @@ def _table(
 def _cell(figure: Figure, signed: bool = False) -> Cell:
     if not np.isfinite(figure.value):
         return Cell("none", np.nan)
-    size = max(abs(figure.value), abs(figure.high - figure.low))
+    size = np.nanmax([abs(figure.value), abs(figure.high - figure.low)])
     # About three digits that count, of whatever is larger: the figure or its interval.
     digits = 1 if size >= 20 else 2 if size >= 2 else 3
     numbers = [round(number, digits) + 0.0 for number in figure.numbers]  # no negative zero
     value, low, high = (f"{number:{'+' if signed else ''}.{digits}f}" for number in numbers)
-    return Cell(f"{value} ({low} to {high})", figure.value)
+    shown = f"{value} ({low} to {high})" if np.isfinite(figure.high - figure.low) else value
+    return Cell(shown, figure.value)
 
 
 def _markdown(table: Table) -> list[str]:
@@ -150,8 +151,8 @@ def _markdown(table: Table) -> list[str]:
 
 def _notes(outcome: Outcome, missing: Mapping[str, str], select: Metric, plan: Plan) -> list[str]:
     notes = [
-        "In brackets behind a setting: among how many it was chosen. Behind a figure: 95 % interval, a bootstrap over "
-        "prompts, paired for differences.",
+        "In brackets behind a setting: among how many it was chosen. Behind a figure: 95 % interval over prompts, "
+        "Wilson's of a share and else of a bootstrap, paired for differences.",
         f"{plan.against} wins: share of samples of the same prompt and noise in which it does better by the first "
         "score, a tie counting half.",
         f"*: on the Pareto front of {select.name.replace('_', ' ')} "

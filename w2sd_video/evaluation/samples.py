@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
+import io
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +18,21 @@ from typing import Any
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.messages import first_line
+from w2sd_video.messages import first_line, is_disk_full
 from w2sd_video.metrics import Metric, Score
 from w2sd_video.rendering.outputs import write_clips
-from w2sd_video.rendering.sample import sample_clips
+from w2sd_video.rendering.sample import sample_clips, threads_for
 from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.writing import read_arrays, write_arrays
 
 SEEDS = 10**4
 """Seed s of prompt k is sampled from the noise of ``SEEDS * s + k``."""
 _NO_SETTINGS = {"prompts": None, "seed": None, "output": None, "compare": None, "fps": None}
 """What a configuration says beside how a sample is made: left out of a sample's key, so that it is found again."""
+
+
+_COLUMNS = ("prompt", "seed", "seconds", "error")
+"""What is known of each sample, measured or not."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +53,18 @@ class Split:
 
     def batches(self, size: int) -> Iterator[list[tuple[int, int]]]:
         """Return what is sampled together: the place of a prompt in the split, and the seed of its noise."""
-        places_and_seeds = [
-            (k, SEEDS * s + self.first + k) for s in range(self.seeds) for k in range(len(self.prompts))
-        ]
-        return (places_and_seeds[start : start + size] for start in range(0, len(places_and_seeds), size))
+        return (self.batch(number, size) for number in range(math.ceil(self.samples / size)))
+
+    def batch(self, number: int, size: int) -> list[tuple[int, int]]:
+        """Return one of the `batches`."""
+        ranks = range(number * size, min((number + 1) * size, self.samples))
+        places_and_seeds = ((rank % len(self.prompts), rank // len(self.prompts)) for rank in ranks)
+        return [(place, SEEDS * seed + self.first + place) for place, seed in places_and_seeds]
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are of a setting."""
+        return self.seeds * len(self.prompts)
 
 
 @dataclass(frozen=True)
@@ -77,106 +93,158 @@ class Samples:
         return self.error == ""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one setting that are made together and kept in one file: the work of one task.
+
+    Attributes:
+        config: the setting.
+        split: whose prompts are sampled.
+        number: which batch of the split, counted from 0.
+        size: samples a batch; the last may have fewer.
+    """
+
+    config: RenderConfig
+    split: Split
+    number: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The same for the same samples, and fit for a file."""
+        return f"{key_of(self.config)}-{self.split.name}-{self.number:04d}"
+
+    @property
+    def places_and_seeds(self) -> list[tuple[int, int]]:
+        """See `Split.batches`."""
+        return self.split.batch(self.number, self.size)
+
+
+def batches_of(config: RenderConfig, split: Split, size: int) -> list[Batch]:
+    """Return all batches of a setting on a split."""
+    return [Batch(config, split, number, size) for number in range(math.ceil(split.samples / size))]
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """The files of an evaluation's samples: one a batch, and clips to look at.
+
+    Attributes:
+        folder: of the evaluation.
+        key: of everything that all samples depend on.
+        scores: names of the metrics that judge each clip.
+        features: names of the metrics that compare sets of clips.
+    """
+
+    folder: Path
+    key: str
+    scores: tuple[str, ...]
+    features: tuple[str, ...]
+
+    def clip_file(self, config: RenderConfig, place: int) -> Path:
+        """Return the file of the clip of one of the first prompts of the report."""
+        ending = "png" if config.frames == 1 else "mp4"
+        return self.folder / "clips" / f"{key_of(config)}-{place}.{ending}"
+
+    def file(self, batch: Batch) -> Path:
+        """Return the file of what is measured of a batch."""
+        return self.folder / "samples" / f"{batch.name}.npz"
+
+    def read(self, batch: Batch) -> Samples | None:
+        """Return what was measured of a batch; None if it is not there, damaged, or of something else."""
+        arrays = read_arrays(self.file(batch))
+        if arrays is None or str(arrays.pop("key", "")) != self.key:
+            return None
+        scores, features = (
+            {name.removeprefix(kind): arrays.pop(name) for name in list(arrays) if name.startswith(kind)}
+            for kind in ("score ", "features ")
+        )
+        if sorted(arrays) != sorted(_COLUMNS):
+            return None
+        samples = Samples(**arrays, scores=scores, features=features)
+        count, is_measured = len(batch.places_and_seeds), bool(samples.there.any())
+        expected = (self.scores, self.features) if is_measured else ((), ())
+        is_whole = (
+            (sorted(scores), sorted(features)) == tuple(map(sorted, expected))
+            and all(len(column) == count for column in (*arrays.values(), *scores.values(), *features.values()))
+            and list(zip(samples.prompt.tolist(), samples.seed.tolist(), strict=True)) == batch.places_and_seeds
+        )
+        return samples if is_whole else None
+
+    def write(self, batch: Batch, samples: Samples) -> None:
+        """Write what was measured of a batch, whole or not at all."""
+        arrays: dict[str, Any] = {name: getattr(samples, name) for name in _COLUMNS} | {"key": np.array(self.key)}
+        arrays |= {f"score {name}": values for name, values in samples.scores.items()}
+        arrays |= {f"features {name}": values.astype(np.float32) for name, values in samples.features.items()}
+        write_arrays(self.file(batch), arrays)
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys that the files that are there were made with; of what is damaged none."""
+        for file in (self.folder / "samples").glob("*.npz"):
+            if (arrays := read_arrays(file)) is not None:
+                yield str(arrays.get("key", ""))
+
+
 class Laboratory:
-    """Samples settings and measures them, or reads what was measured before."""
+    """Samples a batch, measures it and keeps what was measured: the worker of an evaluation.
+
+    Args:
+        files: where it is kept.
+        pipe: the pipeline.
+        metrics: what is measured.
+        inputs: further arguments of the pipeline's call.
+        shown: of how many prompts of the report a clip is kept.
+    """
 
     def __init__(
-        self,
-        folder: Path,
-        pipe: Callable[[], Any],
-        metrics: Sequence[Metric],
-        inputs: Mapping[str, Any],
-        batch: int,
-        shown: int,
+        self, files: SampleFiles, pipe: Any, metrics: Sequence[Metric], inputs: Mapping[str, Any], shown: int
     ) -> None:
-        """Start anew the table of samples, which fills as they come.
+        self._files, self._pipe, self._metrics, self._inputs, self._shown = files, pipe, metrics, inputs, shown
 
-        Args:
-            folder: of the evaluation; it exists.
-            pipe: returns the pipeline, which is not asked for before there is something to sample.
-            metrics: what is measured.
-            inputs: further arguments of the pipeline's call.
-            batch: samples a batch.
-            shown: of how many prompts of the report a clip is kept.
+    def __call__(self, batch: Batch) -> None:
+        """Make a batch anew, and keep it, also where samples of it failed."""
+        with threads_for(batch.config.model.pretrained):
+            self._files.write(batch, self._measured(batch, batch.places_and_seeds))
+
+    def _measured(self, batch: Batch, places_and_seeds: list[tuple[int, int]]) -> Samples:
+        """Sample together; if that fails sample by sample, and record those that fail alone.
+
+        Raises:
+            OSError: a full disk.
         """
-        self._folder, self._pipe, self._metrics, self._inputs = folder, pipe, metrics, inputs
-        self._batch, self._shown = batch, shown
-        for name in ("samples", "clips"):
-            (folder / name).mkdir(exist_ok=True)
-        self._table = folder / "results.csv"
-        self._scores = [metric.name for metric in metrics if isinstance(metric, Score)]
-        head = ["arm", "setting", "budget", "steps", "nfe", "split", "prompt", "seed", "seconds", "error"]
-        with self._table.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(head + self._scores)
-
-    def measure(self, candidate: Candidate, split: Split, on_batch: Callable[[int], object]) -> Samples:
-        """Return what is measured of a setting on a split; `on_batch` is told how many samples were done."""
-        parts = []
-        for number, places_and_seeds in enumerate(split.batches(self._batch)):
-            file = self._folder / "samples" / f"{key_of(candidate.config)}-{split.name}-{number:04d}.npz"
-            if not file.exists():
-                _write(file, self._measure_batch(candidate, split, places_and_seeds))
-            parts.append(_read(file))
-            self._append(candidate, split, parts[-1])
-            on_batch(len(places_and_seeds))
-        return _joined(parts)
-
-    def clip_file(self, candidate: Candidate, place: int) -> Path:
-        """Return the file of the clip of one of the first prompts of the report."""
-        ending = "png" if candidate.config.frames == 1 else "mp4"
-        return self._folder / "clips" / f"{key_of(candidate.config)}-{place}.{ending}"
-
-    def _measure_batch(self, candidate: Candidate, split: Split, places_and_seeds: list[tuple[int, int]]) -> Samples:
-        """Sample a batch; if it fails sample by sample, and record those that fail alone."""
-        started = time.perf_counter()
+        config, split, started = batch.config, batch.split, time.perf_counter()
+        prompts, seeds = [split.prompts[place] for place, _ in places_and_seeds], [seed for _, seed in places_and_seeds]
         try:
-            prompts = [split.prompts[place] for place, _ in places_and_seeds]
-            clips, _ = sample_clips(
-                self._pipe(), candidate.config, prompts, [seed for _, seed in places_and_seeds], self._inputs
-            )
+            clips, _ = sample_clips(self._pipe, config, prompts, seeds, self._inputs)
         except Exception as error:  # whatever a foreign pipeline raises is written down with its sample
-            if len(places_and_seeds) > 1:
-                return _joined(
-                    [self._measure_batch(candidate, split, [place_and_seed]) for place_and_seed in places_and_seeds]
-                )
-            return _failed(places_and_seeds[0], first_line(error), time.perf_counter() - started)
+            if is_disk_full(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            if len(places_and_seeds) == 1:
+                return failed(places_and_seeds, first_line(error), time.perf_counter() - started)
+            error.__traceback__ = None  # which holds the tensors that memory may have been lacking for
+            return joined([self._measured(batch, [place_and_seed]) for place_and_seed in places_and_seeds])
         seconds = (time.perf_counter() - started) / len(places_and_seeds)
         for (place, seed), clip in zip(places_and_seeds, clips, strict=True):
             if split.name == "report" and place < self._shown and seed < SEEDS:  # of the first seed of each prompt
-                write_clips(self.clip_file(candidate, place), {"": clip}, candidate.config.fps)
-        scores, features = {}, {}
-        for metric in self._metrics:
-            if isinstance(metric, Score):
-                scores[metric.name] = metric.of(clips, prompts)
-            else:
-                features[metric.name] = metric.features(clips)
-        place_of, seed_of = np.array(places_and_seeds).T
-        return Samples(
-            place_of,
-            seed_of,
-            np.full(len(places_and_seeds), seconds),
-            np.full(len(places_and_seeds), ""),
-            scores,
-            features,
-        )
+                write_clips(self._files.clip_file(config, place), {"": clip}, config.fps)
+        scores = {metric.name: metric.of(clips, prompts) for metric in self._metrics if isinstance(metric, Score)}
+        features = {metric.name: metric.features(clips) for metric in self._metrics if not isinstance(metric, Score)}
+        return _samples(places_and_seeds, seconds, "", scores, features)
 
-    def _append(self, candidate: Candidate, split: Split, samples: Samples) -> None:
-        columns_of_setting = [
-            candidate.arm,
-            candidate.setting,
-            candidate.budget,
-            candidate.config.steps,
-            candidate.nfe,
-            split.name,
-        ]
-        with self._table.open("a", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            for i, place in enumerate(samples.prompt):
-                measured = [f"{samples.scores[name][i]:.6g}" if name in samples.scores else "" for name in self._scores]
-                seconds = f"{samples.seconds[i]:.4f}"
-                rows.writerow(
-                    [*columns_of_setting, split.prompts[place], samples.seed[i], seconds, samples.error[i], *measured]
-                )
+
+def results_table(measured: Iterable[tuple[Candidate, Split, Samples]], scores: Sequence[str]) -> str:
+    """Return the table of all samples as CSV: what each is of, how long it took, and its scores."""
+    text = io.StringIO()
+    rows = csv.writer(text)
+    head = ["arm", "setting", "budget", "steps", "nfe", "split", "prompt", "seed", "seconds", "error"]
+    rows.writerow([*head, *scores])
+    for candidate, split, samples in measured:
+        setting = [candidate.arm, candidate.setting, candidate.budget, candidate.config.steps, candidate.nfe]
+        for i, place in enumerate(samples.prompt):
+            values = [f"{samples.scores[name][i]:.6g}" if name in samples.scores else "" for name in scores]
+            sample = [split.prompts[place], samples.seed[i], f"{samples.seconds[i]:.4f}", samples.error[i]]
+            rows.writerow([*setting, split.name, *sample, *values])
+    return text.getvalue()
 
 
 def key_of(config: RenderConfig) -> str:
@@ -185,12 +253,24 @@ def key_of(config: RenderConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _failed(place_and_seed: tuple[int, int], error: str, seconds: float) -> Samples:
-    place, seed = place_and_seed
-    return Samples(np.array([place]), np.array([seed]), np.array([seconds]), np.array([error]), {}, {})
+def failed(places_and_seeds: list[tuple[int, int]], error: str, seconds: float = 0.0) -> Samples:
+    """Return what is known of samples that there are none of, `seconds` being all that they took."""
+    return _samples(places_and_seeds, seconds / len(places_and_seeds), error, {}, {})
 
 
-def _joined(parts: Sequence[Samples]) -> Samples:
+def _samples(
+    places_and_seeds: list[tuple[int, int]],
+    seconds: float,
+    error: str,
+    scores: dict[str, np.ndarray],
+    features: dict[str, np.ndarray],
+) -> Samples:
+    place, seed = np.array(places_and_seeds).T
+    count = len(places_and_seeds)
+    return Samples(place, seed, np.full(count, seconds), np.full(count, error), scores, features)
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
     """Put samples together, with NaN for what was not measured of those that failed."""
     counts = [len(part.prompt) for part in parts]
     return Samples(
@@ -211,22 +291,3 @@ def _stacked(parts: Sequence[dict[str, np.ndarray]], counts: Sequence[int]) -> d
         )
         for name, shape in shapes.items()
     }
-
-
-def _write(file: Path, samples: Samples) -> None:
-    unfinished = file.with_name(f".{file.stem}.part.npz")
-    arrays = {name: getattr(samples, name) for name in ("prompt", "seed", "seconds", "error")}
-    arrays |= {f"score {name}": values for name, values in samples.scores.items()}
-    arrays |= {f"features {name}": values.astype(np.float32) for name, values in samples.features.items()}
-    np.savez(unfinished, **arrays)
-    os.replace(unfinished, file)
-
-
-def _read(file: Path) -> Samples:
-    with np.load(file) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    scores = {name.removeprefix("score "): arrays.pop(name) for name in list(arrays) if name.startswith("score ")}
-    features = {
-        name.removeprefix("features "): arrays.pop(name) for name in list(arrays) if name.startswith("features ")
-    }
-    return Samples(**arrays, scores=scores, features=features)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from w2sd_video import __version__
@@ -27,6 +30,8 @@ except ImportError as error:
         error
     )
 
+_ANSWER = 10.0
+"""Seconds in which a cluster has to answer."""
 _OBJECT_STORE = 100 * 2**20
 """Bytes of shared memory of a Ray that is started here: tasks and what is returned of them are small."""
 
@@ -69,10 +74,11 @@ class ActorPool:
         coming, at_hand = iter(tasks), deque[Task]()
         deaths: Counter[str] = Counter()  # by the name of the task
         while True:
-            at_hand.extend(islice(coming, max(1, self._pool.workers - len(at_hand))))
+            at_hand.extend(islice(coming, 0 if at_hand else 1))
             if not at_hand and not self._running:
                 return
             self._connect()
+            at_hand.extend(islice(coming, max(0, self._workers - len(at_hand))))
             while self._idle and at_hand:
                 actor, task = self._idle.pop(), at_hand.popleft()
                 self._running[actor.run.remote(task.work)] = actor, task
@@ -125,20 +131,20 @@ class ActorPool:
             self._is_ours = True
             _init(self._pool.ray)
         self._is_connected = True
-        here = ray.cluster_resources()
-        gpus, cpus = here.get("GPU", 0.0), here.get("CPU", 1.0)
-        each = self._pool.gpus_per_worker
-        self._gpus = (1.0 if gpus else 0.0) if each is None else each
-        room = gpus / self._gpus if self._gpus else cpus / (self._pool.cpus_per_worker or 1)
-        self._workers = self._pool.workers or max(1, int(room))
-        if self._gpus and self._pool.ray is None and self._workers * self._gpus > gpus:
+        there = ray.cluster_resources()
+        gpus, cpus = there.get("GPU", 0.0), there.get("CPU", 1.0)
+        pool, is_cluster = self._pool, self._pool.ray is not None
+        self._gpus = pool.gpus_per_worker if pool.gpus_per_worker is not None else float(gpus > 0)
+        room = gpus / self._gpus if self._gpus else cpus / (pool.cpus_per_worker or 1)
+        self._workers = pool.workers or max(1, int(room))
+        self._cpus = pool.cpus_per_worker or (1 if is_cluster else _share(cpus, self._workers))
+        if not is_cluster and self._workers * self._gpus > gpus:
             raise ConfigError(
                 f"workers {self._workers}: with {self._gpus:g} GPU(s) each, but this machine has {gpus:g}; "
                 "set --gpus-per-worker to a fraction, or to 0 to work without"
             )
-        share = cpus / self._workers  # of this machine; more workers than cores share them
-        share = math.floor(share) if share >= 1 else math.floor(share * 1e4) / 1e4  # Ray counts in 1e-4
-        self._cpus = self._pool.cpus_per_worker or (share if self._pool.ray is None else 1)
+        if not is_cluster and self._cpus > cpus:
+            raise ConfigError(f"--cpus-per-worker {self._cpus:g}: this machine has {cpus:g}")
         self._job = ray.put(self._make_worker)
 
     def _start_actor(self) -> None:
@@ -152,6 +158,8 @@ class ActorPool:
         try:
             ray.get(ready)
         except RayTaskError as error:  # of the worker: another would be made no better
+            if isinstance(error.cause, RayError):  # what Ray itself failed at, such as a package that is not there
+                raise PoolError(f"no worker can be made: {first_line(error.cause)}") from error
             raise error.cause from error
         except RayError as error:
             ray.kill(actor)
@@ -171,10 +179,32 @@ def _init(address: str | None) -> None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **quiet)
         else:
+            _check_answers(address)
             ray.init(address, **quiet)
     except (ConnectionError, OSError, RuntimeError, ValueError, ImportError) as error:
         where = f"--ray {address}" if address else "on this machine"
         raise PoolError(f"Ray cannot be {'joined' if address else 'started'} {where}: {first_line(error)}") from error
+
+
+def _check_answers(address: str) -> None:
+    """Refuse a cluster that does not answer: Ray itself would ask for it for many minutes.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    if address == "auto":  # the cluster that was last started on this machine, perhaps long gone
+        address = os.environ.get("RAY_ADDRESS", "")
+        noted = Path(tempfile.gettempdir(), "ray", "ray_current_cluster")
+        address = address or (noted.read_text(encoding="utf-8").strip() if noted.is_file() else "")
+    host, _, port = address.rpartition(":")
+    if "//" not in address and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+
+
+def _share(cpus: float, workers: int) -> float:
+    """Return the cores that each worker of this machine holds: whole ones, or of more workers than cores a fraction."""
+    share = cpus / workers
+    return math.floor(share) if share >= 1 else math.floor(share * 1e4) / 1e4  # Ray counts in 1e-4
 
 
 def _here() -> str:

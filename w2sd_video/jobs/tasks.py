@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from w2sd_video.messages import first_line
+from w2sd_video.messages import first_line, is_disk_full
 
 Worker = Callable[[Any], Any]
 """Does the work of one task: writes its files, and returns something small."""
 MakeWorker = Callable[[], Worker]
 """Makes a worker in the process that it is to work in (loads the model); picklable, for other processes."""
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a disk that no other task would escape."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,11 @@ def attempt(worker: Worker, work: Any) -> tuple[Any, str | None]:
     """Return what a worker makes of a task, or else the line that says why it failed.
 
     Raises:
-        OSError: a full disk, at which the other tasks would fail too.
+        OSError: a full disk.
     """
     try:
         return worker(work), None
     except Exception as error:  # whatever a foreign model raises is the failure of this task alone
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            raise
+        if is_disk_full(error):  # at which the other tasks would fail too
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         return None, first_line(error)

@@ -5,6 +5,7 @@ A ``Score`` judges each clip on its own, a ``Distance`` all clips of an arm toge
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from w2sd_video.argument_checks import check_frames
 from w2sd_video.messages import suggest
 
 
@@ -28,12 +30,30 @@ class Score:
         name: of the metric.
         higher_is_better: whether more of it is better.
         of: ``(clips, prompts) -> (n,)``, of clips uint8 (n, frames, height, width, 3), an image being a clip of one
-            frame; NaN where a clip has none.
+            frame; NaN where a clip has none. It raises TypeError for clips that are not uint8 or prompts that are no
+            texts, ValueError for another shape, or another number of prompts than of clips.
+        is_share: whether it says of each clip whether something is so, 0 or 1, so that its mean is a share.
     """
 
     name: str
     higher_is_better: bool
     of: Callable[[np.ndarray, Sequence[str]], np.ndarray]
+    is_share: bool = False
+
+    def __post_init__(self) -> None:
+        """Have what is scored looked at, whatever the metric does with it."""
+        score = self.of
+
+        @functools.wraps(score)
+        def checked(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+            check_frames(f"{self.name}: clips", clips, _AXES)
+            if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+                raise TypeError(f"{self.name}: prompts must be a list of texts, got {prompts!r:.100}")
+            if len(prompts) != len(clips):
+                raise ValueError(f"{self.name}: {len(prompts)} prompts for {len(clips)} clips; give one a clip")
+            return score(clips, prompts)
+
+        object.__setattr__(self, "of", checked)
 
 
 @dataclass(frozen=True)
@@ -43,8 +63,10 @@ class Distance:
     Attributes:
         name: of the metric.
         higher_is_better: whether more of it is better.
-        features: ``clips -> (n, d)``.
-        between: ``(features, real features) -> number``; the real ones are None for a metric that needs none.
+        features: ``clips -> (n, d)``, of clips uint8 (n, frames, height, width, 3); TypeError and ValueError as of a
+            score.
+        between: ``(features, real features) -> number``; the real ones are None for a metric that needs none. NaN for
+            no features; it raises ValueError for features that are not finite or not of clips, or without real ones.
         needs_real: whether it compares with real clips.
     """
 
@@ -54,6 +76,31 @@ class Distance:
     between: Callable[[np.ndarray, np.ndarray | None], float]
     needs_real: bool = True
 
+    def __post_init__(self) -> None:
+        """Have what is compared looked at, whatever the metric does with it."""
+        features_of, distance = self.features, self.between
+
+        @functools.wraps(features_of)
+        def checked_features(clips: np.ndarray) -> np.ndarray:
+            check_frames(f"{self.name}: clips", clips, _AXES)
+            return features_of(clips)
+
+        @functools.wraps(distance)
+        def checked_distance(features: np.ndarray, real: np.ndarray | None = None) -> float:
+            if self.needs_real and real is None:
+                raise ValueError(f"{self.name}: compares with real clips; give their features")
+            compared = [features] if real is None or not self.needs_real else [features, real]
+            for rows in compared:
+                if np.ndim(rows) != 2 or not np.isfinite(rows).all():
+                    raise ValueError(f"{self.name}: features must be finite numbers, (n, d), got {np.shape(rows)}")
+            return distance(features, real) if len(features) else float("nan")
+
+        object.__setattr__(self, "features", checked_features)
+        object.__setattr__(self, "between", checked_distance)
+
+
+_AXES = ("clips", "frames", "height", "width")
+"""Of clips, before red, green and blue."""
 
 Metric = Score | Distance
 

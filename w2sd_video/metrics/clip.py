@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ AESTHETICS_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 
 
 def clip_score(source: str = CLIP, device: str = "cpu") -> Score:
-    """Cosine of the embeddings of frame and prompt, times 100 (Hessel et al., arXiv 2104.08718).
+    """Cosine of the embeddings of frame and prompt, times 100 (Hessel et al., arXiv 2104.08718), -100 to 100.
 
-    The model is ViT-L/14 as in most papers on generation. The authors' own score is of ViT-B/32, puts "A photo depicts"
-    before the caption, has a factor of 2.5 in place of 100 and no negative values.
+    The factor is 100 whatever scale a model was trained to. The model is ViT-L/14 as in most papers on generation. The
+    authors' own score is of ViT-B/32, puts "A photo depicts" before the caption, has a factor of 2.5 in place of 100
+    and no negative values.
 
     Args:
         source: a CLIP model of transformers with its tokenizer, a folder or a hub id.
@@ -30,7 +32,7 @@ def clip_score(source: str = CLIP, device: str = "cpu") -> Score:
     Raises:
         MetricUnavailableError: the model cannot be had.
     """
-    return _of_prompt("clip_score", source, device)
+    return _of_prompt("clip_score", source, device, factor=100)
 
 
 def pick_score(source: str = PICK_SCORE, device: str = "cpu") -> Score:
@@ -103,9 +105,12 @@ def clip_tokenizer(source: str) -> Any:
     return CLIPTokenizer.from_pretrained(beside(source, "tokenizer_config.json", CLIP))
 
 
-def _of_prompt(name: str, source: str, device: str) -> Score:
+def _of_prompt(name: str, source: str, device: str, factor: float | None = None) -> Score:
+    """Return the score that is the cosine times a factor, the one that the model was trained to unless given."""
     with loading(name, source):
         model, tokenizer = _clip_model(source, device), clip_tokenizer(source)
+    if factor is not None:
+        model.logit_scale.fill_(math.log(factor))
     return score_of_frames(name, lambda frames, prompt: judge_by_prompt(model, tokenizer, frames, prompt))
 
 

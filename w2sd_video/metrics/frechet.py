@@ -10,7 +10,15 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     With RᵀR and SᵀS the covariances, the trace of the square root of their product is the sum of the singular values
     of R Sᵀ. That is a matrix of min(n, d) x min(m, d), so the distance is quick for few samples of many features.
+
+    Raises:
+        ValueError: fewer than two rows, rows of two widths, or numbers that are not finite.
     """
+    if np.ndim(a) != 2 or np.ndim(b) != 2 or np.shape(a)[1] != np.shape(b)[1] or min(len(a), len(b)) < 2:
+        shapes = f"{np.shape(a)} and {np.shape(b)}"
+        raise ValueError(f"features must be (n, d) and (m, d) with n and m of at least 2, got {shapes}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("features must be finite, but hold NaN or infinity")
     difference = a.mean(0, np.float64) - b.mean(0, np.float64)
     r, s = _root(a), _root(b)
     product = r @ s.T

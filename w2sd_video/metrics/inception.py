@@ -40,7 +40,8 @@ def fid(source: str = INCEPTION, device: str = "cpu") -> Distance:
 
     def between(features: np.ndarray, real: np.ndarray | None) -> float:
         assert real is not None
-        return distance_of(_rows(features, FEATURES), _rows(real, FEATURES))
+        rows = _rows(features, FEATURES)
+        return distance_of(rows, _rows(real, FEATURES)) if len(rows) > 1 else float("nan")
 
     return Distance("fid", False, _features_of_clips("fid", source, device, FEATURES, return_features=True), between)
 

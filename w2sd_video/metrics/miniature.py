@@ -21,7 +21,7 @@ def adherence() -> Score:
         right = [all(getattr(w, h) == getattr(s, h) for h in heads) for w, s in zip(wanted, seen, strict=True)]
         return np.array(right, float)
 
-    return Score("adherence", True, of)
+    return Score("adherence", True, of, is_share=True)
 
 
 def likelihood() -> Score:
@@ -40,7 +40,7 @@ def likelihood() -> Score:
 
 def comets() -> Score:
     """Whether the trail is of the style that the LoRA was trained on, 0 or 1."""
-    return Score("comets", True, lambda clips, _: judges.comets(clips).astype(float))
+    return Score("comets", True, lambda clips, _: judges.comets(clips).astype(float), is_share=True)
 
 
 def motion_error() -> Score:

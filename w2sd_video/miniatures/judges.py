@@ -98,14 +98,17 @@ def as_tensor(samples: Samples) -> torch.Tensor:
     may be clips of one frame; also as lists of (lists of) PIL images.
 
     Raises:
-        ValueError: another shape, or clips of fewer than eight frames.
+        ValueError: another shape, clips of fewer than eight frames, or numbers beyond uint8 or [0, 1].
     """
     array = samples.numpy(force=True) if isinstance(samples, torch.Tensor) else np.stack([_array(s) for s in samples])
     if array.ndim == 4:
         array = array[:, None]
-    if array.ndim != 5 or not (array.shape[1] == 1 or array.shape[1] >= FRAMES):
+    is_of_frames = array.ndim == 5 and array.shape[-1] == 3 and array.size > 0
+    if not is_of_frames or not (array.shape[1] == 1 or array.shape[1] >= FRAMES):
         wanted = f"clips of shape (n, frames >= {FRAMES}, height, width, 3) or pictures (n, height, width, 3)"
         raise ValueError(f"want {wanted}, got {array.shape}")
+    if array.dtype != np.uint8 and not (array.dtype.kind == "f" and array.min() >= 0 and array.max() <= 1):
+        raise ValueError(f"want uint8, or numbers in [0, 1], got {array.dtype} from {array.min()} to {array.max()}")
     scale = 127.5 if array.dtype == np.uint8 else 0.5
     frames = torch.from_numpy(np.ascontiguousarray(array))
     return rearrange(frames, "clips frames height width rgb -> clips frames rgb height width").float() / scale - 1

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from w2sd_video.jobs.pool import PoolError
 from w2sd_video.messages import first_line, is_disk_full, is_out_of_memory
 from w2sd_video.rendering.load import LoadError
 from w2sd_video.rendering.video import VideoError
@@ -31,7 +32,7 @@ def errors_in_one_line(command: str) -> Iterator[None]:
         yield
     except (ConfigError, VideoError) as error:
         fail(str(error), 1 if is_disk_full(error) or is_out_of_memory(error) else 2, command)
-    except LoadError as error:
+    except (LoadError, PoolError) as error:
         fail(str(error), 1, command)
     except KeyboardInterrupt:
         fail("interrupted; what was finished is kept", 130, command)

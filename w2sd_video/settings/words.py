@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from w2sd_video.backends import DENOISERS
@@ -12,6 +14,9 @@ from w2sd_video.settings.sources import MINIATURE, index_of, millions, path_of
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a weight."""
+
+
+_NOT_HERE = "(hub, not in the local cache: would be downloaded)"
 
 
 def plan_in_words(config: RenderConfig) -> str:
@@ -38,6 +43,7 @@ def plan_in_words(config: RenderConfig) -> str:
         lines.append(f"NFE      {label}: {at_most}{nfe_in_words(nfe)}")
     if len(config.prompts) > 1 or config.compare:
         lines.append(f"NFE      in all: {total * len(config.prompts)}")
+    lines += _download_in_words(model, counts)
     return "\n".join([*lines, f"memory   {_memory_in_words(config, counts)}"])
 
 
@@ -54,6 +60,28 @@ def parameters(model: ModelConfig) -> dict[str, float | None]:
         if not name.startswith("tokenizer"):  # which has files, but no weights
             known[name] = _millions_of(source) or known.get(name)
     return known
+
+
+def to_download(model: ModelConfig) -> list[str]:
+    """Return the hub ids of a model that are not in the local cache."""
+    sources = [
+        model.pretrained,
+        *_further_sources(model).values(),
+        *(source for source in model.lora.values() if source),
+    ]
+    return [source for source in sources if _state(source) == _NOT_HERE]
+
+
+def _download_in_words(model: ModelConfig, counts: Mapping[str, float | None]) -> list[str]:
+    """Say how much would be downloaded, if anything would be."""
+    missing = to_download(model)
+    known = sum(count for count in counts.values() if count)
+    if not missing:
+        return []
+    if model.pretrained not in missing or not known:
+        return [f"download {', '.join(missing)}, of unknown size"]
+    sizes = f"{_size(known, 'bfloat16')} if published in half precision, {_size(known, 'float32')} in float32"
+    return [f"download {', '.join(missing)}: about {sizes}"]
 
 
 def _further_sources(model: ModelConfig) -> dict[str, str]:
@@ -127,7 +155,7 @@ def _state(source: str) -> str:
     # A pipeline has the one and a model the other, and either is there as soon as it was downloaded.
     files = ["/".join(file)] if file else ["model_index.json", "config.json"]
     cached = any(isinstance(try_to_load_from_cache(f"{owner}/{name}", file), str) for file in files)
-    return "(hub, in the local cache)" if cached else "(hub, not in the local cache: would be downloaded)"
+    return "(hub, in the local cache)" if cached else _NOT_HERE
 
 
 def _memory_in_words(config: RenderConfig, counts: dict[str, float | None]) -> str:

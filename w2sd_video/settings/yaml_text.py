@@ -54,6 +54,7 @@ _Loader.add_implicit_resolver(
 def _check_depth(text: str) -> None:
     """Refuse, by the events of the text and so without recursion, what nests deeper than any configuration."""
     depth = 0
+    event: Any
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:

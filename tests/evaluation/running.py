@@ -1,0 +1,105 @@
+"""An evaluation's process and its workers, which tests kill, and what it leaves."""
+
+import csv
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+SMALL = ("--config", "miniature-pixart", "--number-of-prompts", "12", "--number-of-tuning-prompts", "4")
+SMALL = (*SMALL, "--number-of-seeds", "1", "--batch", "2", "--budgets", "6", "--arms", "strong", "CFG", "W2SD")
+
+
+def command(folder, *options):
+    return [sys.executable, "-m", "w2sd_video.evaluate", *SMALL, "--folder", str(folder), *options]
+
+
+def run(folder, *options):
+    """Run an evaluation to its end; return its exit code and what it printed."""
+    done = subprocess.run(command(folder, *options), capture_output=True, text=True, env=ENVIRONMENT)
+    return done.returncode, done.stdout + done.stderr
+
+
+def start(folder, *options):
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command(folder, *options), env=ENVIRONMENT, **quiet)
+
+
+def samples_in(folder):
+    return len(list(Path(folder).glob("samples/*.npz")))
+
+
+def contents(folder):
+    """Return what lies in a folder, without what differs by time."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                found[name] = {each: arrays[each].tobytes() for each in arrays.files if each != "seconds"}
+        elif path.suffix == ".csv":
+            rows = csv.DictReader(io.StringIO(path.read_text()))
+            found[name] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+        elif path.suffix == ".md":
+            found[name] = [line.rsplit("|", 2)[0] for line in path.read_text().splitlines()]
+        elif path.is_file() and ".job" not in path.parts and path.name != "report.html":  # which says the date
+            found[name] = path.read_bytes()
+    return found
+
+
+def kill_driver(folder, kills, *options):
+    """Start an evaluation again and again, and kill -9 it after some more samples; return how often it was killed."""
+    chosen = random.Random(kills)
+    for killed in range(kills):
+        wanted = samples_in(folder) + chosen.randint(0, 2)
+        process = start(folder, *options)
+        while process.poll() is None and samples_in(folder) < wanted:
+            time.sleep(0.002)
+        time.sleep(chosen.uniform(0, 0.1))
+        if process.poll() is not None:
+            return killed
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return kills
+
+
+def kill_workers(folder, kills, *options):
+    """Run an evaluation, and kill -9 one of its workers at a time after some more samples.
+
+    Returns:
+        How often one was killed, and the exit code.
+    """
+    chosen, killed, process = random.Random(kills), 0, start(folder, *options)
+    while killed < kills and process.poll() is None:
+        wanted = samples_in(folder) + chosen.randint(1, 2)
+        while process.poll() is None and samples_in(folder) < wanted:
+            time.sleep(0.002)
+        time.sleep(chosen.uniform(0, 0.1))
+        if workers := workers_of(process.pid):
+            os.kill(chosen.choice(workers), signal.SIGKILL)
+            killed += 1
+    return killed, process.wait()
+
+
+def workers_of(driver):
+    """Return the processes of Ray's actors that descend from a driver."""
+    parents, actors = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if (folder / "cmdline").read_text().startswith("ray::_Actor"):
+                actors.append(int(folder.name))
+        except OSError:  # it has ended meanwhile
+            continue
+
+    def descends(process):
+        return process == driver or (process in parents and descends(parents[process]))
+
+    return [actor for actor in actors if descends(actor)]
