@@ -17,13 +17,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from w2sd_video import __version__
+from w2sd_video.command_parser import OneLineParser, say_interrupted
+
+if __name__ == "__main__":
+    sys.excepthook = say_interrupted
+
 from w2sd_video._moved import names_of
 from w2sd_video.calibration.options import add_options, calibrated_config, clips_of
 from w2sd_video.calibration.pair import calibrate_pair
 from w2sd_video.calibration.report import report
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.video import write_whole
-from w2sd_video.settings.command_line import DEFAULT_CONFIG, OneLineParser, parse
+from w2sd_video.settings.command_line import DEFAULT_CONFIG, parse
 from w2sd_video.settings.panels import filled
 
 __getattr__ = names_of("w2sd_video.calibrate")  # a command is named __main__ when it runs

@@ -13,11 +13,16 @@ import sys
 from pathlib import Path
 
 from w2sd_video import __version__
+from w2sd_video.command_parser import OneLineParser, say_interrupted
+
+if __name__ == "__main__":
+    sys.excepthook = say_interrupted
+
 from w2sd_video._moved import names_of
 from w2sd_video.evaluation.every_arm import evaluate_into
 from w2sd_video.evaluation.plan import add_options, plan_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
-from w2sd_video.settings.command_line import DEFAULT_CONFIG, OneLineParser, parse
+from w2sd_video.settings.command_line import DEFAULT_CONFIG, parse
 from w2sd_video.settings.model_checks import check_plan
 
 __getattr__ = names_of("w2sd_video.evaluate")  # a command is named __main__ when it runs

@@ -14,6 +14,7 @@ METHOD = (
         "algorithm",
         "argument_checks",
         "branch",
+        "command_parser",
         "guidance",
         "inversions",
         "messages",

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from w2sd_video.command_parser import INTERRUPTED, fail
 from w2sd_video.messages import first_line, is_disk_full, is_out_of_memory
 from w2sd_video.rendering.load import LoadError
 from w2sd_video.rendering.video import VideoError
-from w2sd_video.settings.command_line import fail
 from w2sd_video.settings.schema import ConfigError
 
 TRACEBACK = "W2SD_TRACEBACK"
@@ -34,7 +34,7 @@ def errors_in_one_line(command: str) -> Iterator[None]:
     except LoadError as error:
         fail(str(error), 1, command)
     except KeyboardInterrupt:
-        fail("interrupted; what was finished is kept", 130, command)
+        fail("interrupted; what was finished is kept", INTERRUPTED, command)
     except BrokenPipeError as error:  # what read the output is gone; Python's last flush would fail too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from error

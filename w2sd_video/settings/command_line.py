@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import functools
 import re
-import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import jsonargparse
 
 from w2sd_video import __version__
+from w2sd_video.command_parser import fail
 from w2sd_video.presets import PRESETS, Preset
 from w2sd_video.settings.files import packaged_configs, read_config, read_prompts
 from w2sd_video.settings.schema import RenderConfig
@@ -97,28 +96,6 @@ class _Parser(jsonargparse.ArgumentParser):
                 return f"{key}.{entry.group(1)} {entry.group(2)}: must be {_expected(f'{key}.{entry.group(1)}')}"
             return f"{' '.join([key, *given])}: must be {_expected(key)}"
         return " ".join(message.split())
-
-
-def fail(message: str, code: int = 2, command: str = "render") -> NoReturn:
-    """Print one line on stderr, headed by the command, and exit."""
-    print(f"w2sd_video.{command}: {' '.join(message.splitlines())}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """The parser of a command that has options beside those of a configuration: its errors are one line."""
-
-    def __init__(self, command: str, **settings: Any) -> None:
-        super().__init__(f"python -m w2sd_video.{command}", allow_abbrev=False, **settings)
-        self._command = command
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong, without a block of how it is used."""
-        message = message.removeprefix("argument ")
-        if not_a_number := re.fullmatch(r"(\S+): invalid (int|float) value: (.*)", message):
-            option, kind, given = not_a_number.groups()
-            message = f"{option} {given}: must be a {'whole ' if kind == 'int' else ''}number"
-        fail(f"{message}; --help lists the options", command=self._command)
 
 
 @functools.cache
