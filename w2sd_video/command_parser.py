@@ -38,6 +38,7 @@ class OneLineParser(argparse.ArgumentParser):
         if not_a_number := re.fullmatch(r"(\S+): invalid (int|float) value: (.*)", message):
             option, kind, given = not_a_number.groups()
             message = f"{option} {given}: must be a {'whole ' if kind == 'int' else ''}number"
+            message += ", and prompts go before an option of several values" if " " in given else ""
         fail(f"{message}; --help lists the options", command=self._command)
 
 

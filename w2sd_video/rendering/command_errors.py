@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from w2sd_video.settings.schema import ConfigError
 
 TRACEBACK = "W2SD_TRACEBACK"
 """An environment variable: where it is set, errors that nobody foresaw show where they come from."""
+
+
+_OF_NAMES = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR)
+"""What the system says of a name that was given, and not of what it met when it worked."""
 
 
 @contextmanager
@@ -39,6 +44,8 @@ def errors_in_one_line(command: str) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_NAMES:
+            fail(first_line(error), 2, command)
         if os.environ.get(TRACEBACK):
             raise
         if isinstance(error, OSError) or is_out_of_memory(error) or is_disk_full(error):

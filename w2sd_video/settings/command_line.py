@@ -45,6 +45,7 @@ def parse(argv: list[str], command: str = "render") -> CommandLine:
     """
     parser = _parser()
     parser.command = command
+    argv = parser.prompts_last(argv)
     arguments = parser.parse_args(argv)
     file = read_config(arguments.config) | (PRESETS[arguments.preset] if arguments.preset else {})
     prompts = file.pop("prompts", None)
@@ -76,6 +77,22 @@ class _Parser(jsonargparse.ArgumentParser):
             settings.pop("type")
             settings["action"] = jsonargparse.ActionYesNo(no_prefix="no-")
         return super().add_argument(*names, **settings)
+
+    def prompts_last(self, argv: list[str]) -> list[str]:
+        """Return a command line with its prompts at the end: argparse takes them from one place only."""
+        switches = {flag for action in self._actions if action.nargs == 0 for flag in action.option_strings}
+        options: list[str] = []
+        prompts: list[str] = []
+        words = iter(argv)
+        for word in words:
+            if word == "--":
+                prompts += words
+            elif not word.startswith("-"):
+                prompts.append(word)
+            else:
+                has_value = word not in switches and "=" not in word
+                options += [word, *([value] if has_value and (value := next(words, None)) is not None else [])]
+        return [*options, "--", *prompts] if prompts else options
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         fail(self._plain(message), command=self.command)
