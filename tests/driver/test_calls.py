@@ -393,3 +393,18 @@ def test_a_patched_step_of_the_scheduler_goes_on_working(name, where, monkeypatc
     with reflection(pipe, **GAP, reflection_steps=0):
         assert torch.equal(run(pipe, call), expected_stock)
     assert state(pipe) == before
+
+
+@pytest.mark.parametrize(
+    ("weak", "more"), [(Branch(), 0), (Branch(guidance_scale=1.0), 0), (Branch(prompt="a dog"), 1)]
+)
+@pytest.mark.parametrize("build", [tiny.stable_diffusion, tiny.wan])
+def test_text_is_encoded_once_more_and_only_where_a_branch_has_one(build, weak, more):
+    pipe, call = build()
+    runs = []
+    pipe.text_encoder.register_forward_hook(lambda *_: runs.append(1))
+    run(pipe, call)
+    stock = len(runs)
+    with reflection(pipe, strong=Branch(), weak=weak):
+        run(pipe, call)
+    assert len(runs) - stock == stock * (1 + more)

@@ -1,7 +1,5 @@
 """The pipeline's loop: what it counts is meant in real steps, and what it does to the turns of one step is watched."""
 
-import copy
-
 import diffusers
 import pytest
 import tiny
@@ -12,6 +10,7 @@ from plain_loop import STRONG, WEAK, run
 from tiny.variants import build
 
 from w2sd_video import Branch, reflection
+from w2sd_video.driver.guards import Caches
 
 NULL = {"strong": Branch(), "weak": Branch(), "inversion": "current"}
 
@@ -122,18 +121,16 @@ INPAINTING = [
 ]
 
 
+@pytest.mark.parametrize("inversion", ["paper", "current"])
 @pytest.mark.parametrize("name", INPAINTING)
-def test_inpainting_that_noises_the_kept_part_in_every_turn_is_reflected_at_its_level_only(name):
+def test_inpainting_that_noises_the_kept_part_in_every_turn_is_refused_before_any_network_runs(name, inversion):
     pipe, call = build(name)
-    stock = result_of(pipe, call)
     with (
         pytest.raises(ValueError, match="changes its latents in every turn"),
-        reflection(pipe, strong=Branch(), weak=Branch()) as done,
+        reflection(pipe, strong=Branch(), weak=Branch(), inversion=inversion) as done,
     ):
         result_of(pipe, call)
-    assert not done.nfe["base"]  # seen in the first step
-    with reflection(pipe, **NULL):
-        close(result_of(pipe, call), stock)
+    assert not any(done.nfe.values())
 
 
 def test_loops_that_cannot_be_walked_are_refused():
@@ -154,7 +151,7 @@ def test_loops_that_cannot_be_walked_are_refused():
     stock = by_index(call["prompt"])[0]
     with reflection(by_index, strong=Branch(), weak=Branch(), reflection_steps=0):
         assert torch.equal(by_index(call["prompt"])[0], stock)
-    with pytest.raises(RuntimeError, match=r"go through scheduler\.timesteps"), reflection(by_index, **NULL):
+    with pytest.raises(ValueError, match="outside of a loop"), reflection(by_index, **NULL):
         by_index(call["prompt"])
 
 
@@ -194,17 +191,19 @@ def test_a_guider_is_told_real_steps_and_keeps_momentum_of_them_only(guider):
         close(result_of(pipe, call), stock)
 
 
-def test_a_cache_of_one_branch_is_not_given_to_another():
+def test_a_pipeline_that_needs_more_of_its_network_than_a_prediction_is_refused_before_it_runs():
     pipe, call = build("Flux2KleinKVPipeline")
-    stock = result_of(pipe, call)
-    with reflection(pipe, **NULL):
-        close(result_of(pipe, call), stock)
-    second = copy.deepcopy(pipe.transformer)
-    with (
-        pytest.raises(ValueError, match="kept from an evaluation of another branch"),
-        reflection(pipe, strong=Branch(), weak=Branch(weights=second)),
-    ):
+    with pytest.raises(ValueError, match="more of its network than a prediction"), reflection(pipe, **NULL) as done:
         result_of(pipe, call)
+    assert not any(done.nfe.values())
+
+
+def test_a_cache_of_one_branch_is_not_given_to_another():
+    caches, keys = Caches(), torch.ones(2)
+    caches.note((torch.zeros(1), keys), Branch())
+    caches.check({"latents": torch.zeros(1), "keys": keys}, Branch())
+    with pytest.raises(ValueError, match="kept from an evaluation of another branch"):
+        caches.check({"latents": torch.zeros(1), "keys": keys}, Branch(skip_layers=[0]))
 
 
 @pytest.mark.parametrize("make", [tiny.dit, lambda: build("TextToVideoSDPipeline")])

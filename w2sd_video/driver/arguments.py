@@ -46,12 +46,16 @@ def drawing_as(generator: torch.Generator | list[torch.Generator] | None) -> Dra
     Some pipelines step more rows than samples: both halves of guidance (DiT) or every frame (TextToVideoSD).
     """
     draw = drawing_from(generator)
+    has_twice: bool | None = None  # each sample, found at the first draw: to compare again would wait on the device
 
     def draw_rows(like: torch.Tensor) -> torch.Tensor:
+        nonlocal has_twice
         samples = len(generator) if isinstance(generator, (list, tuple)) else len(like)
         if samples == len(like):
             return draw(like)
-        if len(like) == 2 * samples and torch.equal(like[:samples], like[samples:]):
+        if has_twice is None:
+            has_twice = len(like) == 2 * samples and torch.equal(like[:samples], like[samples:])
+        if has_twice:
             return torch.cat([draw(like[:samples])] * 2)
         return draw(like.unflatten(0, (samples, -1))).flatten(0, 1)
 

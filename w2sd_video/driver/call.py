@@ -19,10 +19,12 @@ from w2sd_video.driver.arguments import call_back_after_steps, drawing_as, with_
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
 from w2sd_video.driver.guards import Momentum
+from w2sd_video.driver.loop_state import LoopState
 from w2sd_video.driver.networks import in_use
 from w2sd_video.driver.parts import (
     branch_at_stage,
-    check_loop,
+    check_control_scales,
+    check_kind,
     check_no_cache,
     check_same_adapters,
     check_text_encoders,
@@ -120,12 +122,12 @@ class PipelineCall:
             TypeError, ValueError: what this pipeline cannot be given as it is now.
         """
         pipe, branches = self._pipe, self._branches
+        check_kind(pipe)
         denoisers = denoisers_of(pipe)
         stages = [
             {role: branch_at_stage(pipe, role, branch, denoisers, stage) for role, branch in branches.items()}
             for stage in range(len(denoisers))
         ]
-        check_loop(pipe)
         controlnet = controlnet_of(pipe, branches)
         used = {
             role: [_second(stage[role]) or own for stage, own in zip(stages, denoisers, strict=True)]
@@ -139,15 +141,14 @@ class PipelineCall:
                 check_loaded(branch.lora or {}, used[role])
                 check_text_encoders(pipe, branch.lora or {})
                 check_same_adapters(role, denoisers, used[role])
-            self._state = CallState(stages=len(denoisers))
+            self._state = CallState(stages=len(denoisers), leads=self._settings.is_on)
             scheduler = pipe.scheduler if _is_patched(pipe.scheduler) else copy.deepcopy(pipe.scheduler)
             self._walk = self._walk_of(scheduler, self._settings, self._state)
-            self._switches: list[DenoiserSwitch | ControlSwitch] = [
+            self._switches = [
                 DenoiserSwitch(pipe, denoiser, stage, self._state)
                 for denoiser, stage in zip(denoisers, stages, strict=True)
             ]
-            if controlnet is not None:
-                self._switches.append(ControlSwitch(controlnet, branches, self._state))
+            self._controls = [] if controlnet is None else [ControlSwitch(controlnet, branches, self._state)]
             yield
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], running: list[PipelineCall]) -> Any:
@@ -164,12 +165,15 @@ class PipelineCall:
             )
             self._walk.draw = drawing_as(arguments.get("generator"))
             self._walk.on_turn = Momentum(self._pipe).after_turn
+            self._walk.on_watched = self._check_control
+            self._walk.loop_state, self._walk.pipeline = LoopState(self._pipe, self._loop), type(self._pipe).__name__
             samples = 1
             stack.enter_context(counting_calls(type(self._pipe)))
             if self._walk.wrapped is self._pipe.scheduler:
                 stack.enter_context(_as_before(self._walk.wrapped))
             stack.enter_context(swapped([(self._pipe, {"scheduler": presented(self._walk)})]))
-            for switch in self._switches:
+            switches: list[DenoiserSwitch | ControlSwitch] = [*self._switches, *self._controls]
+            for switch in switches:
                 stack.enter_context(switch.installed())
             try:
                 self._rehearse(arguments, given, len(args))
@@ -180,8 +184,8 @@ class PipelineCall:
             except Exception as error:
                 if self._state.probing is not None and _is_raised_by(type(self._pipe), error):
                     raise ValueError(
-                        f"{type(self._pipe).__name__} needs more of its network than a prediction, so its guidance "
-                        "cannot be measured, nor a branch set its guidance_scale or negative_prompt"
+                        f"{type(self._pipe).__name__} needs more of its network than a prediction (keys and values, "
+                        "attention maps), so its loop cannot be watched without it, nor be reflected"
                     ) from error
                 raise
             finally:
@@ -202,6 +206,12 @@ class PipelineCall:
         name = type(self._pipe).__name__
         if self._walk.steps_taken == 0 and not getattr(self._pipe, "interrupt", False):
             raise RuntimeError(f"{name} never called scheduler.step, so nothing was reflected")
+        self._check_control()
+
+    def _check_control(self) -> None:
+        """Refuse a scale for a ControlNet that the loop did not evaluate (one that is a part of the denoiser)."""
+        if not all(control.was_asked for control in self._controls):
+            check_control_scales(self._pipe, self._branches)
 
     def progress_bar(self, make_bar: Callable[..., Any], iterable: Any, total: int | None) -> Any:
         """Return a bar of real steps: the walk moves it, not the pipeline's loop."""
@@ -258,11 +268,17 @@ class PipelineCall:
         return result
 
     def _rehearse(self, arguments: Mapping[str, Any], given: dict[str, Any], positional: int) -> None:
-        """Learn what the pipeline gives its denoiser for each prompt, if a branch has one."""
+        """Learn what the pipeline gives its denoiser for each prompt, if a branch has one.
+
+        What it gives it for its own shows in the first turn that is watched, where there are such.
+        """
         texts = list(dict.fromkeys(branch.text for branch in self._used if branch.text is not None))
         if not texts:
             return
-        for text in [None, *texts]:
+        is_watched = self._settings.is_on
+        if is_watched:
+            self._state.rehearsals[None] = Rehearsal()
+        for text in texts if is_watched else [None, *texts]:
             changes = {} if text is None else with_text(arguments, *text, type(self._pipe).__name__)
             self._state.rehearsing = Rehearsal()
             try:

@@ -37,6 +37,7 @@ class ControlSwitch:
         self._forward: Callable[..., Any] = controlnet.forward
         self._signature = named_signature(controlnet)
         self._zeros: Any = None
+        self.was_asked = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -50,9 +51,11 @@ class ControlSwitch:
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.is_elsewhere:
             return self._forward(*args, **kwargs)
+        self.was_asked = True
         arguments = by_name(self._signature, args, kwargs)
+        if shown := self._state.rehearsing or self._state.noting:
+            shown.control = arguments
         if self._state.rehearsing is not None:
-            self._state.rehearsing.control = arguments
             return self._forward(*args, **kwargs)
         if self._state.probing is not None:
             return self._instead_of_residuals(arguments)

@@ -17,10 +17,11 @@ from torch import nn
 
 from w2sd_video.branch import Branch
 from w2sd_video.driver.guards import Caches
-from w2sd_video.driver.layout import CHANGED_SCALE, Layout, answered, output_shapes, probe_rows, rows_needed
+from w2sd_video.driver.layout import Layout, answered, rows_needed
+from w2sd_video.driver.measuring import CHANGED_SCALE, probe_rows
 from w2sd_video.driver.networks import in_place_of, unswitched
-from w2sd_video.driver.rehearsal import CallState, output_like
-from w2sd_video.driver.rows import Arguments, rows_of, take_rows
+from w2sd_video.driver.rehearsal import CallState
+from w2sd_video.driver.rows import Arguments, output_like, output_shapes, rows_of, take_rows
 from w2sd_video.driver.signatures import as_given, by_name, named_signature, uncompiled
 from w2sd_video.gaps import Swap, swapped, swaps_of
 from w2sd_video.reflection_settings import Role
@@ -89,6 +90,11 @@ class DenoiserSwitch:
         state.answering = id(self._denoiser)
         if state.rehearsing is not None or state.probing is not None:
             return output_like(self._instead_of_rows(arguments), samples, arguments)
+        if state.leads and not state.in_turn:
+            raise ValueError(
+                f"{type(self._pipe).__name__} evaluates its network outside of a loop over scheduler.timesteps with a "
+                "scheduler.step for each, so it cannot be reflected"
+            )
         branch, arguments = self._branches[state.role], self._with_text(arguments, call)
         scale, layout = branch.guidance_scale, self._layout
         assert not isinstance(scale, tuple)
@@ -110,14 +116,15 @@ class DenoiserSwitch:
         state, samples = self._state, arguments[self._latents_name]
         like = samples if isinstance(samples, torch.Tensor) else samples[0]
         shapes = output_shapes(uncompiled(self._denoiser), samples)
+        if shown := state.rehearsing or state.noting:
+            shown.calls.append(arguments)
         if state.rehearsing is not None:
-            state.rehearsing.calls.append(arguments)
             return [like.new_zeros(shape) for shape in shapes]
         assert state.probing is not None
         if state.probing == CHANGED_SCALE and state.many_rows and state.changed_scale is None:
             self._change_scale()
-        rows = probe_rows(state.probing, shapes, sum(map(len, state.probed)), like)
-        state.probed.append(rows)
+        rows = probe_rows(state.probing, shapes, sum(map(len, state.answered)), like)
+        state.answered.append(rows)
         return rows
 
     def _number_of_call(self) -> int:
@@ -188,7 +195,9 @@ class DenoiserSwitch:
             kept |= dict(zip(missing, rows_of(self._evaluate(part, len(missing))[0]), strict=True))
             self._keep(kept)
         like = samples[0].new_zeros(output_shapes(uncompiled(self._denoiser), samples)[0])
-        return output_like(answered(layout, scale, call, kept, like), samples, arguments)
+        rows = answered(layout, scale, call, kept, like)
+        self._state.answered.append(rows)
+        return output_like(rows, samples, arguments)
 
     def _with_rows(self, arguments: Arguments, rows: list[int]) -> Arguments:
         """Return the arguments of an evaluation of some of its rows alone."""

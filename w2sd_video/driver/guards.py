@@ -105,8 +105,7 @@ class Caches:
 
 EDITED = (
     "the pipeline changes its latents in every turn of its loop (as inpainting does that keeps the unmasked part by "
-    "noising it anew), which cannot be reflected so; use inversion='current', which leaves such a part where it is, an "
-    "inpainting checkpoint, or reflect no step (reflection_steps=0)"
+    "noising it anew), which cannot be reflected; use an inpainting checkpoint, or reflect no step (reflection_steps=0)"
 )
 
 

@@ -1,60 +1,16 @@
-"""How a pipeline lays out its guidance, measured: how much each row of each evaluation weighs in what it steps with.
-
-A turn of the loop costs nothing while the network is not run. In the first turns of a call every row of every
-evaluation is answered with numbers of its own, and what arrives at ``scheduler.step`` is solved for the weight of each
-row. So no row is known by its name, its place or its value, and guidance that is no weighted sum shows as such.
-
-The turns are of two kinds. Rows of random elements tell the weights where the step sees the elements in the network's
-own order, or the leading part of them. Rows of one number each tell them whatever became of the order (some pipelines
-pack, permute or drop frames), as long as a sample is made of two rows at most.
-"""
+"""How a pipeline lays out its guidance, and what it is answered with so that it guides by a branch's scale."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from w2sd_video.guidance import guided
 
-RANDOM_TURNS = 3
-"""Turns with rows of random elements: two draws, for one would make a rescaling look like a weight, and one more, with
-the pipeline's guidance scale changed, which tells the rows that it acts on where there are more than two."""
-CONSTANT_TURNS = 3
-"""Turns with rows of one number each: one more than the two rows that they can tell apart."""
-PROBE_TURNS = RANDOM_TURNS + CONSTANT_TURNS
-CHANGED_SCALE = 2
-"""The turn in which the pipeline's guidance scale is changed, by 1."""
-
-_SEED = 0x9E3779B9
-"""Of the rows: far from the seeds that people use, for a row like the latents could not be told from them."""
-_SLICES = 64
-"""Slices of a sample that are looked at, of as many as there are."""
-_ELEMENTS = 4096
-"""Elements of a row that the weights are solved from: more tell nothing more."""
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-"""Of weights and residuals, by the precision in which the pipeline computes."""
-
-Rows = torch.Tensor | Sequence[torch.Tensor]
 Kind = Literal["affine", "rescaled", "by slice", "not affine"]
-
-
-@dataclass(frozen=True)
-class Probed:
-    """What one probe turn showed.
-
-    Attributes:
-        rows: what each evaluation was answered with.
-        prediction: what arrived at ``scheduler.step`` as ``model_output``.
-        latents: what arrived as ``sample``.
-    """
-
-    rows: Sequence[Rows]
-    prediction: torch.Tensor
-    latents: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -81,7 +37,9 @@ class Layout:
         pairs: of each sample; empty where there is no guidance.
         scale: w, counted from 1: at 1 the unconditional row weighs nothing.
         weights: of a pair (cond, uncond), as shares of the sum of all weights.
-        others: whether further rows weigh in (perturbed attention, image guidance).
+        further: rows that weigh in too, of each sample (perturbed attention, image guidance); empty where none does.
+        axis: of a sample: that of the lines that are rescaled, or of the slices; None where the whole is one.
+        slice: the slice that the weights are of, by its place along the axis.
     """
 
     calls: tuple[int, ...]
@@ -89,7 +47,22 @@ class Layout:
     pairs: tuple[Pair, ...] = ()
     scale: float = 1.0
     weights: tuple[float, float] = (1.0, 0.0)
-    others: bool = False
+    further: tuple[tuple[int, ...], ...] = ()
+    axis: int | None = None
+    slice: int = 0
+
+    @property
+    def others(self) -> bool:
+        """Whether further rows weigh in."""
+        return any(self.further)
+
+    @property
+    def follows_weights(self) -> bool:
+        """Whether what a branch's scale comes to depends on the pipeline's own weights, at each step.
+
+        Where both rows come from one evaluation and are summed up, both are answered with the guided prediction.
+        """
+        return self.is_guided and (self.kind != "affine" or self.others or len(self.calls) > 1)
 
     @property
     def is_guided(self) -> bool:
@@ -99,237 +72,6 @@ class Layout:
     def first_row(self, call: int) -> int:
         """Return the number of an evaluation's first row."""
         return sum(self.calls[:call])
-
-
-def probe_rows(turn: int, shapes: Sequence[torch.Size], before: int, like: torch.Tensor) -> list[torch.Tensor]:
-    """Return the rows that an evaluation is answered with in a probe turn.
-
-    Args:
-        turn: its number, from 0.
-        shapes: of each row.
-        before: rows of the step's evaluations before this one.
-        like: gives dtype and device.
-    """
-    rows = []
-    for number, shape in enumerate(shapes, before):
-        generator = torch.Generator().manual_seed(_SEED + 1000 * turn + number)
-        if turn < RANDOM_TURNS:
-            # In the second draw each row is of another size, so that what rescales by sizes cannot look like a weight.
-            row = torch.randn(shape, generator=generator) * (1 + 0.7 * number if turn == 1 else 1)
-        else:
-            row = torch.randn((), generator=generator).expand(shape)
-        rows.append(row.to(like.device, like.dtype))
-    return rows
-
-
-def measured(probed: Sequence[Probed], own_scale: float | None) -> Layout:
-    """Return the layout that probe turns have shown.
-
-    Args:
-        probed: the turns, in order.
-        own_scale: the pipeline's guidance scale, if the turn `CHANGED_SCALE` was taken at another one.
-    """
-    first = probed[0]
-    calls, tolerance = tuple(len(rows) for rows in first.rows), _TOLERANCE.get(first.prediction.dtype, 3e-2)
-    if any(tuple(len(rows) for rows in turn.rows) != calls for turn in probed):
-        return Layout(calls, "not affine")
-    fits = [_fit(turn) for turn in probed[:RANDOM_TURNS]]
-    kind: Kind = "not affine"
-    weights, changed = torch.zeros(0), None
-    if all(fit is not None for fit in fits):
-        kind, weights, changed = _compared([fit for fit in fits if fit is not None], tolerance)
-        if kind == "not affine":
-            kind, weights = _not_plain(probed[:2], tolerance)
-    if kind == "not affine" and first.rows[0][0].shape != first.prediction.shape[1:]:
-        # The elements arrive in another order, or only some of them do.
-        of_constants = _fit_constants(probed[RANDOM_TURNS:], tolerance)
-        kind, weights = ("not affine", weights) if of_constants is None else ("affine", of_constants)
-    if kind == "not affine":
-        return Layout(calls, kind)
-    return _with_pairs(calls, kind, weights, changed, own_scale, tolerance)
-
-
-def at_other_weights(layout: Layout, probed: Probed) -> Layout:
-    """Return a layout with the weights that one more probe turn shows: those of another stage's guidance scale."""
-    fit = _fit(probed)
-    if fit is None or not layout.pairs or layout.kind != "affine" or layout.others:
-        return layout
-    shares = fit[0][0] / fit[0][0].sum()
-    pair = layout.pairs[0]
-    weights = float(shares[pair.cond]), float(shares[pair.uncond])
-    return replace(layout, scale=weights[0], weights=weights)
-
-
-def _with_pairs(
-    calls: tuple[int, ...],
-    kind: Kind,
-    weights: torch.Tensor,
-    changed: torch.Tensor | None,
-    own_scale: float | None,
-    tolerance: float,
-) -> Layout:
-    """Return the layout with its pairs, told by what a changed scale does, else by which of two rows weighs more."""
-    shares = weights / weights.sum(1, keepdim=True)
-    counted = [(row.abs() > 2 * tolerance * row.abs().max()).nonzero().flatten().tolist() for row in shares]
-    if all(len(rows) == 1 for rows in counted):
-        return _with_idle_rows(calls, kind, [rows[0] for rows in counted])
-    moved = None if changed is None or own_scale is None else changed / changed.sum(1, keepdim=True) - shares
-    responds = moved is not None and bool((moved.abs().amax(1) > 0.5).all())
-    if not responds and any(len(rows) > 2 for rows in counted):
-        return Layout(calls, "not affine")
-    by = moved if responds and moved is not None else shares
-    pairs = tuple(Pair(int(row.argmax()), int(row.argmin())) for row in by)
-    cond, uncond = (float(shares[0, row]) for row in (pairs[0].cond, pairs[0].uncond))
-    others = any(len(rows) > 2 for rows in counted)
-    scale = own_scale if others and own_scale is not None else cond
-    if abs(cond - uncond) < tolerance and not responds:
-        return Layout(calls, "not affine")  # nothing tells the two rows apart
-    return Layout(calls, kind, pairs, scale, (cond, uncond), others)
-
-
-def _with_idle_rows(calls: tuple[int, ...], kind: Kind, conds: list[int]) -> Layout:
-    """Return a layout in which one row a sample weighs, and others may in later steps (CogVideoX's dynamic scale)."""
-    idle = [row for row in range(sum(calls)) if row not in conds]
-    if len(calls) != 1 or len(idle) != len(conds) or len(set(conds)) != len(conds):
-        return Layout(calls, kind)
-    return Layout(calls, kind, tuple(map(Pair, conds, idle)))
-
-
-def _compared(
-    fits: Sequence[tuple[torch.Tensor, float]], tolerance: float
-) -> tuple[Kind, torch.Tensor, torch.Tensor | None]:
-    """Return what kind of layout two draws show, its weights, and those at the changed scale."""
-    (one, residual), (two, other_residual), (changed, changed_residual) = fits
-    there = changed if changed_residual < tolerance else None
-    if max(residual, other_residual) > tolerance:
-        return "not affine", one, there
-    kind: Kind = "affine" if torch.allclose(one, two, atol=10 * tolerance) else "not affine"
-    return kind, one, there
-
-
-def _fit(turn: Probed) -> tuple[torch.Tensor, float] | None:
-    """Solve each sample of a prediction for the weights of all rows: (samples, rows), and the largest residual.
-
-    The latents are a regressor too: some pipelines turn a sample prediction into a velocity before they step.
-    None where the step does not see the elements in the network's order.
-    """
-    weights, residuals = [], [0.0]
-    for sample, latents in _samples_of(turn):
-        columns = _columns(turn, sample.shape)
-        if columns is None:
-            return None
-        fitted, residual = _solve(columns, sample, latents)
-        weights.append(fitted)
-        residuals.append(residual)
-    return torch.stack(weights), max(residuals)
-
-
-def _not_plain(draws: Sequence[Probed], tolerance: float) -> tuple[Kind, torch.Tensor]:
-    """Return what two draws show that are no weighted sum as a whole, and the weights, or their shares."""
-    first, second = (_fit_by_slice(turn, tolerance) for turn in draws)
-    if first is not None and second is not None and torch.allclose(first, second, atol=10 * tolerance):
-        return "by slice", first[:, first.abs().amax((0, 2)).argmax()]
-    first, second = (_fit_rescaled(turn, tolerance) for turn in draws)
-    if first is not None and second is not None and torch.allclose(first, second, atol=10 * tolerance):
-        return "rescaled", first
-    return "not affine", torch.zeros(0)
-
-
-def _fit_by_slice(turn: Probed, tolerance: float) -> torch.Tensor | None:
-    """Solve a prediction slice by slice, along the first axis that leaves nothing over: (samples, slices, rows)."""
-    samples = _samples_of(turn)
-    columns = [_columns(turn, sample.shape) for sample, _ in samples]
-    for axis in range(samples[0][0].ndim):
-        weights, largest = [], 0.0
-        for (sample, latents), of_rows in zip(samples, columns, strict=True):
-            if of_rows is None:
-                return None
-            stride = max(1, sample.shape[axis] // _SLICES)
-            slices = [
-                _solve([c.select(axis, i) for c in of_rows], sample.select(axis, i), latents.select(axis, i))
-                for i in range(0, sample.shape[axis], stride)
-            ]
-            weights.append(torch.stack([fitted for fitted, _ in slices]))
-            largest = max(largest, *(residual for _, residual in slices))
-        if largest < tolerance:
-            return torch.stack(weights)
-    return None
-
-
-def _fit_rescaled(turn: Probed, tolerance: float) -> torch.Tensor | None:
-    """Solve for the shares of rows in a sum that is multiplied by one number, or by one for each line along some axis.
-
-    Any two elements i, j of a line y = s (a c + b u) have y_i (a c_j + b u_j) = y_j (a c_i + b u_i), whatever s is.
-    """
-    samples = _samples_of(turn)
-    for axis in reversed(range(samples[0][0].ndim)):
-        shares = []
-        for sample, _ in samples:
-            columns, pairs = _columns(turn, sample.shape), sample.shape[axis] - 1
-            if columns is None or pairs < 1:
-                break
-            crossed = [
-                sample.narrow(axis, 0, pairs) * column.narrow(axis, 1, pairs)
-                - sample.narrow(axis, 1, pairs) * column.narrow(axis, 0, pairs)
-                for column in columns
-            ]
-            matrix = torch.stack([product.flatten().double().cpu() for product in crossed], 1)
-            _, sizes, directions = torch.linalg.svd(matrix[:: max(1, len(matrix) // _ELEMENTS)], full_matrices=False)
-            if len(sizes) < len(columns) or sizes[-1] > tolerance * sizes[0]:
-                break
-            shares.append(directions[-1] / directions[-1].sum())
-        if len(shares) == len(samples):
-            return torch.stack(shares)
-    return None
-
-
-def _fit_constants(turns: Sequence[Probed], tolerance: float) -> torch.Tensor | None:
-    """Solve turns with rows of one number each, whatever the order of elements; None if two rows are not enough."""
-    given = torch.stack([torch.stack([row.flatten()[0] for rows in turn.rows for row in rows]) for turn in turns])
-    given = given.double().cpu()  # turns, rows
-    arrived = torch.stack([turn.prediction.flatten(1).double().mean(1) for turn in turns]).cpu()  # turns, samples
-    weights = torch.zeros(arrived.shape[1], given.shape[1], dtype=torch.float64)
-    for sample, target in enumerate(arrived.T):
-        for rows in [
-            *itertools.combinations(range(given.shape[1]), 1),
-            *itertools.combinations(range(given.shape[1]), 2),
-        ]:
-            part = given[:, list(rows)]
-            solution = torch.linalg.lstsq(part, target[:, None]).solution
-            if (part @ solution - target[:, None]).norm() < tolerance * target.norm():
-                weights[sample, list(rows)] = solution[:, 0]
-                break
-        else:
-            return None
-    return weights
-
-
-def _samples_of(turn: Probed) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return each sample of a prediction with its latents, or with zeros where the two are not alike."""
-    alike = turn.latents.shape == turn.prediction.shape
-    latents = turn.latents if alike else torch.zeros_like(turn.prediction)
-    return list(zip(turn.prediction, latents, strict=True))
-
-
-def _columns(turn: Probed, shape: torch.Size) -> list[torch.Tensor] | None:
-    """Return every row as a sample of the prediction is laid out, whole or its leading part; None if it cannot be."""
-    columns = []
-    for row in (row for rows in turn.rows for row in rows):
-        if row.ndim != len(shape) or any(size < wanted for size, wanted in zip(row.shape, shape, strict=True)):
-            return None
-        columns.append(row[tuple(slice(size) for size in shape)])
-    return columns
-
-
-def _solve(columns: Sequence[torch.Tensor], target: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return the weights of columns in a target, by least squares over some elements, and the relative residual."""
-    stride = max(1, target.numel() // _ELEMENTS)
-    regressors = [*columns, latents] if latents.any() else list(columns)
-    matrix = torch.stack([column.flatten()[::stride].double().cpu() for column in regressors], 1)
-    wanted = target.flatten()[::stride].double().cpu()
-    solution = torch.linalg.lstsq(matrix, wanted[:, None]).solution
-    residual = float((matrix @ solution - wanted[:, None]).norm() / wanted.norm().clamp_min(1e-30))
-    return solution[: len(columns), 0], residual
 
 
 def rows_needed(layout: Layout, scale: float) -> frozenset[int]:
@@ -416,30 +158,3 @@ def _moved(row: torch.Tensor | None, towards: torch.Tensor, share: float) -> tor
         return towards
     working = torch.promote_types(row.dtype, torch.float32)
     return torch.lerp(row.to(working), towards.to(working), share).to(row.dtype)
-
-
-def output_shapes(network: Any, samples: Rows) -> list[torch.Size]:
-    """Return the shape of each row that a network gives back for some samples, by its config.
-
-    Packed tokens give as many numbers as a patch has; a learned variance stands behind the channels; the axis of
-    channels is the third of CogVideoX and Stable Video Diffusion, and the last of Kandinsky 5.
-    """
-    if not isinstance(samples, torch.Tensor):
-        return [sample.shape for sample in samples]
-    config, kind = getattr(network, "config", {}), type(network).__name__
-    taken, given = config.get("in_channels") or 0, config.get("out_channels")
-    if config.get("learn_sigma"):
-        given = 2 * (given or taken)
-    given = given or taken or 0
-    shape = list(samples.shape[1:])
-    if samples.ndim == 3:
-        axis = 1
-        if config.get("out_channels") and isinstance(config.get("patch_size"), int):
-            given = config["out_channels"] * config["patch_size"] ** 2
-    elif "Kandinsky5" in kind:
-        axis = samples.ndim - 2
-    else:
-        axis = 1 if samples.ndim == 5 and ("CogVideoX" in kind or "SpatioTemporal" in kind) else 0
-    if given:
-        shape[axis] = given
-    return [torch.Size(shape)] * len(samples)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,16 +29,18 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
     return denoisers
 
 
-def check_loop(pipe: Any) -> None:
-    """Refuse a pipeline whose source shows that it never calls ``scheduler.step``.
+def check_kind(pipe: Any) -> None:
+    """Refuse a pipeline or a scheduler of which it is known beforehand that it cannot be reflected.
 
     Raises:
-        TypeError: no such loop, or a scheduler that cannot be reflected.
+        TypeError: naming it.
     """
+    if any(base.__name__ == "ModularPipeline" for base in type(pipe).__mro__):  # of some versions of diffusers only
+        raise TypeError(
+            f"{type(pipe).__name__} is a modular pipeline, whose loop is a block of its own, and cannot be reflected "
+            "yet; use the pipeline of the same model that has one __call__ (for example WanPipeline)"
+        )
     Trajectory.check(pipe.scheduler)
-    source = source_of(pipe)
-    if source and "scheduler.step(" not in source:
-        raise TypeError(f"{type(pipe).__name__} cannot be reflected: it has no loop over scheduler.step")
 
 
 def check_no_cache(pipe: Any, networks: Iterable[nn.Module]) -> None:
@@ -130,29 +131,29 @@ def _hands_on(function: Any) -> bool:
 
 
 def controlnet_of(pipe: Any, branches: Mapping[Role, Branch]) -> nn.Module | None:
-    """Return the ControlNet that a pipeline evaluates in its loop, if it has one.
+    """Return a pipeline's ControlNet, if it has one.
 
     Raises:
-        ValueError: there is none, or it is built into the denoiser, but a branch has a scale for it.
+        ValueError: there is none, but a branch has a scale for it.
     """
-    found, source = getattr(pipe, "controlnet", None), source_of(pipe)
-    if isinstance(found, nn.Module) and (not source or "self.controlnet(" in source):
-        return found
+    controlnet = getattr(pipe, "controlnet", None)
+    if isinstance(controlnet, nn.Module):
+        return controlnet
+    check_control_scales(pipe, branches)
+    return None
+
+
+def check_control_scales(pipe: Any, branches: Mapping[Role, Branch]) -> None:
+    """Refuse scales for a ControlNet of a pipeline that evaluates none.
+
+    Raises:
+        ValueError: a branch has one.
+    """
     if any(branch.control_scale is not None for branch in branches.values()):
         raise ValueError(
             f"a branch has a control_scale, but {type(pipe).__name__} evaluates no ControlNet; leave it out, or use a "
             "pipeline with one"
         )
-    return None
-
-
-def source_of(pipe: Any) -> str:
-    """Return the source of the modules in which a pipeline's call is defined, or nothing where there is none."""
-    modules = dict.fromkeys(base.__module__ for base in type(pipe).__mro__ if "__call__" in vars(base))
-    try:
-        return "\n".join(inspect.getsource(sys.modules[name]) for name in modules)
-    except (OSError, TypeError, KeyError):
-        return ""
 
 
 def branch_at_stage(pipe: Any, role: Role, branch: Branch, denoisers: list[nn.Module], stage: int) -> Branch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +80,7 @@ class CallState:
         nfe: rows of the network by role, of all samples together.
         measures: whether the call begins with turns that measure the layout of guidance.
         probing: the number of the probe turn that is under way; None in all others.
-        probed: rows that the evaluations of this probe turn were answered with.
+        answered: rows that the evaluations of this turn were answered with, where they are no network's own.
         answering: the denoiser that answered last.
         layouts: what the probe turns have shown, by the denoiser that answered in them.
         many_rows: whether a sample is made of more than two rows, so that its guidance scale has to be changed to tell
@@ -89,7 +89,10 @@ class CallState:
         stages: how many denoisers the pipeline has; each has weights of its own.
         rehearsing: set while the pipeline only shows what it gives its denoiser.
         rehearsals: what it showed, by the text of the branch (None: its own).
+        noting: what the pipeline shows in the first turn that is watched, if that is to be learnt.
         guidance_scale: the argument of the pipeline's call, if it is a number.
+        leads: whether the loop is led: then the network is evaluated in its turns only.
+        in_turn: whether the loop is in a turn, its step not yet taken.
         step_taken: whether the scheduler's own step was the last to be taken.
         thread: the thread that the call runs in.
         aside: whether a callback of the user's is running, which sees and evaluates what it would in a stock loop.
@@ -101,7 +104,7 @@ class CallState:
     nfe: Counter[str] = field(default_factory=Counter)
     measures: bool = False
     probing: int | None = None
-    probed: list[list[torch.Tensor]] = field(default_factory=list)
+    answered: list[list[torch.Tensor]] = field(default_factory=list)
     answering: int = 0
     layouts: dict[int, Layout] = field(default_factory=dict)
     many_rows: bool = False
@@ -109,7 +112,10 @@ class CallState:
     stages: int = 1
     rehearsing: Rehearsal | None = None
     rehearsals: dict[Any, Rehearsal] = field(default_factory=dict)
+    noting: Rehearsal | None = None
     guidance_scale: float | None = None
+    leads: bool = False
+    in_turn: bool = False
     step_taken: bool = False
     thread: int = field(default_factory=threading.get_ident)
     aside: bool = False
@@ -118,11 +124,3 @@ class CallState:
     def is_elsewhere(self) -> bool:
         """Whether what runs is no part of the pipeline's own loop: a callback, or another thread."""
         return self.aside or threading.get_ident() != self.thread
-
-
-def output_like(rows: Sequence[torch.Tensor], samples: Any, arguments: Arguments) -> Any:
-    """Return rows in the form that a denoiser has for them: of a batch or a list, a tuple or an output of diffusers."""
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    sample: Any = torch.stack(list(rows)) if isinstance(samples, torch.Tensor) else list(rows)
-    return (sample,) if arguments.get("return_dict") is False else Transformer2DModelOutput(sample=sample)

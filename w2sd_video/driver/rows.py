@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 
 Arguments = dict[str, Any]
+Rows = torch.Tensor | Sequence[torch.Tensor]
 
 _NOT_BATCHED = ("image_rotary_emb", "rotary_emb", "freqs_cis", "img_ids", "txt_ids")
 """Positions, which all rows share, and whose length may by chance be the number of rows."""
@@ -62,3 +63,38 @@ def are_equal(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
         return False
     return one is other or bool(one == other)
+
+
+def output_like(rows: Sequence[torch.Tensor], samples: Any, arguments: Arguments) -> Any:
+    """Return rows in the form that a denoiser has for them: of a batch or a list, a tuple or an output of diffusers."""
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    sample: Any = torch.stack(list(rows)) if isinstance(samples, torch.Tensor) else list(rows)
+    return (sample,) if arguments.get("return_dict") is False else Transformer2DModelOutput(sample=sample)
+
+
+def output_shapes(network: Any, samples: Rows) -> list[torch.Size]:
+    """Return the shape of each row that a network gives back for some samples, by its config.
+
+    Packed tokens give as many numbers as a patch has; a learned variance stands behind the channels; the axis of
+    channels is the third of CogVideoX and Stable Video Diffusion, and the last of Kandinsky 5.
+    """
+    if not isinstance(samples, torch.Tensor):
+        return [sample.shape for sample in samples]
+    config, kind = getattr(network, "config", {}), type(network).__name__
+    taken, given = config.get("in_channels") or 0, config.get("out_channels")
+    if config.get("learn_sigma"):
+        given = 2 * (given or taken)
+    given = given or taken or 0
+    shape = list(samples.shape[1:])
+    if samples.ndim == 3:
+        axis = 1
+        if config.get("out_channels") and isinstance(config.get("patch_size"), int):
+            given = config["out_channels"] * config["patch_size"] ** 2
+    elif "Kandinsky5" in kind:
+        axis = samples.ndim - 2
+    else:
+        axis = 1 if samples.ndim == 5 and ("CogVideoX" in kind or "SpatioTemporal" in kind) else 0
+    if given:
+        shape[axis] = given
+    return [torch.Size(shape)] * len(samples)

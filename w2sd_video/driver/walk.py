@@ -10,13 +10,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
+from w2sd_video.driver.drift import Drift
 from w2sd_video.driver.guards import HandedBack
-from w2sd_video.driver.layout import PROBE_TURNS, Probed, at_other_weights, measured
+from w2sd_video.driver.loop_state import LoopState
+from w2sd_video.driver.measuring import PROBE_TURNS, Probed, at_other_weights, measured, probe_rows
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, with_signature
 from w2sd_video.driver.timesteps import Timesteps, at_index
@@ -27,17 +30,28 @@ from w2sd_video.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """A turn in which no network is run, so that it can be measured what the pipeline makes of its evaluations.
+    """A turn in which no network is run, so that it can be seen what the pipeline makes of its evaluations.
 
     Attributes:
-        number: among the probe turns, from 0.
-        is_last: whether the layout of guidance is found after it.
+        purpose: ``watch``: that the loop can be led; ``measure``: how it lays its guidance out.
+        number: among the turns of its purpose, from 0.
+        is_last: whether it is the last of them.
         role: whose evaluation it stands before.
     """
 
+    purpose: Literal["watch", "measure"]
     number: int
     is_last: bool
     role: Role = "base"
+
+    @property
+    def rows(self) -> int:
+        """Which rows the network's are: always the same while the loop is watched."""
+        return self.number if self.purpose == "measure" else 0
+
+
+WATCH_TURNS = 4
+"""Turns in which a loop is watched: it is handed other latents and has to step from them, then its own ones, twice."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,7 @@ class Walk:
         self.on_loop: Callable[[], None] = lambda: None
         self.on_turn: Callable[[bool], None] = lambda takes_step: None
         self.on_step: Callable[[], None] = lambda: None
+        self.on_watched: Callable[[], None] = lambda: None
         self._settings = settings
         self._state = state
         self._begin = 0
@@ -92,6 +107,10 @@ class Walk:
         self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
+        self.loop_state: LoopState | None = None
+        self.pipeline = ""
+        self._first = torch.zeros(0)
+        self._drift = Drift()
         self._handed_back = HandedBack()
         self._probed: list[Probed] = []
         self._own_scale: float | None = None
@@ -147,6 +166,7 @@ class Walk:
         while call in calls:
             turn = self.turns[at]
             self._shown = turn if turn.call == call else None
+            self._state.in_turn = self._shown is not None
             yield at_index(call - calls.start, turn.timestep if turn.call == call else timesteps[call])
             if self.at == len(self.turns):
                 return
@@ -156,7 +176,7 @@ class Walk:
     def _plan(self, calls: range) -> None:
         """Lay out the turns for some calls of the wrapped scheduler; steps are counted from the first of them."""
         self._begin, self.at, self._algorithm = calls.start, 0, None
-        self._probed, self._own_scale = [], None
+        self._probed, self._own_scale, self._drift = [], None, Drift()
         self._trajectory = trajectory = Trajectory(self.wrapped)
         steps = [step for step in trajectory.steps_from(calls.start) if trajectory.calls[step] in calls]
         if not steps:
@@ -170,7 +190,9 @@ class Walk:
             if isinstance(asked, Step):
                 if asked.call in calls:
                     if self._state.measures and self._state.stages > 1 and asked.call != calls.start:
-                        self.turns.append(Turn(asked.call, self.wrapped.timesteps[asked.call], ProbeRequest(0, True)))
+                        self.turns.append(
+                            Turn(asked.call, self.wrapped.timesteps[asked.call], ProbeRequest("measure", 0, True))
+                        )
                     self.turns += self._turns_of(asked.call, asked_for_call)
                 asked_for_call = []
             else:
@@ -178,10 +200,17 @@ class Walk:
         self._announce()
 
     def _probe_turns(self, begin: int) -> list[Turn]:
-        """Return the turns at the beginning of a call in which its layout of guidance is measured, if need be."""
-        numbers = range(PROBE_TURNS if self._state.measures else 0)
-        timestep = self.wrapped.timesteps[begin]
-        return [Turn(begin, timestep, ProbeRequest(number, number == PROBE_TURNS - 1)) for number in numbers]
+        """Return the turns at the beginning of a call in which its loop is watched, and its layout measured."""
+        counts: dict[Literal["watch", "measure"], int] = {
+            "watch": WATCH_TURNS if self._settings.is_on else 0,
+            "measure": PROBE_TURNS if self._state.measures else 0,
+        }
+        asked = [
+            ProbeRequest(purpose, number, number == count - 1)
+            for purpose, count in counts.items()
+            for number in range(count)
+        ]
+        return [Turn(begin, self.wrapped.timesteps[begin], probe) for probe in asked]
 
     def _turns_of(self, call: int, asked_for_call: Sequence[Request | StepRequest]) -> list[Turn]:
         """Return the turns for one call of the wrapped scheduler, of which the last takes its step."""
@@ -203,13 +232,16 @@ class Walk:
         self._state.request += 1
         self._state.role = asked.role if asked else "base"
         self._state.shares_latents = isinstance(asked, Request) and asked.shares_latents
-        self._state.probing = asked.number if isinstance(asked, ProbeRequest) else None
-        self._state.probed = []
+        self._state.probing = asked.rows if isinstance(asked, ProbeRequest) else None
+        self._state.answered = []
+        own = self._state.rehearsals.get(None)
+        is_first = isinstance(asked, ProbeRequest) and (asked.purpose, asked.number) == ("watch", 0)
+        self._state.noting = own if is_first and own and not own.calls else None
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
             raise RehearsalOver
-        turn, self._shown = self._shown, None
+        turn, self._shown, self._state.in_turn = self._shown, None, False
         if not self._settings.is_on and turn is None:
             self.at += 1
             self.steps_taken += 1
@@ -219,13 +251,15 @@ class Walk:
         self._state.step_taken = turn.takes_step
         self._handed_back.check(arguments["sample"])
         if isinstance(turn.asked, ProbeRequest):
-            result = self._probe(turn.asked, arguments)
+            see = self._watch if turn.asked.purpose == "watch" else self._measure
+            result = see(turn.asked, arguments)
         else:
             result = self._answer(turn, arguments)
         self.at += 1
         self.on_turn(turn.takes_step)
         if self.at == len(self.turns):
             self._handed_back.compare()
+            self._drift.check(self.pipeline)
         self._announce()
         if turn.ends_step:
             self._count(turn)
@@ -238,11 +272,25 @@ class Walk:
         self.steps_taken += 1
         self.reflected_steps_taken += step in self._reflected
 
-    def _probe(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
+    def _watch(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
+        """Hand other latents back, then the first ones twice: the last two turns have to be alike."""
+        latents = arguments["sample"]
+        if asked.number == 0:
+            self._first = latents.clone()
+            return self._result(probe_rows(0, [latents.shape], 0, latents)[0], arguments)
+        if self.loop_state and asked.number == WATCH_TURNS - 2:
+            self.loop_state.remember()
+        if self.loop_state and asked.is_last:
+            self.loop_state.check()
+        if asked.is_last:
+            self.on_watched()
+        return self._result(self._first, arguments)
+
+    def _measure(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
         """Keep what a probe turn shows, find the layout after the last, and hand the latents back as they are."""
         state, latents = self._state, arguments["sample"]
-        self._probed.append(Probed(state.probed, arguments["model_output"].clone(), latents.clone()))
-        state.many_rows = sum(map(len, state.probed)) > 2 * len(latents)
+        self._probed.append(Probed(state.answered, arguments["model_output"].clone(), latents.clone()))
+        state.many_rows = sum(map(len, state.answered)) > 2 * len(latents)
         if state.changed_scale is not None:
             self._own_scale, state.changed_scale = state.changed_scale(), None
         if asked.is_last:
@@ -272,6 +320,9 @@ class Walk:
             # Pipelines may write into what they handed over, and the algorithm needs it until the step is taken.
             self._begin_step(latents if turn.takes_step else latents.clone())
         assert self._algorithm is not None
+        if self._state.answered:
+            layout, rows = self._state.layouts[self._state.answering], list(chain(*self._state.answered))
+            self._drift.note(layout, rows, arguments["model_output"], latents)
         asked = self._algorithm.send(without_variance(arguments["model_output"], latents))
         return self._take_step(asked, arguments) if isinstance(asked, Step) else self._result(asked.latents, arguments)
 

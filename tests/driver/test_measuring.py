@@ -8,16 +8,8 @@ import torch
 from helpers import run
 
 from w2sd_video import Branch, reflection
-from w2sd_video.driver.layout import (
-    CONSTANT_TURNS,
-    PROBE_TURNS,
-    Pair,
-    Probed,
-    answered,
-    measured,
-    probe_rows,
-    rows_needed,
-)
+from w2sd_video.driver.layout import Pair, answered, rows_needed
+from w2sd_video.driver.measuring import CONSTANT_TURNS, PROBE_TURNS, Probed, measured, probe_rows
 
 SHAPE = torch.Size((4, 6, 5))
 

@@ -1,0 +1,157 @@
+"""What a loop does to more turns than steps is seen before any network runs: loops written for it, with one fault."""
+
+import diffusers
+import pytest
+import tiny
+import torch
+from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
+from pipelines_table import run
+from plain_loop import STRONG, WEAK
+from tiny.variants import build
+
+from w2sd_video import Branch, reflection
+
+INVERSIONS = ["paper", "explicit", "current", "implicit"]
+
+
+class Loop(diffusers.StableDiffusionPipeline):
+    """A loop of two evaluations a step with one more line in each turn, of a subclass."""
+
+    @torch.no_grad()
+    def __call__(self, prompt, generator=None, guidance_scale=5.0, num_inference_steps=6, **kwargs):
+        self.scheduler.set_timesteps(num_inference_steps)
+        self.turns = None
+        latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+        text, empty = self.encode_prompt(prompt, "cpu", 1, True)
+        memory = {}
+        for i, t in enumerate(self.scheduler.timesteps):
+            cond, uncond = (self.unet(latents, t, words).sample for words in (text, empty))
+            weight = self.weight(guidance_scale, i)
+            prediction = self.kept(uncond + weight * (cond - uncond), memory, generator)
+            latents = self.scheduler.step(prediction, t, latents).prev_sample
+            latents = self.edited(latents)
+        return (latents,)
+
+    def weight(self, guidance_scale, i):
+        return guidance_scale
+
+    def kept(self, prediction, memory, generator):
+        return prediction
+
+    def edited(self, latents):
+        return latents
+
+
+class Momentum(Loop):
+    def kept(self, prediction, memory, generator):
+        memory["sum"] = prediction + 0.5 * memory.get("sum", 0.0)
+        return prediction
+
+
+class Counter(Loop):
+    def kept(self, prediction, memory, generator):
+        self.turns = (self.turns or 0) + 1
+        return prediction
+
+
+class Draws(Loop):
+    def kept(self, prediction, memory, generator):
+        torch.randn(1, generator=generator)
+        return prediction
+
+
+class InPlace(Loop):
+    def kept(self, prediction, memory, generator):
+        memory.setdefault("buffer", torch.zeros(3)).add_(1)
+        return prediction
+
+
+class Edits(Loop):
+    def edited(self, latents):
+        return torch.cat([torch.zeros_like(latents[:, :, :2]), latents[:, :, 2:]], 2)
+
+
+class RisingGuidance(Loop):
+    def weight(self, guidance_scale, i):
+        return guidance_scale + 0.5 * i
+
+
+def of(cls):
+    pipe, call = tiny.stable_diffusion()
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    return cls(**parts, requires_safety_checker=False), {"prompt": call["prompt"]}
+
+
+@pytest.mark.parametrize("inversion", INVERSIONS)
+def test_a_loop_that_keeps_nothing_is_reflected(inversion):
+    pipe, call = of(Loop)
+    stock = run(pipe, call)
+    with reflection(pipe, strong=STRONG, weak=WEAK, inversion=inversion, reflection_steps=3) as done:
+        assert not torch.equal(run(pipe, call), stock)
+    assert (done.steps, done.reflected_steps, done.nfe["base"]) == (6, 3, 12)
+
+
+@pytest.mark.parametrize("inversion", INVERSIONS)
+@pytest.mark.parametrize(
+    ("cls", "what"),
+    [
+        (Momentum, "keeps memory"),
+        (Counter, "keeps self.turns"),
+        (Draws, "keeps generator"),
+        (InPlace, "keeps memory"),
+        (Edits, "changes its latents"),
+    ],
+)
+@pytest.mark.parametrize("gap", ["guidance", "none"])
+def test_state_by_turns_is_refused_before_any_network_runs(cls, what, inversion, gap):
+    pipe, call = of(cls)
+    strong, weak = (STRONG, WEAK) if gap == "guidance" else (Branch(), Branch())
+    evaluations = []
+    pipe.unet.conv_in.register_forward_hook(lambda *_: evaluations.append(1))
+    with (
+        reflection(pipe, strong=strong, weak=weak, inversion=inversion, reflection_steps=3) as done,
+        pytest.raises(ValueError, match=what),
+    ):
+        run(pipe, call)
+    assert not evaluations and not any(done.nfe.values())
+    with reflection(pipe, strong=strong, weak=weak, reflection_steps=0):
+        assert torch.equal(run(pipe, call), run(pipe, call))
+
+
+def test_weights_that_change_over_the_steps_are_seen_where_a_branch_depends_on_them():
+    pipe, call = of(RisingGuidance)
+    with reflection(pipe, strong=STRONG, weak=WEAK), pytest.raises(ValueError, match="changes over the steps"):
+        run(pipe, call)
+    second = Branch(weights=of(Loop)[0].unet)
+    with reflection(pipe, strong=Branch(), weak=second) as done:
+        assert run(pipe, call).isfinite().all()
+    assert done.reflected_steps == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_constant_weights_are_not_taken_for_changing_ones_in_any_precision(dtype):
+    pipe, call = of(Loop)
+    pipe.unet.to(dtype)
+    evaluate = pipe.unet.forward
+    pipe.unet.forward = lambda latents, t, words, **kwargs: evaluate(latents.to(dtype), t, words.to(dtype), **kwargs)
+    with reflection(pipe, strong=STRONG, weak=WEAK) as done:
+        run(pipe, call)
+    assert done.reflected_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("StableDiffusionPipelineSafe", "momentum"), ("SemanticStableDiffusionPipeline", "edit_momentum")],
+)
+def test_momentum_of_guidance_in_diffusers_own_loops_is_seen(name, words):
+    pipe, call = build(name)
+    if "Semantic" in name:
+        call |= {"editing_prompt": ["a hat"], "edit_guidance_scale": 5.0, "edit_warmup_steps": 1}
+    with reflection(pipe, strong=Branch(), weak=Branch()), pytest.raises(ValueError, match=words):
+        run(pipe, call)
+
+
+def test_a_modular_pipeline_is_refused_for_what_it_is():
+    pipe = StableDiffusionXLAutoBlocks().init_pipeline()
+    with pytest.raises(TypeError, match="is a modular pipeline"), reflection(pipe, strong=STRONG, weak=WEAK):
+        pass
