@@ -191,7 +191,7 @@ TABLE = [
     ("render --model.weights.w bad.safetensors --weak.weights w -o x.mp4", "model miniature:animatediff: "),
     (
         "render --model.weights.w bad.safetensors --weak.weights w --dry-run",
-        "bad.safetensors is truncated; get it again",
+        "is truncated; get it again",
     ),
     ("render --model.weights.w empty --weak.weights w -o x.mp4", "holds no denoiser"),
     ("render --config miniature-pixart --model.pretrained empty -o x.png", "has no model_index.json"),
@@ -223,7 +223,7 @@ TABLE = [
     ("render --config miniature-pixart -o x.png --call.callback 3 --steps 2", "call.callback 3"),
     (
         "render --call.clip_skip 100 -o x.mp4 --steps 2",
-        "AnimateDiffPipeline cannot be called with steps 2, call.clip_skip 100",
+        "cannot be called with steps 2, call.clip_skip 100",
     ),
     ("render --weak.skip-layers [99] -o x.mp4 --steps 2", "has 11 blocks"),
     # evaluate

@@ -81,10 +81,7 @@ def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(tmp_path):
 
 
 def test_a_full_disk_is_said_by_the_command_in_one_line(tmp_path):
-    script = (
-        "from w2sd_video.render import main\n"
-        "main(['--config', 'miniature-pixart', '--steps', '2', '--call.use_resolution_binning', 'false', '-o', 'x.png'])"
-    )
+    script = "from w2sd_video.render import main\nmain(['--config', 'miniature-pixart', '--steps', '2', '-o', 'x.png'])"
     done = run_limited(tmp_path, ("RLIMIT_FSIZE", 100), script)
     assert done.returncode == 1 and lines_of(done.stderr)[-1] == f"w2sd_video.render: {NO_SPACE}"
     assert os.listdir(tmp_path) == []
