@@ -22,7 +22,7 @@ METHOD = (
         "reflection_settings",
         "sampler",
     ),
-    *("step_functions", "strength", "text_files", "trajectory"),
+    *("reuse", "step_functions", "strength", "text_files", "trajectory", "window"),
 )
 FLOORS = [
     ["names"],

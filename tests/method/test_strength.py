@@ -191,7 +191,8 @@ def test_both_together_and_bad_values():
 @pytest.mark.parametrize("inversion", ["paper", "explicit", "current"])
 def test_a_long_reflection_goes_down_several_steps_in_one(inversion):
     scheduler = diffusers.DDIMScheduler(**DDIM, prediction_type="v_prediction")
-    settings = {"num_inference_steps": STEPS, "reflection_steps": 2, "inversion": inversion}
+    reading = "native" if inversion == "current" else "epsilon"
+    settings = {"num_inference_steps": STEPS, "reflection_steps": 2, "inversion": inversion, "reading": reading}
     result = sample(network, noise(), scheduler, span=3, **settings)
     scheduler.set_timesteps(STEPS)
     alphas = [float(scheduler.alphas_cumprod[t]) ** 0.5 for t in scheduler.timesteps]

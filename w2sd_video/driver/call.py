@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from operator import length_hint
 from typing import Any
 
@@ -31,6 +32,7 @@ from w2sd_video.driver.parts import (
     controlnet_of,
     denoisers_of,
     loop_of,
+    stage_changes,
 )
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, defaults, with_signature
@@ -166,6 +168,7 @@ class PipelineCall:
             self._walk.draw = drawing_as(arguments.get("generator"))
             self._walk.on_turn = Momentum(self._pipe).after_turn
             self._walk.on_watched = self._check_control
+            self._walk.fresh_steps = partial(stage_changes, self._pipe)
             self._walk.loop_state, self._walk.pipeline = LoopState(self._pipe, self._loop), type(self._pipe).__name__
             samples = 1
             stack.enter_context(counting_calls(type(self._pipe)))
@@ -204,7 +207,7 @@ class PipelineCall:
     def _check_end(self) -> None:
         """Refuse a result that was not led by the walk."""
         name = type(self._pipe).__name__
-        if self._walk.steps_taken == 0 and not getattr(self._pipe, "interrupt", False):
+        if self._settings.is_on and self._walk.steps_taken == 0 and not getattr(self._pipe, "interrupt", False):
             raise RuntimeError(f"{name} never called scheduler.step, so nothing was reflected")
         self._check_control()
 
