@@ -1,5 +1,7 @@
 """Wrong calls of public functions: each raises TypeError or ValueError that names what is wrong."""
 
+# ruff: noqa: E501 -- a table, a call a line
+
 import math
 
 import numpy as np
