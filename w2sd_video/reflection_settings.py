@@ -131,6 +131,7 @@ class Reflection:
             ValueError: more reflected steps than steps, a span of more, or a last step that this inversion cannot
                 reflect.
         """
+        whole_number("the number of steps", total, 0)
         reflected = range(max(total - 1, 0))
         if self.reflection_steps is not None:
             reflected = _among("reflection_steps", self.reflection_steps, total)

@@ -6,6 +6,11 @@ import sys
 
 import yaml
 
+from w2sd_video.command_parser import say_interrupted
+
+if __name__ == "__main__":
+    sys.excepthook = say_interrupted
+
 from w2sd_video._moved import names_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.job import RenderJob, render_job

@@ -16,6 +16,7 @@ METHOD = (
         "algorithm",
         "argument_checks",
         "branch",
+        "command_parser",
         "guidance",
         "inversions",
         "messages",

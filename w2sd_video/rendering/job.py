@@ -28,14 +28,7 @@ from w2sd_video.page import write_index
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.job_samples import Sample
-from w2sd_video.rendering.kept_latents import (
-    ENDING,
-    LatentsDiffer,
-    config_to_decode,
-    decoding,
-    keeping,
-    read_kept,
-)
+from w2sd_video.rendering.kept_latents import ENDING, LatentsDiffer, config_to_decode, decoding, keeping, read_kept
 from w2sd_video.rendering.load import load, quiet
 from w2sd_video.rendering.outputs import about_sample, caption_of, record_of, titles_of, write_clips
 from w2sd_video.rendering.prompts import check_before_loading

@@ -104,7 +104,7 @@ def _refusal(pipe: Any, config: RenderConfig, error: Exception) -> str:
     if not config.call:
         return first_line(error)
     given = ", ".join(f"call.{name} {value}" for name, value in config.call.items())
-    return f"{type(pipe).__name__} cannot be called with {given}: {first_line(error)}"
+    return f"{type(pipe).__name__} cannot be called with steps {config.steps}, {given}: {first_line(error)}"
 
 
 def _why_not_finite(pipe: Any, config: RenderConfig) -> str:

@@ -19,14 +19,7 @@ from w2sd_video.page.write import embedded
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import load, quiet
-from w2sd_video.rendering.outputs import (
-    about_sample,
-    caption_of,
-    record_of,
-    titles_of,
-    write_clips,
-    write_sidecar,
-)
+from w2sd_video.rendering.outputs import about_sample, caption_of, record_of, titles_of, write_clips, write_sidecar
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.sample import sample_clips, threads_for
 from w2sd_video.rendering.script import script_of
