@@ -111,7 +111,7 @@ class DenoiserSwitch:
                 "unconditional prompt; call it with guidance"
             )
         if scale is not None and arguments.get("guidance") is not None:
-            arguments, scale = self._told_scale(arguments, scale), None
+            return self._evaluate(self._told_scale(arguments, scale), len(samples))
         if scale is None or not self._is_guided(scale):
             return self._as_it_is(arguments, call)
         return self._at_scale(arguments, scale, call)

@@ -20,11 +20,15 @@ from w2sd_video.rendering.video import to_uint8
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ROLES, BranchConfig, ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
+from w2sd_video.strength import StrengthSchedule
 
 if TYPE_CHECKING:
     from w2sd_video.plugin import Run
 
-_OF_A_REFLECTION = ("strength", "rounds", "inversion", "iterations", "autoguidance", "span")
+_OF_A_REFLECTION = (
+    *("strength", "rounds", "inversion", "iterations", "autoguidance", "span"),
+    *("reading", "reuse", "carried", "autoguidance_gap"),
+)
 """Arguments of `reflection` that are settings of the same name."""
 
 
@@ -91,10 +95,9 @@ def reflection_arguments(pipe: Any, config: RenderConfig) -> dict[str, Any]:
         share = any(one.guidance_scale is not None or one.experts in STAGES for one in (config.strong, config.weak))
         for role in ("base",) if share else ROLES:
             branches[role] = replace(branches[role], guidance_scale=None)
-    window = config.reflection_steps
     return {
         **branches,
-        "reflection_steps": tuple(window) if isinstance(window, (tuple, list)) else window,
+        **{name: getattr(config, name) for name in ("reflection_steps", "autoguidance_steps")},
         **{name: getattr(config, name) for name in _OF_A_REFLECTION},
     }
 
@@ -128,7 +131,11 @@ def branch_of(branch: BranchConfig) -> Any:
     """Return the branch that a part of a configuration describes."""
     from w2sd_video.branch import Branch
 
-    return Branch(**vars(branch))
+    windows = {
+        name: StrengthSchedule.read(window) if isinstance(window, str) else window
+        for name, window in (branch.windows or {}).items()
+    }
+    return Branch(**vars(branch) | {"windows": windows or None})
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -110,15 +111,27 @@ def pair_in_words(config: RenderConfig) -> str:
 def steps_in_words(config: RenderConfig) -> str:
     """Say how many steps there are, and how they are reflected."""
     reflected = reflected_steps(config)
-    autoguidance = f"; autoguidance {config.autoguidance:g}" if config.autoguidance else ""
+    autoguidance = f"; autoguidance {_number(config.autoguidance)}" if config.autoguidance else ""
+    autoguidance += _where(config.autoguidance_steps) if config.autoguidance else ""
     if not reflected:
         return f"{config.steps}, none reflected{autoguidance}"
-    strength = config.strength if isinstance(config.strength, str) else f"{config.strength:g}"
-    how = [f"inversion {config.inversion}", f"strength {strength}"]
+    how = [f"inversion {config.inversion}", f"strength {_number(config.strength)}"]
+    how += [f"read as {config.reading}"] if config.reading != "epsilon" else []
+    how += [f"measured every {config.reuse} steps, {config.carried}"] if config.reuse > 1 else []
     how += [f"{config.rounds} rounds"] if config.rounds > 1 else []
     how += [f"over {config.span} steps"] if config.span > 1 else []
     which = f"{len(reflected)} reflected" + (f" from step {reflected.start}" if reflected.start else "")
     return f"{config.steps}, {which} ({', '.join(how)}){autoguidance}"
+
+
+def _number(strength: float | str) -> str:
+    return strength if isinstance(strength, str) else f"{strength:g}"
+
+
+def _where(steps: Any) -> str:
+    if steps is None:
+        return ""
+    return f" at the first {steps} steps" if isinstance(steps, int) else f" in {steps}"
 
 
 def nfe_in_words(nfe: dict[str, int]) -> str:

@@ -26,7 +26,7 @@ from w2sd_video.rendering.script import script_of
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.model_checks import check_plan
 from w2sd_video.settings.panels import panels
-from w2sd_video.settings.schema import BranchConfig, ConfigError, ModelConfig, RenderConfig
+from w2sd_video.settings.schema import BranchConfig, ConfigError, ModelConfig, RenderConfig, reflected_steps
 from w2sd_video.settings.value_checks import check
 from w2sd_video.settings.yaml_text import parse_yaml
 
@@ -94,8 +94,9 @@ class Workbench:
         """Return what is filled in when a configuration is chosen."""
         config = self.configurations[configuration]
         window = config.reflection_steps
-        if not isinstance(window, (tuple, list)):
-            window = (0.0, 1.0 if window is None else window / config.steps)
+        if not isinstance(window, (tuple, list)):  # a window of log-SNRs is shown as the steps that it may have
+            steps = reflected_steps(config)
+            window = (steps.start / config.steps, 1.0 if window is None else steps.stop / config.steps)
         return Wish(
             configuration=configuration,
             prompt=config.prompts[0] if config.prompts else "",
