@@ -110,6 +110,8 @@ def render_job(job: RenderJob) -> Outcome:
     check_before_loading(job.config)
     hashes: Hashes = JobFolder(job.folder, {}).note(HASHES)
     folder = _folder(job, hashes)
+    for sample in job.samples:
+        _with_hashes(sample, hashes)  # so that an input that is not there is refused before there is a folder
     with folder.opened(job.shard.index, job.shard.count), threads_for(job.config.model.pretrained):
         parts = parts_of(job, hashes)
         folder.write_note(HASHES, hashes)
