@@ -104,6 +104,7 @@ class Walk:
         self._settings = settings
         self._state = state
         self._begin = 0
+        self._moments: dict[int, Moment] = {}
         self._positional = 0
         self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
@@ -240,7 +241,7 @@ class Walk:
         """Tell the denoiser's switch which role the next evaluation answers for."""
         turn = self.turns[self.at] if self.at < len(self.turns) else None
         asked = turn.asked if turn else None
-        self._state.moment = self._moments[turn.call] if turn else None
+        self._state.moment = self._moments.get(turn.call) if turn else None
         self._state.request += 1
         self._state.role = asked.role if asked else "base"
         self._state.place += not getattr(asked, "shares_latents", False)

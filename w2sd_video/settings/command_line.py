@@ -22,6 +22,7 @@ from w2sd_video.settings.files import packaged_configs, read_config
 from w2sd_video.settings.prompt_files import PromptLine, read_prompt_file
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.value_checks import check
+from w2sd_video.window import Window
 
 DEFAULT_CONFIG = "miniature-animatediff"
 """The packaged configuration that is used where none is named."""
@@ -196,6 +197,8 @@ def _in_words(kind: Any) -> str:
         return " or ".join(_in_words(part) for part in arguments)
     if origin is Literal:
         return "one of " + ", ".join(arguments)
+    if kind is Window:
+        return "a window like {start: -2, stop: 1, unit: log_snr}"
     if origin is dict:
         return f"a mapping of names to {_in_words(arguments[1])}"
     if origin is list:
