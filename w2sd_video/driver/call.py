@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from w2sd_video.branch import Branch
-from w2sd_video.driver.arguments import call_back_after_steps, drawing_as, with_text
+from w2sd_video.driver.arguments import call_back_after_steps, check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
 from w2sd_video.driver.guards import Momentum
@@ -160,6 +160,8 @@ class PipelineCall:
             running.append(self)
             stack.callback(running.remove, self)
             arguments = defaults(self._signature) | given
+            if self._settings.grid != 1.0:
+                check_no_own_timesteps(arguments, self._settings.grid)
             scale = arguments.get("guidance_scale")
             self._state.guidance_scale = scale if isinstance(scale, (int, float)) else None
             self._state.measures = any(

@@ -25,6 +25,7 @@ from w2sd_video.driver.signatures import as_given, by_name, declared_signature, 
 from w2sd_video.driver.timesteps import Timesteps, at_index
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection, Role
+from w2sd_video.time_grid import with_grid
 from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Moment
 
@@ -150,7 +151,11 @@ class Walk:
         )
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        self.wrapped.set_timesteps(*args, **kwargs)
+        if self._settings.grid == 1.0:
+            self.wrapped.set_timesteps(*args, **kwargs)
+        else:
+            signature = declared_signature(type(self.wrapped), "set_timesteps")
+            self.wrapped.set_timesteps(**with_grid(self.wrapped, by_name(signature, args, kwargs), self._settings.grid))
         self.turns, self.at = [], 0
 
     def _walked(self, calls: range) -> Iterator[torch.Tensor]:
