@@ -194,6 +194,17 @@ def test_constant_weights_are_not_taken_for_changing_ones_in_any_precision(dtype
     assert done.reflected_steps == 5
 
 
+def test_latents_that_are_rounded_to_the_networks_precision_are_not_taken_for_edited_ones():
+    pipe, call = tiny.mochi()
+    pipe.to(torch.bfloat16)
+    stock = run(pipe, call)
+    with reflection(pipe, strong=STRONG, weak=STRONG, inversion="current"):
+        assert torch.allclose(run(pipe, call), stock, rtol=0.05, atol=0.05)
+    with reflection(pipe, strong=STRONG, weak=WEAK) as done:
+        assert not torch.equal(run(pipe, call), stock)
+    assert done.reflected_steps == done.steps - 1
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("StableDiffusionPipelineSafe", "momentum"), ("SemanticStableDiffusionPipeline", "edit_momentum")],
