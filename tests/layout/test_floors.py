@@ -24,7 +24,7 @@ METHOD = (
         "reflection_settings",
         "sampler",
     ),
-    *("reuse", "step_functions", "strength", "text_files", "trajectory", "window", "writing"),
+    *("reuse", "step_functions", "strength", "text_files", "time_grid", "trajectory", "window", "writing"),
 )
 FLOORS = [
     ["names"],

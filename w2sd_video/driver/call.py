@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from operator import length_hint
 from typing import Any
 
@@ -144,8 +144,7 @@ class PipelineCall:
                 check_text_encoders(pipe, branch.lora or {})
                 check_same_adapters(role, denoisers, used[role])
             self._state = CallState(stages=len(denoisers), leads=self._settings.is_on)
-            scheduler = pipe.scheduler if _is_patched(pipe.scheduler) else copy.deepcopy(pipe.scheduler)
-            self._walk = self._walk_of(scheduler, self._settings, self._state)
+            self._walk = self._walk_of(pipe.scheduler, self._settings, self._state)
             self._switches = [
                 DenoiserSwitch(pipe, denoiser, stage, self._state)
                 for denoiser, stage in zip(denoisers, stages, strict=True)
@@ -163,7 +162,12 @@ class PipelineCall:
             if self._settings.grid != 1.0:
                 check_no_own_timesteps(arguments, self._settings.grid)
             scale = arguments.get("guidance_scale")
-            self._state.guidance_scale = scale if isinstance(scale, (int, float)) else None
+            self._state.guidance_scale = float(scale) if isinstance(scale, Real) else None
+            self._state.stated_scales = tuple(
+                float(value)
+                for name, value in arguments.items()
+                if ("guidance" in name or "cfg" in name) and isinstance(value, Real) and not isinstance(value, bool)
+            )
             self._state.measures = any(
                 branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
             )
@@ -174,8 +178,7 @@ class PipelineCall:
             self._walk.loop_state, self._walk.pipeline = LoopState(self._pipe, self._loop), type(self._pipe).__name__
             samples = 1
             stack.enter_context(counting_calls(type(self._pipe)))
-            if self._walk.wrapped is self._pipe.scheduler:
-                stack.enter_context(_as_before(self._walk.wrapped))
+            stack.enter_context(_as_before_an_exception(self._walk.wrapped))
             stack.enter_context(swapped([(self._pipe, {"scheduler": presented(self._walk)})]))
             switches: list[DenoiserSwitch | ControlSwitch] = [*self._switches, *self._controls]
             for switch in switches:
@@ -211,6 +214,10 @@ class PipelineCall:
         name = type(self._pipe).__name__
         if self._settings.is_on and self._walk.steps_taken == 0 and not getattr(self._pipe, "interrupt", False):
             raise RuntimeError(f"{name} never called scheduler.step, so nothing was reflected")
+        if self._settings.is_on and self._walk.steps_taken and not self._state.nfe.total():
+            raise RuntimeError(
+                f"{name} evaluated its network in another thread than its loop's, so nothing was reflected"
+            )
         self._check_control()
 
     def _check_control(self) -> None:
@@ -349,20 +356,16 @@ def _second(branch: Branch) -> nn.Module | None:
     return branch.weights if isinstance(branch.weights, nn.Module) else None
 
 
-def _is_patched(scheduler: Any) -> bool:
-    """Return whether a method of a scheduler was replaced on the object: a copy would step the original."""
-    return any(callable(getattr(type(scheduler), name, None)) for name in vars(scheduler))
-
-
 @contextmanager
-def _as_before(scheduler: Any) -> Iterator[None]:
-    """Put the attributes of a scheduler back at the end."""
+def _as_before_an_exception(scheduler: Any) -> Iterator[None]:
+    """Put the attributes of a scheduler back if a call does not end; after its end they are as a stock call leaves."""
     before = {name: list(value) if isinstance(value, list) else value for name, value in vars(scheduler).items()}
     try:
         yield
-    finally:
+    except BaseException:
         vars(scheduler).clear()
         vars(scheduler).update(before)
+        raise
 
 
 def _is_raised_by(pipeline: type, error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from torch import nn
 from w2sd_video.branch import Branch
 from w2sd_video.driver.guards import Caches
 from w2sd_video.driver.layout import Layout, answered, rows_needed
+from w2sd_video.driver.loop_state import check_counts_nothing, counters
 from w2sd_video.driver.measuring import CHANGED_SCALE, probe_rows
 from w2sd_video.driver.networks import in_place_of, unswitched
 from w2sd_video.driver.rehearsal import CallState
@@ -81,6 +82,7 @@ class DenoiserSwitch:
         """Drop what is known of one call of the pipeline."""
         self._counted: tuple[int, int] = (-1, 0)
         self._texts: dict[Any, Arguments] = {}
+        self._seen: list[nn.Module] = []
         self._caches = Caches()
         self._kept: tuple[int, list[tuple[Branch, dict[int, torch.Tensor]]]] = (-1, [])
 
@@ -255,8 +257,12 @@ class DenoiserSwitch:
         # Networks take from lists that they are given (HunyuanDiT its residuals), and may be evaluated again.
         arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
         positional, named = as_given(arguments, self._positional)
+        before = counters(uncompiled(module)) if self._state.leads and module not in self._seen else None
         with self._evaluating, swapped(swaps):
             output = run(*positional, **named)
+        if before is not None:
+            check_counts_nothing(uncompiled(module), before)
+            self._seen.append(module)
         self._caches.note(output, branch)
         return output
 

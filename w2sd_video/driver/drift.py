@@ -10,8 +10,8 @@ from w2sd_video.driver.layout import Layout
 
 _ELEMENTS = 2**14
 """Elements of a sample that are looked at: enough for the weights, whatever the precision."""
-_ALLOWED = 0.05
-"""Of the weight of an unconditional row that is larger than 1, or of 1."""
+_ALLOWED, _ALLOWED_IN_HALF = 0.05, 0.15
+"""Of the weight of an unconditional row that is larger than 1, or of 1; the second where it was measured in half."""
 _ALIKE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Share of a row that the other rows have to leave over, for its weight to be told in a precision; else 1e-3."""
 
@@ -21,6 +21,7 @@ class Drift:
 
     def __init__(self) -> None:
         self._largest: torch.Tensor | None = None
+        self._allowed = _ALLOWED
 
     def note(
         self, layout: Layout, rows: Sequence[torch.Tensor], prediction: torch.Tensor, latents: torch.Tensor
@@ -36,6 +37,7 @@ class Drift:
         if not layout.follows_weights or len(rows) != sum(layout.calls):
             return
         wanted = layout.weights[1]
+        self._allowed = _ALLOWED_IN_HALF if prediction.dtype in _ALIKE else _ALLOWED
         further = layout.further or ((),) * len(layout.pairs)
         for number, (pair, others) in enumerate(zip(layout.pairs, further, strict=True)):
             columns = [rows[row] for row in (*others, pair.cond, pair.uncond)]
@@ -50,7 +52,7 @@ class Drift:
         Raises:
             ValueError: weights that changed.
         """
-        if self._largest is not None and float(self._largest) > _ALLOWED:
+        if self._largest is not None and float(self._largest) > self._allowed:
             raise ValueError(
                 f"the guidance of {pipeline} changes over the steps, so a branch cannot set its guidance_scale; leave "
                 "it out, and let the branches differ in something else"

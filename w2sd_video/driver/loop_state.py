@@ -27,20 +27,28 @@ class LoopState:
         self._pipe = pipe
         self._code = inspect.unwrap(loop).__code__
         self._before: dict[str, Any] = {}
+        self._differing: list[tuple[str, bool | torch.Tensor]] = []
 
     def remember(self) -> None:
         """Keep what the loop that is calling the scheduler knows now."""
         self._before = _copied(self._variables())
 
+    def compare(self) -> None:
+        """Compare it with what was remembered at the same latents, for the same answers, without a wait."""
+        now, before = self._variables(), self._before
+        self._before = {}
+        self._differing += [
+            (name, flag) for name, kept in before.items() if name in now for flag in _differences(kept, now[name])
+        ]
+
     def check(self) -> None:
-        """Compare it with what was remembered at the same latents, for the same answers of the network.
+        """Look at what was compared.
 
         Raises:
-            ValueError: something else; the message names it.
+            ValueError: something that was not as it had been; the message names it.
         """
-        now = self._variables()
-        kept = sorted(name for name, before in self._before.items() if name in now and not _same(before, now[name]))
-        self._before = {}
+        kept = sorted({name for name, differs in self._differing if differs})
+        self._differing = []
         if kept:
             raise ValueError(
                 f"the pipeline's loop keeps {', '.join(kept)} from turn to turn, which a reflection's turns would "
@@ -73,27 +81,71 @@ def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().clone() if value.numel() <= _COPIED else value
     if isinstance(value, torch.Generator):
-        return value.get_state()
+        return _state_of(value)
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _same(before: Any, now: Any) -> bool:
-    """Return whether a value is still what was copied of it; what is no data is not looked at."""
+def _state_of(generator: torch.Generator) -> bytes:
+    """Return the state of a generator, which lies on the host whatever it draws for."""
+    return generator.get_state().numpy().tobytes()
+
+
+def _differences(before: Any, now: Any) -> list[bool | torch.Tensor]:
+    """Return what is true where a value is no longer what was copied of it; what is no data is not looked at."""
     if isinstance(now, torch.Generator):
-        return torch.equal(before, now.get_state())
+        return [before != _state_of(now)]
     if isinstance(now, torch.Tensor):
-        is_alike = isinstance(before, torch.Tensor) and before.shape == now.shape and before.dtype == now.dtype
-        return is_alike and (before is now or bool(torch.isclose(before, now, rtol=0, atol=0, equal_nan=True).all()))
+        if before is now:
+            return []
+        if not isinstance(before, torch.Tensor) or before.shape != now.shape or before.dtype != now.dtype:
+            return [True]
+        return [((before != now) & ~((before != before) & (now != now))).any()]
     if isinstance(now, Mapping):
-        return (
-            isinstance(before, Mapping)
-            and before.keys() == now.keys()
-            and all(_same(before[key], now[key]) for key in now)
-        )
+        if not isinstance(before, Mapping) or before.keys() != now.keys():
+            return [True]
+        return [flag for key in now for flag in _differences(before[key], now[key])]
     if isinstance(now, (list, tuple)):
-        return isinstance(before, list) and len(before) == len(now) and all(map(_same, before, now))
-    if isinstance(now, float) and isinstance(before, float):
-        return before == now or (math.isnan(before) and math.isnan(now))
-    return before == now if isinstance(now, (int, float, str)) else True
+        if not isinstance(before, list) or len(before) != len(now):
+            return [True]
+        return [flag for one, other in zip(before, now, strict=True) for flag in _differences(one, other)]
+    if isinstance(now, float) and isinstance(before, float) and math.isnan(now) and math.isnan(before):
+        return []
+    return [bool(before != now)] if isinstance(now, (int, float, str)) else []
+
+
+def counters(network: torch.nn.Module) -> dict[str, float]:
+    """Return the plain numbers that a network, its class and its attention processors have in attributes."""
+    owners: dict[str, Any] = {"": network, f"{type(network).__name__}.": type(network)}
+    for name, module in network.named_modules():
+        processor = getattr(module, "processor", None)
+        if processor is not None and hasattr(processor, "__dict__"):
+            owners[f"{name}.processor."] = processor
+            owners |= {
+                f"{name}.processor.{key}.": value
+                for key, value in vars(processor).items()
+                if hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module)
+            }
+    return {
+        prefix + key: value
+        for prefix, owner in owners.items()
+        for key, value in list(vars(owner).items())
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def check_counts_nothing(network: torch.nn.Module, before: Mapping[str, float]) -> None:
+    """Refuse a network that counted its first evaluation: what it does next is meant for a loop of its own length.
+
+    Raises:
+        ValueError: a number in an attribute that is another now; the message names it.
+    """
+    now = counters(network)
+    changed = sorted(name for name in before if name in now and before[name] != now[name])
+    if changed:
+        raise ValueError(
+            f"the network counts its evaluations ({', '.join(changed[:3])}), as caches and prompt editing do, and a "
+            "reflection makes more of them, so it cannot be reflected; take that off, or reflect no step "
+            "(reflection_steps=0)"
+        )

@@ -76,12 +76,13 @@ def probe_rows(turn: int, shapes: Sequence[torch.Size], before: int, like: torch
     return rows
 
 
-def measured(probed: Sequence[Probed], own_scale: float | None) -> Layout:
+def measured(probed: Sequence[Probed], own_scale: float | None, stated: Sequence[float] = ()) -> Layout:
     """Return the layout that probe turns have shown.
 
     Args:
         probed: the turns, in order.
         own_scale: the pipeline's guidance scale, if the turn `CHANGED_SCALE` was taken at another one.
+        stated: what the call's arguments say of guidance: the scale of two rows that nothing else tells apart is there.
     """
     first = probed[0]
     calls, tolerance = tuple(len(rows) for rows in first.rows), _TOLERANCE.get(first.prediction.dtype, 3e-2)
@@ -100,7 +101,7 @@ def measured(probed: Sequence[Probed], own_scale: float | None) -> Layout:
         kind, weights = ("not affine", weights) if of_constants is None else ("affine", of_constants)
     if kind == "not affine":
         return Layout(calls, kind)
-    return replace(_with_pairs(calls, kind, weights, changed, own_scale, tolerance), axis=axis, slice=place)
+    return replace(_with_pairs(calls, kind, weights, changed, own_scale, tolerance, stated), axis=axis, slice=place)
 
 
 def at_other_weights(layout: Layout, probed: Probed) -> Layout:
@@ -121,8 +122,9 @@ def _with_pairs(
     changed: torch.Tensor | None,
     own_scale: float | None,
     tolerance: float,
+    stated: Sequence[float],
 ) -> Layout:
-    """Return the layout with its pairs, told by what a changed scale does, else by which of two rows weighs more."""
+    """Return the layout with its pairs, told by what a changed scale does, else by the scale that the call states."""
     shares = weights / weights.sum(1, keepdim=True)
     counted = [(row.abs() > 2 * tolerance * row.abs().max()).nonzero().flatten().tolist() for row in shares]
     if all(len(rows) == 1 for rows in counted):
@@ -131,7 +133,9 @@ def _with_pairs(
     responds = moved is not None and bool((moved.abs().amax(1) > 0.5).all())
     if not responds and any(len(rows) > 2 for rows in counted):
         return Layout(calls, "not affine")
-    by = moved if responds and moved is not None else shares
+    by = moved if responds and moved is not None else _towards_stated(shares, stated, tolerance)
+    if by is None:
+        return Layout(calls, "not affine")
     pairs = tuple(Pair(int(row.argmax()), int(row.argmin())) for row in by)
     cond, uncond = (float(shares[0, row]) for row in (pairs[0].cond, pairs[0].uncond))
     further = tuple(
@@ -142,6 +146,26 @@ def _with_pairs(
     if abs(cond - uncond) < tolerance and not responds:
         return Layout(calls, "not affine")  # nothing tells the two rows apart
     return Layout(calls, kind, pairs, scale, (cond, uncond), further)
+
+
+def _towards_stated(shares: torch.Tensor, stated: Sequence[float], tolerance: float) -> torch.Tensor | None:
+    """Return what is largest at the conditional row of two: the one that weighs as much as the call states.
+
+    Some pipelines count from 0. Where the call states nothing it is the row that weighs more; None where it states
+    something else, so that the rows are others (those of perturbed attention alone).
+    """
+    if not stated:
+        return shares
+    heavier, lighter = (float(shares[0].max()), float(shares[0].min()))
+
+    def is_stated(weight: float) -> bool:
+        return any(
+            abs(weight - scale - start) < 20 * tolerance * max(1.0, abs(scale)) for scale in stated for start in (0, 1)
+        )
+
+    if is_stated(heavier):
+        return shares
+    return -shares if is_stated(lighter) else None
 
 
 def _with_idle_rows(calls: tuple[int, ...], kind: Kind, conds: list[int]) -> Layout:

@@ -86,7 +86,8 @@ class CallState:
         answered: rows that the evaluations of this turn were answered with, where they are no network's own.
         answering: the denoiser that answered last.
         layouts: what the probe turns have shown, by the denoiser that answered in them.
-        many_rows: whether a sample is made of more than two rows, so that its guidance scale has to be changed to tell
+        stated_scales: the numbers among the call's arguments that are named for guidance.
+        many_rows: whether a sample is made of more than one row, so that its guidance scale has to be changed to tell
             which it acts on.
         changed_scale: puts the pipeline's guidance scale back after the probe turn that has it changed, and returns it.
         stages: how many denoisers the pipeline has; each has weights of its own.
@@ -111,6 +112,7 @@ class CallState:
     answered: list[list[torch.Tensor]] = field(default_factory=list)
     answering: int = 0
     layouts: dict[int, Layout] = field(default_factory=dict)
+    stated_scales: tuple[float, ...] = ()
     many_rows: bool = False
     changed_scale: Callable[[], float] | None = None
     stages: int = 1

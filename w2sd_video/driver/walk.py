@@ -35,13 +35,14 @@ class ProbeRequest:
     """A turn in which no network is run, so that it can be seen what the pipeline makes of its evaluations.
 
     Attributes:
-        purpose: ``watch``: that the loop can be led; ``measure``: how it lays its guidance out.
+        purpose: ``watch``: that the loop can be led, ``watch again`` at a later step; ``measure``: how it lays its
+            guidance out.
         number: among the turns of its purpose, from 0.
         is_last: whether it is the last of them.
         role: whose evaluation it stands before.
     """
 
-    purpose: Literal["watch", "measure"]
+    purpose: Literal["watch", "watch again", "measure"]
     number: int
     is_last: bool
     role: Role = "base"
@@ -49,11 +50,16 @@ class ProbeRequest:
     @property
     def rows(self) -> int:
         """Which rows the network's are: the two turns that have to be alike come after others, and after each other."""
-        return self.number if self.purpose == "measure" else int(self.number < WATCH_TURNS - 2)
+        if self.purpose == "measure":
+            return self.number
+        return int(self.number < (WATCH_TURNS if self.purpose == "watch" else LATER_WATCH_TURNS) - 2)
 
 
 WATCH_TURNS = 4
 """Turns in which a loop is watched: it is handed other latents and has to step from them, then its own ones, twice."""
+
+LATER_WATCH_TURNS = 3
+"""Turns in which it is watched at a later step: one that settles, and two that have to be alike."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,8 @@ class Walk:
         A call is gone on from when no step was taken in it: then its timesteps are only being read.
         """
         timesteps = self.wrapped.timesteps
-        if self._is_under_way or not calls:  # read beside a loop, as by zip(timesteps, timesteps[1:])
+        is_stock = not self._settings.is_on and not Trajectory(self.wrapped).steps_from(calls.start) if calls else False
+        if self._is_under_way or not calls or is_stock:  # read beside a loop, as by zip(timesteps, timesteps[1:])
             yield from timesteps[calls.start : calls.stop]
             return
         self._handed_back.forget()
@@ -212,7 +219,24 @@ class Walk:
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
+        if self._settings.is_on:
+            self.turns = self._with_later_watches(self.turns, calls.start)
         self._announce()
+
+    def _with_later_watches(self, turns: list[Turn], begin: int) -> list[Turn]:
+        """Return the turns with more of them before the middle and before the last of the steps that have several."""
+        several = sorted({turn.call for turn in turns if not turn.begins_call and turn.call != begin})
+        watched = {several[len(several) // 2], several[-1]} if several else set()
+        laid_out: list[Turn] = []
+        for turn in turns:
+            if turn.call in watched:
+                watched.remove(turn.call)
+                timestep = self.wrapped.timesteps[turn.call]
+                laid_out += [
+                    Turn(turn.call, timestep, ProbeRequest("watch again", n, n == 2)) for n in range(LATER_WATCH_TURNS)
+                ]
+            laid_out.append(turn)
+        return laid_out
 
     def _moment_of(self, call: int, steps: Sequence[int]) -> Moment:
         """Return the step that a call of the wrapped scheduler belongs to."""
@@ -274,8 +298,13 @@ class Walk:
         self._state.step_taken = turn.takes_step
         self._handed_back.check(arguments["sample"])
         if isinstance(turn.asked, ProbeRequest):
-            see = self._watch if turn.asked.purpose == "watch" else self._measure
-            result = see(turn.asked, arguments)
+            if not self._state.answered:
+                raise ValueError(
+                    f"{self.pipeline or 'the pipeline'} does not evaluate its network in its loop's own thread, so it "
+                    "cannot be reflected"
+                )
+            see = {"watch": self._watch, "watch again": self._watch_again, "measure": self._measure}
+            result = see[turn.asked.purpose](turn.asked, arguments)
         else:
             result = self._answer(turn, arguments)
         self.at += 1
@@ -283,6 +312,8 @@ class Walk:
         if self.at == len(self.turns):
             self._handed_back.compare()
             self._drift.check(self.pipeline)
+            if self.loop_state:
+                self.loop_state.check()
         self._announce()
         if turn.ends_step:
             self._count(turn)
@@ -299,26 +330,56 @@ class Walk:
         """Hand other latents back, then the first ones twice: the last two turns have to be alike."""
         latents = arguments["sample"]
         if asked.number == 0:
+            self._check_scaling(latents)
             self._first = latents.clone()
             return self._result(probe_rows(0, [latents.shape], 0, latents)[0], arguments)
         if self.loop_state and asked.number == WATCH_TURNS - 2:
             self.loop_state.remember()
         if self.loop_state and asked.is_last:
+            self.loop_state.compare()
             self.loop_state.check()
         if asked.is_last:
             self.on_watched()
         return self._result(self._first, arguments)
 
+    def _check_scaling(self, latents: torch.Tensor) -> None:
+        """Refuse a scheduler that scales its input in a way of its own, which is not known at other levels.
+
+        Raises:
+            ValueError: it does.
+        """
+        scale = getattr(self.wrapped, "scale_model_input", None)
+        if scale is None or scale.__module__.startswith("diffusers."):
+            return
+        moment = self._moments[self.turns[0].call]
+        expected = latents / self._trajectory.input_scale(moment.level)
+        if not torch.allclose(scale(latents, self.turns[0].timestep), expected, rtol=1e-2):
+            raise ValueError(
+                f"{type(self.wrapped).__name__} scales its input in a way of its own (scale_model_input), so it cannot "
+                "be reflected; use the scheduler of diffusers as it is"
+            )
+
+    def _watch_again(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
+        """Have a turn of a later step thrice, for a loop may begin to keep something then; looked at in the end.
+
+        Before the first of them there was a step, after which callbacks may have left something behind.
+        """
+        if self.loop_state and asked.number == 1:
+            self.loop_state.remember()
+        elif self.loop_state and asked.is_last:
+            self.loop_state.compare()
+        return self._result(arguments["sample"], arguments)
+
     def _measure(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
         """Keep what a probe turn shows, find the layout after the last, and hand the latents back as they are."""
         state, latents = self._state, arguments["sample"]
         self._probed.append(Probed(state.answered, arguments["model_output"].clone(), latents.clone()))
-        state.many_rows = sum(map(len, state.answered)) > 2 * len(latents)
+        state.many_rows = sum(map(len, state.answered)) >= 2 * len(latents)
         if state.changed_scale is not None:
             self._own_scale, state.changed_scale = state.changed_scale(), None
         if asked.is_last:
             if not state.layouts:
-                state.layouts[state.answering] = measured(self._probed, self._own_scale)
+                state.layouts[state.answering] = measured(self._probed, self._own_scale, state.stated_scales)
             elif state.answering not in state.layouts:
                 of_first_stage = next(iter(state.layouts.values()))
                 state.layouts[state.answering] = at_other_weights(of_first_stage, self._probed[-1])
@@ -372,6 +433,8 @@ class Walk:
 
     def _result(self, latents: torch.Tensor, arguments: dict[str, Any]) -> Any:
         """Hand latents back in the form in which the wrapped scheduler returns them."""
+        # Schedulers return the precision of the prediction where it is the higher one.
+        latents = latents.to(torch.promote_types(latents.dtype, arguments["model_output"].dtype))
         self._handed_back.remember(latents)
         if "timestep_back" in self._step_signature.parameters:
             return latents, arguments["old_pred_original_sample"]
