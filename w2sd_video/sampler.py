@@ -14,7 +14,15 @@ import torch
 
 from w2sd_video._moved import names_of
 from w2sd_video.algorithm import Step, StepRequest, drive, shift_history, w2sd
-from w2sd_video.argument_checks import check_callable, check_finite, check_latents, check_like, version_of, whole_number
+from w2sd_video.argument_checks import (
+    check_callable,
+    check_finite,
+    check_latents,
+    check_like,
+    check_were_finite,
+    version_of,
+    whole_number,
+)
 from w2sd_video.inversions import Draw, Request, reflect_step
 from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role, WeakInversion
 from w2sd_video.reuse import Carried
@@ -156,7 +164,7 @@ def sample(
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
         final = drive(w2sd(trajectory, latents, settings, drawing_from(generator)), answer)
     are_finite.append(("the last step", torch.isfinite(final.detach()).all()))
-    _check_finite(are_finite)
+    check_were_finite(are_finite)
     return Sampled(final, dict(nfe))
 
 
@@ -227,13 +235,6 @@ def _check_generator(generator: Any, latents: torch.Tensor) -> None:
     samples = latents.shape[0] if latents.ndim else 1
     if isinstance(generator, list) and len(generator) not in (1, samples):
         raise ValueError(f"generator holds {len(generator)} for {samples} samples; give one a sample, or one for all")
-
-
-def _check_finite(are_finite: list[tuple[str, torch.Tensor]]) -> None:
-    """Name the first of some predictions that was not finite (ValueError); waits on the device once."""
-    for (name, _), is_finite in zip(are_finite, torch.stack([flag for _, flag in are_finite]).tolist(), strict=True):
-        if not is_finite:
-            raise ValueError(f"{name} returned non-finite values (NaN or infinity)")
 
 
 def drawing_from(generator: torch.Generator | list[torch.Generator] | None) -> Draw:
