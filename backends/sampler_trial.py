@@ -44,7 +44,7 @@ def starting_calls(
         ValueError: a sampler that has no call of the model at each sigma followed by its callback (churn, restarts,
             levels of its own), that loses a displacement, or that does not run without a real model.
     """
-    sigmas = sigmas.detach().cpu()
+    sigmas = sigmas.detach().cpu().double()
 
     def run(denoise: Denoise, displaced_at: Sequence[int]) -> _Trial:
         trial = _Trial(model, denoise, displaced_at)
@@ -129,8 +129,9 @@ class _Trial:
                 ).clone()
             except Exception as error:
                 raise ValueError(
-                    f"sampler {name} cannot be reflected: it does not run without a real model, so that whether it "
-                    f"keeps what is added to its latents cannot be known ({type(error).__name__}: {error})"
+                    f"sampler {name} cannot be reflected: a trial without a real model, in double precision, fails, so "
+                    "that whether it keeps what is added to its latents cannot be known "
+                    f"({type(error).__name__}: {error})"
                 ) from error
 
     def starts(self, name: str, sigmas: torch.Tensor) -> list[int]:

@@ -202,6 +202,25 @@ def test_callbacks_are_the_samplers_own_and_see_the_reflected_latents():
     assert not torch.equal(seen[0]["x"], x) and set(seen[0]) == {"x", "i", "sigma", "sigma_hat", "denoised"}
 
 
+def test_options_are_the_samplers_own_also_noise_of_the_shape_of_the_latents():
+    """The trial's latents have another shape, and no noise of the user's is drawn for it."""
+    if REAL is None:
+        pytest.skip("needs k-diffusion, torchdiffeq and torchsde")
+    sigmas, drawn = SIGMAS["variance_exploding"], []
+
+    def noise_sampler(sigma, sigma_next):
+        drawn.append(float(sigma))
+        return noise(sigma=1.0)
+
+    same = {"weak": MODEL, "inversion": "current", "eta": 0.5, "noise_sampler": noise_sampler}
+    ours = reflected("euler_ancestral", noise(), sigmas, **same)
+    assert drawn == pytest.approx(sigmas[:-2].tolist())
+    plain = alone("euler_ancestral", noise(), sigmas, eta=0.5, noise_sampler=noise_sampler)
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+    other = alone("euler_ancestral", noise(), sigmas, eta=1.0, noise_sampler=noise_sampler)
+    assert not torch.allclose(ours, other)
+
+
 def test_euler_is_bit_equal_to_that_of_k_diffusion():
     if REAL is None:
         pytest.skip("needs k-diffusion, torchdiffeq and torchsde")
@@ -260,7 +279,7 @@ def test_attributes_of_the_model_are_there_for_the_sampler():
         (plain_samplers.silent, r"must call back once a step, 0 to 6 in order"),
         (plain_samplers.correcting, r"correcting cannot be reflected: it loses what is added to its latents"),
         (plain_samplers.copying, r"copying cannot be reflected: it loses what is added to its latents"),
-        (plain_samplers.needing_a_network, r"does not run without a real model, .*KeyError: 'hooks'"),
+        (plain_samplers.needing_a_network, r"a trial without a real model, .*fails, .*KeyError: 'hooks'"),
     ],
 )
 def test_samplers_that_cannot_be_reflected_are_refused_before_any_evaluation(sampler, said):
