@@ -75,7 +75,8 @@ def sample_w2sd(
         extra_args: keyword arguments of ``model``, and of ``weak`` and ``strong`` too.
         callback: called by the sampler once a step; its ``x`` is the reflected one.
         disable: whether the sampler is to show no progress.
-        weak: the weak denoiser, called like ``model``; None only where nothing is reflected.
+        weak: the weak denoiser, called like ``model``; None only where nothing is reflected, or with the inversion
+            "resample", which has none.
         strong: the strong one; None is ``model``.
         kind: how latents are made of sigma, as of ``Trajectory.from_sigmas``; None only where nothing is reflected.
             "variance_exploding" for models that predict noise or velocity, "flow" for flow-matching ones (Wan, Flux).
@@ -120,7 +121,7 @@ def sample_w2sd(
     if trajectory is None or not reflected:
         return run(watched, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
 
-    denoisers = _denoisers(model if strong is None else strong, weak)
+    denoisers = _denoisers(model if strong is None else strong, weak, settings)
     starts = starting_calls(run, name, model, sigmas, reflected, extra_args, options)
     held = HeldGap(settings.reuse, settings.carried, reflected)
     draw = drawing_from(generator)
@@ -132,9 +133,9 @@ def sample_w2sd(
             latents = request.latents / request.input_scale
             sigma = sigmas[request.step] * latents.new_ones([latents.shape[0]])
             denoised = denoisers[request.role](latents, sigma, **extra_args)
-            said = f"{request.role} at step {request.step}"
-            check_prediction(f"what {said} returns", denoised, latents)
-            are_finite.append((said, torch.isfinite(denoised).all()))
+            which = f"{request.role} at step {request.step}"
+            check_prediction(f"what {which} returns", denoised, latents)
+            are_finite.append((which, torch.isfinite(denoised).all()))
             return denoised
 
         return drive(reflect_step(trajectory, latents, step, settings, draw, held), answer)
@@ -205,13 +206,13 @@ class _Model:
 def _checked(callback: Callback | None, model: _Model, starts: Sequence[int], name: str) -> Callback:
     """Return a callback that sees to it that each step began at the call at which it did in the trial."""
 
-    def check(said: dict[str, Any]) -> Any:
-        if model.calls - 1 != starts[said["i"]]:
+    def check(progress: dict[str, Any]) -> Any:
+        if model.calls - 1 != starts[progress["i"]]:
             raise RuntimeError(
-                f"sampler {name} began step {said['i']} at call {model.calls - 1} of the model, and in its trial at "
-                f"call {starts[said['i']]}; it cannot be reflected"
+                f"sampler {name} began step {progress['i']} at call {model.calls - 1} of the model, and in its trial "
+                f"at call {starts[progress['i']]}; it cannot be reflected"
             )
-        return None if callback is None else callback(said)
+        return None if callback is None else callback(progress)
 
     return check
 
@@ -232,11 +233,13 @@ def _trajectory(x: Any, sigmas: Any, kind: Literal["variance_exploding", "flow"]
     return Trajectory.from_sigmas(sigmas, kind, prediction_type="sample")
 
 
-def _denoisers(strong: Any, weak: Any) -> dict[Role, Denoiser]:
+def _denoisers(strong: Any, weak: Any, settings: Reflection) -> dict[Role, Denoiser]:
     """Return the denoisers of a reflection by role, or refuse what is none."""
+    check_callable("strong", strong)
+    if settings.inversion == "resample" and weak is None:
+        return {"strong": strong}
     if weak is None:
         raise ValueError("weak is missing: pass a denoiser that is called like model, or reflection_steps=0")
-    check_callable("strong", strong)
     check_callable("weak", weak)
     return {"strong": strong, "weak": weak}
 

@@ -87,9 +87,9 @@ class _Trial:
         self._model = model
         self._denoise = denoise
         self._displaced_at = displaced_at
-        self._told: list[torch.Tensor] = []
+        self._called_at: list[torch.Tensor] = []
         self._seen: list[torch.Tensor] = []
-        self._said: list[tuple[Any, int]] = []
+        self._callbacks: list[tuple[Any, int]] = []
         self._final = torch.empty(0)
 
     def __getattr__(self, name: str) -> Any:
@@ -100,7 +100,7 @@ class _Trial:
         """Denoise, after displacing what is to be displaced at this call."""
         call = len(self._seen)
         self._seen.append(x.clone())
-        self._told.append(sigma)
+        self._called_at.append(sigma)
         if call in self._displaced_at:
             x[:, 1 + self._displaced_at.index(call)] += 1.0
         return self._denoise(x, sigma)
@@ -137,26 +137,26 @@ class _Trial:
     def starts(self, name: str, sigmas: torch.Tensor) -> list[int]:
         """Return which call begins each step, or refuse a sampler that has none at each sigma."""
         steps = len(sigmas) - 1
-        if [step for step, _ in self._said] != list(range(steps)):
+        if [step for step, _ in self._callbacks] != list(range(steps)):
             raise ValueError(
                 f"sampler {name} cannot be reflected: it must call back once a step, 0 to {steps - 1} in order, with "
                 "the step as 'i' (restarts and levels of its own do not)"
             )
-        for step, call in self._said:
-            told = float(self._told[call].max()) if call >= 0 else float("nan")
-            if not abs(told - float(sigmas[step])) <= 1e-4 * float(sigmas[step]):
+        for step, call in self._callbacks:
+            sigma = float(self._called_at[call].max()) if call >= 0 else float("nan")
+            if not abs(sigma - float(sigmas[step])) <= 1e-4 * float(sigmas[step]):
                 raise ValueError(
-                    f"sampler {name} cannot be reflected: at step {step} it calls the model at sigma {told:g}, and not "
-                    f"at the {float(sigmas[step]):g} of the sigmas (churn? leave s_churn at 0)"
+                    f"sampler {name} cannot be reflected: at step {step} it calls the model at sigma {sigma:g}, and "
+                    f"not at the {float(sigmas[step]):g} of the sigmas (churn? leave s_churn at 0)"
                 )
-        return [call for _, call in self._said]
+        return [call for _, call in self._callbacks]
 
     def states(self, starts: Sequence[int]) -> torch.Tensor:
         """Return the latents at the beginning of each step and at the end, (steps + 1, entries)."""
         return torch.cat([*(self._seen[call] for call in starts), self._final])
 
-    def _note(self, said: Mapping[str, Any]) -> None:
-        self._said.append((said.get("i"), len(self._seen) - 1))
+    def _note(self, progress: Mapping[str, Any]) -> None:
+        self._callbacks.append((progress.get("i"), len(self._seen) - 1))
 
 
 def _keeps_displacements(change: torch.Tensor, reflected: Sequence[int]) -> bool:

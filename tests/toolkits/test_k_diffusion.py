@@ -161,7 +161,7 @@ def test_a_multistep_sampler_goes_on_with_its_history_from_the_reflected_latents
         ({"rounds": 2}, (12, 12)),
         ({"inversion": "implicit", "iterations": 3}, (6, 18)),
         ({"inversion": "explicit"}, (6, 6)),
-        ({"inversion": "resample"}, (6, 0)),
+        ({"inversion": "resample", "weak": None}, (6, 0)),
         ({"span": 3}, (6, 6)),
         ({"reuse": 2}, (4, 4)),
         ({"strong": MODEL}, (6, 6)),
@@ -169,7 +169,7 @@ def test_a_multistep_sampler_goes_on_with_its_history_from_the_reflected_latents
 )
 def test_evaluations_are_counted(settings, evaluations):
     weak, nfe = Network(0.8), {}
-    reflected(sample_euler, noise(), SIGMAS["variance_exploding"], weak=weak, nfe=nfe, **settings)
+    reflected(sample_euler, noise(), SIGMAS["variance_exploding"], **{"weak": weak, "nfe": nfe} | settings)
     assert nfe == {"base": 7, "strong": evaluations[0], "weak": evaluations[1]}
     assert weak.calls == evaluations[1] and (weak.bias == 0.1 or not weak.calls)
 
@@ -192,6 +192,14 @@ def test_half_precision_is_reflected_in_float32(dtype):
         )
     assert seen[0].dtype == dtype and not torch.equal(seen[0], x)
     assert torch.equal(seen[0], seen[1].to(dtype))
+
+
+def test_inference_mode_changes_nothing():
+    """ComfyUI samples in it."""
+    sigmas = SIGMAS["variance_exploding"]
+    with torch.inference_mode():
+        inside = reflected(plain_samplers.two_step, noise(), sigmas, reuse=2)
+    assert torch.equal(inside, reflected(plain_samplers.two_step, noise(), sigmas, reuse=2))
 
 
 def test_callbacks_are_the_samplers_own_and_see_the_reflected_latents():
@@ -303,6 +311,20 @@ def test_samplers_of_k_diffusion_that_cannot_be_reflected():
             reflected(name, noise(), sigmas)
     with pytest.raises(ValueError, match=r"'uni_pc' is not one of k-diffusion: .*dpmpp_2m.*heun"):
         reflected("uni_pc", noise(), sigmas)
+
+
+def test_a_sampler_that_does_otherwise_than_in_its_trial():
+    runs = []
+
+    def fickle(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        runs.append(x.shape)
+        if x.ndim > 2:
+            model(x, sigmas[0] * x.new_ones([len(x)]), **extra_args)
+        return sample_euler(model, x, sigmas, extra_args, callback, disable)
+
+    with pytest.raises(RuntimeError, match=r"fickle began step 0 at call 1 of the model, and in its trial at call 0"):
+        reflected(fickle, noise(), SIGMAS["variance_exploding"])
+    assert len(runs) == 3  # two for the trial
 
 
 def test_a_name_without_k_diffusion(monkeypatch):
