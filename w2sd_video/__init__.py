@@ -10,13 +10,15 @@ from w2sd_video import _moved
 if TYPE_CHECKING:
     from w2sd_video.branch import Branch
     from w2sd_video.inversions import Request, reflect_step
+    from w2sd_video.levels import Level
     from w2sd_video.plugin import Run, reflection
     from w2sd_video.presets import PRESETS
     from w2sd_video.reflection_settings import Reflection
     from w2sd_video.sampler import Sampled, sample
+    from w2sd_video.scheduler_levels import known_schedulers
     from w2sd_video.step_functions import reflect
     from w2sd_video.strength import StrengthSchedule
-    from w2sd_video.trajectory import Level, Trajectory, known_schedulers
+    from w2sd_video.trajectory import Trajectory
 
 __version__ = "0.3.0"
 
@@ -39,7 +41,7 @@ __all__ = [
 
 _MODULES = {
     "Branch": "branch",
-    "Level": "trajectory",
+    "Level": "levels",
     "PRESETS": "presets",
     "Reflection": "reflection_settings",
     "Request": "inversions",
@@ -47,7 +49,7 @@ _MODULES = {
     "Sampled": "sampler",
     "StrengthSchedule": "strength",
     "Trajectory": "trajectory",
-    "known_schedulers": "trajectory",
+    "known_schedulers": "scheduler_levels",
     "reflect": "step_functions",
     "reflect_step": "inversions",
     "reflection": "plugin",

@@ -67,6 +67,13 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"{name} must be finite, but hold NaN or infinity")
 
 
+def check_were_finite(are_finite: list[tuple[str, torch.Tensor]]) -> None:
+    """Name the first of some predictions that was not finite (ValueError); waits on the device once."""
+    for (name, _), is_finite in zip(are_finite, torch.stack([flag for _, flag in are_finite]).tolist(), strict=True):
+        if not is_finite:
+            raise ValueError(f"{name} returned non-finite values (NaN or infinity)")
+
+
 def version_of(tensor: torch.Tensor) -> int:
     """Return how often a tensor was written into, where that is counted."""
     return 0 if tensor.is_inference() else tensor._version

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from w2sd_video.levels import Level
 from w2sd_video.reflection_settings import Reflection, Role
 from w2sd_video.reuse import HeldGap
-from w2sd_video.trajectory import Level, Trajectory
+from w2sd_video.trajectory import Trajectory
 
 Draw = Callable[[torch.Tensor], torch.Tensor]
 """Noise like some latents."""
@@ -93,9 +94,10 @@ def _gap_below(
     level, lower_level = trajectory.level(i), trajectory.level_below(i, settings.span)
     told_step = i + settings.span if settings.inversion == "explicit" else i
     lower = trajectory.denoise(latents, strong, i, settings.span)
-    weak = yield Request(lower, told_step, trajectory.input_scale(lower_level), "weak")
+    told_level = trajectory.level(told_step)
+    weak = yield Request(lower, told_step, trajectory.input_scale(lower_level, told_level), "weak")
     strong = _read(trajectory, latents, strong, level, level, reading)
-    return strong - _read(trajectory, lower, weak, lower_level, trajectory.level(told_step), reading)
+    return strong - _read(trajectory, lower, weak, lower_level, told_level, reading)
 
 
 def _gap_at_level(

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from w2sd_video.argument_checks import real_number, whole_number
+from w2sd_video.levels import Level
 from w2sd_video.reuse import Carried
 from w2sd_video.strength import Strength, StrengthSchedule
-from w2sd_video.trajectory import Level, Trajectory
+from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Steps, Window, as_steps
 
 Role = Literal["base", "strong", "weak"]

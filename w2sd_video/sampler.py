@@ -6,7 +6,7 @@ import copy
 import inspect
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,15 @@ import torch
 
 from w2sd_video._moved import names_of
 from w2sd_video.algorithm import Step, StepRequest, drive, shift_history, w2sd
-from w2sd_video.argument_checks import check_callable, check_finite, check_latents, check_like, version_of, whole_number
+from w2sd_video.argument_checks import (
+    check_callable,
+    check_finite,
+    check_latents,
+    check_like,
+    check_were_finite,
+    version_of,
+    whole_number,
+)
 from w2sd_video.inversions import Draw, Request, reflect_step
 from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role, WeakInversion
 from w2sd_video.reuse import Carried
@@ -77,11 +85,16 @@ def sample(
         predict: ``(latents, timestep, role) -> prediction``. The latents are scaled as the network wants them
             (``scale_model_input``), the timestep is a 0-dimensional tensor of the scheduler's, the role is one of
             "base", "strong", "weak". The prediction is what the scheduler calls ``model_output``; it has the shape, the
-            dtype and the device of the latents.
-        latents: initial noise, already multiplied by ``scheduler.init_noise_sigma``; floating-point, of any shape.
-        scheduler: a diffusers scheduler of a known kind; it is copied, and left as it is.
-        num_inference_steps: T; None uses the timesteps that ``set_timesteps`` has put into the scheduler.
-        reflection_steps: see ``Reflection``, as of all settings down to ``grid``.
+            dtype and the device of the latents. On sigmas the latents are as they are, the timestep is the sigma, and
+            the prediction what ``prediction_type`` says.
+        latents: initial noise, already multiplied by ``scheduler.init_noise_sigma``, or by the first sigma;
+            floating-point, of any shape.
+        scheduler: a diffusers scheduler of a known kind, which is copied, and left as it is; or
+            ``Trajectory.from_sigmas(...)``, whose steps are those of Euler, computed in float32 for latents in half
+            precision.
+        num_inference_steps: T; None uses the timesteps that ``set_timesteps`` has put into the scheduler, or all
+            sigmas.
+        reflection_steps: see ``Reflection``, as of all settings down to ``autoguidance_gap``.
         strength: a number, or a ``StrengthSchedule`` or the name of its file.
         generator: for schedulers whose own step draws noise, and for Re-Sampling; a list has one a sample.
         callback: ``(step, latents)``, called after each step.
@@ -91,12 +104,13 @@ def sample(
         them.
 
     Raises:
-        TypeError: an unknown scheduler, latents that are not a floating-point tensor, a setting that is no number, or
-            no function or generator where one must be.
-        ValueError: a setting out of range, a file that holds no strengths, timesteps that were never set, latents that
-            are not finite, or a prediction of another shape, dtype or device, or that is not finite; the message names
-            its role and step. Whether predictions, and the latents in the end, are finite is seen at the end, so that
-            nothing before it waits on the device. Latents that ``predict`` changed in place.
+        TypeError: an unknown scheduler or the trajectory of one, latents that are not a floating-point tensor, a
+            setting that is no number, or no function or generator where one must be.
+        ValueError: a setting out of range, a file that holds no strengths, timesteps that were never set, a number of
+            steps that is not that of the sigmas, latents that are not finite, or a prediction of another shape, dtype
+            or device, or that is not finite; the message names its role and step. Whether predictions, and the latents
+            in the end, are finite is seen at the end, so that nothing before it waits on the device. Latents that
+            ``predict`` changed in place.
     """
     settings = Reflection(
         reflection_steps,
@@ -119,16 +133,14 @@ def sample(
     if callback is not None:
         check_callable("callback", callback)
     _check_generator(generator, latents)
-    Trajectory.check(scheduler)
-    scheduler = copy.deepcopy(scheduler)
-    if num_inference_steps is not None:
-        steps = {"num_inference_steps": whole_number("num_inference_steps", num_inference_steps, 1)}
-        scheduler.set_timesteps(**with_grid(scheduler, {**steps, "device": latents.device}, settings.grid))
-    elif settings.grid != 1.0:
-        raise ValueError(f"grid={settings.grid:g} spaces num_inference_steps, which are not given")
-    trajectory = Trajectory(scheduler)
+    if settings.grid != 1.0 and (num_inference_steps is None or isinstance(scheduler, Trajectory)):
+        raise ValueError(f"grid={settings.grid:g} spaces the num_inference_steps of a scheduler, which are not given")
+    if isinstance(scheduler, Trajectory):
+        loop = _loop_on_sigmas(scheduler, num_inference_steps, latents.device)
+    else:
+        loop = _loop_of_scheduler(scheduler, num_inference_steps, latents.device, generator, settings.grid)
+    trajectory = loop.trajectory
     trajectory.level_below(0, settings.span)
-    take_step = _step_function(scheduler, generator)
     nfe: Counter[str] = Counter(base=0, strong=0, weak=0)
     are_finite: list[tuple[str, torch.Tensor]] = []
 
@@ -144,25 +156,80 @@ def sample(
 
     def answer(request: Request | StepRequest | Step) -> torch.Tensor:
         if isinstance(request, Step):
-            shift_history(scheduler, trajectory, request)
-            next_latents, step = (
-                take_step(request.prediction, request.call, request.latents),
-                trajectory.step_of_call(request.call),
-            )
+            next_latents, step = loop.take_step(request), trajectory.step_of_call(request.call)
             if callback is not None and step is not None:
                 callback(step, next_latents)
             return next_latents
         if isinstance(request, Request):
-            timestep = trajectory.timesteps[request.step]
+            timestep = loop.timesteps[trajectory.calls[request.step]]
             return predicted(request.latents / request.input_scale, timestep, request.role, request.step)
-        timestep, step = scheduler.timesteps[request.call], bisect_right(trajectory.calls, request.call) - 1
-        return predicted(_scaled(scheduler, request.latents, timestep), timestep, request.role, step)
+        timestep, step = loop.timesteps[request.call], bisect_right(trajectory.calls, request.call) - 1
+        return predicted(loop.scaled(request.latents, timestep), timestep, request.role, step)
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
         final = drive(w2sd(trajectory, latents, settings, drawing_from(generator)), answer)
     are_finite.append(("the last step", torch.isfinite(final.detach()).all()))
-    _check_finite(are_finite)
+    check_were_finite(are_finite)
     return Sampled(final, dict(nfe))
+
+
+class _Loop(NamedTuple):
+    """The steps that count, whoever takes them.
+
+    Attributes:
+        trajectory: their levels.
+        timesteps: what the network is told at each call.
+        scaled: ``(latents, timestep)`` to latents as the network sees them.
+        take_step: a step to the latents after it.
+    """
+
+    trajectory: Trajectory
+    timesteps: Sequence[torch.Tensor]
+    scaled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    take_step: Callable[[Step], torch.Tensor]
+
+
+def _loop_on_sigmas(trajectory: Trajectory, num_inference_steps: int | None, device: torch.device) -> _Loop:
+    """Return the loop of Euler, which steps along a trajectory that was made of sigmas."""
+    if not trajectory.is_on_sigmas:
+        raise TypeError(
+            "a trajectory of a scheduler takes no steps; pass the scheduler, or Trajectory.from_sigmas(...)"
+        )
+    if num_inference_steps is not None and num_inference_steps != len(trajectory):
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}, but there are {len(trajectory)} steps between the sigmas; "
+            "leave it out"
+        )
+    return _Loop(
+        trajectory,
+        [sigma.to(device) for sigma in trajectory.timesteps],
+        lambda latents, timestep: latents,
+        lambda step: trajectory.denoise(step.latents, step.prediction, step.call),
+    )
+
+
+def _loop_of_scheduler(
+    scheduler: Any,
+    num_inference_steps: int | None,
+    device: torch.device,
+    generator: torch.Generator | list[torch.Generator] | None,
+    grid: float,
+) -> _Loop:
+    """Return the loop of a copy of a scheduler."""
+    Trajectory.check(scheduler)
+    scheduler = copy.deepcopy(scheduler)
+    if num_inference_steps is not None:
+        steps = {"num_inference_steps": whole_number("num_inference_steps", num_inference_steps, 1)}
+        scheduler.set_timesteps(**with_grid(scheduler, {**steps, "device": device}, grid))
+    trajectory, call_step = Trajectory(scheduler), _step_function(scheduler, generator)
+
+    def take_step(step: Step) -> torch.Tensor:
+        shift_history(scheduler, trajectory, step)
+        return call_step(step.prediction, step.call, step.latents)
+
+    return _Loop(
+        trajectory, scheduler.timesteps, lambda latents, timestep: _scaled(scheduler, latents, timestep), take_step
+    )
 
 
 def _check_generator(generator: Any, latents: torch.Tensor) -> None:
@@ -177,18 +244,24 @@ def _check_generator(generator: Any, latents: torch.Tensor) -> None:
         raise ValueError(f"generator holds {len(generator)} for {samples} samples; give one a sample, or one for all")
 
 
-def _check_finite(are_finite: list[tuple[str, torch.Tensor]]) -> None:
-    """Name the first of some predictions that was not finite (ValueError); waits on the device once."""
-    for (name, _), is_finite in zip(are_finite, torch.stack([flag for _, flag in are_finite]).tolist(), strict=True):
-        if not is_finite:
-            raise ValueError(f"{name} returned non-finite values (NaN or infinity)")
-
-
 def drawing_from(generator: torch.Generator | list[torch.Generator] | None) -> Draw:
-    """Return a function that draws noise from one generator, or from one a sample."""
-    from diffusers.utils.torch_utils import randn_tensor
+    """Return a function that draws noise from one generator, or from one a sample, as ``randn_tensor`` of diffusers.
 
-    return lambda like: randn_tensor(like.shape, generator, like.device, like.dtype)
+    A generator draws on its own device, so that a seed gives the same noise for any device of the latents.
+    """
+    if isinstance(generator, list) and len(generator) == 1:
+        generator = generator[0]
+
+    def drawn(shape: torch.Size, like: torch.Tensor, of: torch.Generator | None) -> torch.Tensor:
+        device = like.device if of is None else of.device
+        return torch.randn(shape, generator=of, device=device, dtype=like.dtype).to(like.device)
+
+    def draw(like: torch.Tensor) -> torch.Tensor:
+        if not isinstance(generator, list):
+            return drawn(like.shape, like, generator)
+        return torch.cat([drawn(row.shape, row, generator[i]) for i, row in enumerate(like.split(1))])
+
+    return draw
 
 
 def _scaled(scheduler: Any, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:

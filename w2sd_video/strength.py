@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from w2sd_video.argument_checks import real_number
+from w2sd_video.levels import Level
 from w2sd_video.messages import shortened
 from w2sd_video.text_files import parse_json, read_text
-from w2sd_video.trajectory import Level
 
 
 def log_snr(level: Level) -> float:

@@ -1,4 +1,4 @@
-"""Noise levels (alpha, sigma) of any known diffusers scheduler, and first-order moves between them.
+"""First-order moves between the noise levels (alpha, sigma) that a scheduler, or a row of sigmas, leads through.
 
 Latents at a level are ``alpha * x0 + sigma * noise``. A first-order move is affine in the prediction,
 ``x' = A x + B p``, whether the network predicts the noise, the sample, the velocity or the flow.
@@ -7,23 +7,15 @@ Latents at a level are ``alpha * x0 + sigma * noise``. A first-order move is aff
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
 from w2sd_video.argument_checks import check_prediction, real_number, whole_number
+from w2sd_video.levels import Kind, Level, PredictionType, Steps, steps_on_sigmas
+from w2sd_video.scheduler_levels import known_schedulers, prediction_type_of, reader_of, steps_of
 
-_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow", "inverted_flow")
-"""What networks predict."""
-
-
-class Level(NamedTuple):
-    """Signal and noise scales: latents are ``alpha * x0 + sigma * noise``."""
-
-    alpha: float
-    sigma: float
+__all__ = ["Affine", "Level", "Trajectory", "known_schedulers"]
 
 
 class Affine(NamedTuple):
@@ -33,18 +25,8 @@ class Affine(NamedTuple):
     of_prediction: float
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """What a scheduler's timesteps mean: the calls that start a step, and the levels it leads from and to."""
-
-    calls: Sequence[int]
-    levels: Sequence[Level]
-    next_levels: Sequence[Level]
-    scaled_input: bool = False
-
-
 class Trajectory:
-    """The levels that a scheduler walks through, after its ``set_timesteps``.
+    """The levels that a scheduler walks through, after its ``set_timesteps``, or sigmas do: see ``from_sigmas``.
 
     Steps are counted from the noisiest, 0 to ``len(trajectory) - 1``. A scheduler that calls the network more than
     once a step (Heun, PNDM, DPMSolverSDE, DPMSolverSinglestep) has fewer steps than timesteps: only a call on which
@@ -55,6 +37,7 @@ class Trajectory:
         calls: index into ``scheduler.timesteps`` of each step.
         timesteps: the timestep that the network is told at each step.
         number_of_calls: how many timesteps the scheduler has.
+        is_on_sigmas: whether it was made of sigmas, without a scheduler.
 
     All methods refuse steps and spans that are not whole numbers (TypeError, ValueError) or out of range (ValueError),
     latents and predictions that are no floating-point tensors (TypeError), and predictions of another shape than the
@@ -66,28 +49,57 @@ class Trajectory:
     """
 
     def __init__(self, scheduler: Any) -> None:
-        read_steps = _reader(scheduler)
-        if not (getattr(scheduler, "num_inference_steps", None) or getattr(scheduler, "custom_timesteps", False)):
-            raise ValueError(f"call {type(scheduler).__name__}.set_timesteps(...) before building a Trajectory")
-        steps = read_steps(scheduler)
-        self.prediction_type = _prediction_type(scheduler)
+        self._hold(steps_of(scheduler), prediction_type_of(scheduler))
+
+    @classmethod
+    def from_sigmas(cls, sigmas: Any, kind: Kind, *, prediction_type: PredictionType) -> Trajectory:
+        """Return the levels of a toolkit that has sigmas and no scheduler of diffusers; each step is one call.
+
+        Args:
+            sigmas: the noise in the latents, falling: floating-point tensor or sequence, (steps + 1,); the last may be
+                0. They are what the network is told: ``timesteps`` are the first so many of them.
+            kind: "variance_exploding", ``x = x0 + sigma * noise`` (EDM, k-diffusion: Karras et al., arXiv 2206.00364);
+                "variance_preserving", ``x = sqrt(1 - sigma²) * x0 + sigma * noise``, sigma at most 1; or "flow",
+                ``x = (1 - sigma) * x0 + sigma * noise``, sigma at most 1.
+            prediction_type: what the network predicts: "sample" (x0, as denoisers of k-diffusion return), "epsilon"
+                (noise), "v_prediction" (``(alpha * noise - sigma * x0) / sqrt(alpha² + sigma²)``), "flow"
+                (``noise - x0``) or "inverted_flow". Latents come to it as they are, also variance-exploding ones; it
+                scales them itself, by the sigma that it is told.
+
+        Raises:
+            TypeError: no sequence of floating-point numbers; whole numbers are taken for timesteps.
+            ValueError: an unknown kind or prediction type, sigmas that rise, are not finite, negative or too large,
+                fewer than two of them, or a 0 before the last.
+        """
+        if prediction_type not in get_args(PredictionType):
+            raise ValueError(
+                f"prediction_type must be one of {', '.join(get_args(PredictionType))}; got {prediction_type!r}"
+            )
+        trajectory = cls.__new__(cls)
+        trajectory._hold(steps_on_sigmas(sigmas, kind), prediction_type)
+        trajectory.is_on_sigmas = True
+        return trajectory
+
+    def _hold(self, steps: Steps, prediction_type: PredictionType) -> None:
+        self.prediction_type = prediction_type
         self.calls = list(steps.calls)
-        self.timesteps = [scheduler.timesteps[call] for call in self.calls]
+        self.timesteps = [steps.timesteps[call] for call in self.calls]
+        self.number_of_calls = len(steps.timesteps)
+        self.is_on_sigmas = False
         self._levels = list(steps.levels)
         self._next_levels = list(steps.next_levels)
-        self._scaled_input = steps.scaled_input
+        self._input_scaling = steps.input_scaling
         self._step_of_call = {call: step for step, call in enumerate(self.calls)}
-        self.number_of_calls = len(scheduler.timesteps)
 
     @staticmethod
     def check(scheduler: Any) -> None:
         """Refuse a scheduler that is not known, before its timesteps are set (TypeError, listing the known ones)."""
-        _reader(scheduler)
+        reader_of(scheduler)
 
     @staticmethod
     def predicts_flow(scheduler: Any) -> bool:
         """Return whether the networks that a known scheduler steps with predict the flow."""
-        return _prediction_type(scheduler) in ("flow", "inverted_flow")
+        return prediction_type_of(scheduler) in ("flow", "inverted_flow")
 
     def __len__(self) -> int:
         """Return the number of steps."""
@@ -122,9 +134,16 @@ class Trajectory:
             raise ValueError(f"span must be from 1 to {len(self)}, the number of steps; got {span}")
         return self.next_level(i) if span == 1 else self.level(min(i + span, len(self)))
 
-    def input_scale(self, level: Level) -> float:
-        """Return what latents at a level are divided by before the network sees them (1 unless Euler-like)."""
-        return math.hypot(*level) if self._scaled_input else 1.0
+    def input_scale(self, level: Level, told_level: Level | None = None) -> float:
+        """Return what latents at a level are divided by before the network sees them: 1 unless variance explodes.
+
+        Euler's latents are brought to unit scale. A network on sigmas does that itself, by the level that it is told;
+        latents at another level (None: they are at that one) are brought to the scale of it.
+        """
+        if self._input_scaling == "none" or (self._input_scaling == "by_network" and told_level is None):
+            return 1.0
+        scale_of_network = math.hypot(*told_level) if told_level and self._input_scaling == "by_network" else 1.0
+        return math.hypot(*level) / scale_of_network
 
     def denoise(self, latents: torch.Tensor, prediction: torch.Tensor, i: int, span: int = 1) -> torch.Tensor:
         """Take step ``i`` down with a prediction made at it: the deterministic first-order step (DDIM, Euler).
@@ -239,7 +258,9 @@ class Trajectory:
         scale = self.input_scale(told_level)
         level_of_input = Level(told_level.alpha / scale, told_level.sigma / scale)
         coefficients = _readings(self.prediction_type, level_of_input)[_known_reading(reading)]
-        return _combine(coefficients.of_latents / self.input_scale(at), latents, coefficients.of_prediction, prediction)
+        return _combine(
+            coefficients.of_latents / self.input_scale(at, told_level), latents, coefficients.of_prediction, prediction
+        )
 
     def score_reading(self, i: int) -> str:
         """Return how predictions at step ``i`` are read as scores: "epsilon", but "sample" where alpha is 0.
@@ -279,8 +300,8 @@ def _known_reading(reading: str) -> str:
 
 def _readings(prediction_type: str, level: Level) -> dict[str, Affine]:
     """Return sample and noise as affine maps of latents at a level and a prediction of some type."""
-    if prediction_type not in _PREDICTION_TYPES:
-        raise ValueError(f"reading must be one of {', '.join(_PREDICTION_TYPES)}; got {prediction_type!r}")
+    if prediction_type not in get_args(PredictionType):
+        raise ValueError(f"reading must be one of {', '.join(get_args(PredictionType))}; got {prediction_type!r}")
     alpha, sigma = level
     square = alpha**2 + sigma**2
     norm = math.sqrt(square)
@@ -316,173 +337,3 @@ def _combine(a: float, latents: torch.Tensor, b: float, prediction: torch.Tensor
     check_prediction("a prediction", prediction, latents)
     dtype = _working_dtype(latents)
     return (a * latents.to(dtype) + b * prediction.to(dtype)).to(latents.dtype)
-
-
-def _levels_from_cumulative_alphas(scheduler: Any, calls: Sequence[int], previous: Sequence[int | None]) -> _Steps:
-    """Variance-preserving levels, alpha = sqrt(cumulative alpha); a previous timestep of None is the final level."""
-    products = scheduler.alphas_cumprod.double()
-    final = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-
-    def level(product: float) -> Level:
-        return Level(math.sqrt(product), math.sqrt(1.0 - product))
-
-    levels = [level(float(products[int(scheduler.timesteps[call])])) for call in calls]
-    next_levels = [level(final if timestep is None else float(products[timestep])) for timestep in previous]
-    return _Steps(calls, levels, next_levels)
-
-
-def _whole_stride(scheduler: Any, calls: Sequence[int]) -> list[int | None]:
-    """Return the timestep after each step where the scheduler counts down by a whole number of training timesteps."""
-    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-    next_timesteps = [int(scheduler.timesteps[call]) - stride for call in calls]
-    return [timestep if timestep >= 0 else None for timestep in next_timesteps]
-
-
-def _ddim_steps(scheduler: Any) -> _Steps:
-    calls = range(len(scheduler.timesteps))
-    return _levels_from_cumulative_alphas(scheduler, calls, _whole_stride(scheduler, calls))
-
-
-def _ddpm_steps(scheduler: Any) -> _Steps:
-    """Return DDPM's steps: they end at the next timestep of the list, and the last one at alpha = 1."""
-    calls = range(len(scheduler.timesteps))
-    next_timesteps: list[int | None] = [int(timestep) for timestep in scheduler.timesteps[1:]]
-    return _levels_from_cumulative_alphas(scheduler, calls, [*next_timesteps, None])
-
-
-def _pndm_steps(scheduler: Any) -> _Steps:
-    """Return PNDM's steps: four calls each for three Runge-Kutta steps, or two calls for the first linear one."""
-    total = len(scheduler.timesteps)
-    runge_kutta = len(scheduler.prk_timesteps)
-    skipped = runge_kutta or min(2, total)
-    calls = [*range(0, runge_kutta, 4), *([] if runge_kutta else [0]), *range(skipped, total)]
-    return _levels_from_cumulative_alphas(scheduler, calls, _whole_stride(scheduler, calls))
-
-
-def _sigma_steps(scheduler: Any, calls: Sequence[int], to_level: Callable[[float], Level], scaled: bool) -> _Steps:
-    sigmas = [float(sigma) for sigma in scheduler.sigmas]
-    levels = [to_level(sigmas[call]) for call in calls]
-    return _Steps(calls, levels, [to_level(sigmas[call + 1]) for call in calls], scaled)
-
-
-def _variance_exploding(sigma: float) -> Level:
-    return Level(1.0, sigma)
-
-
-def _variance_preserving(sigma: float) -> Level:
-    return Level(1 / math.hypot(1.0, sigma), sigma / math.hypot(1.0, sigma))
-
-
-def _flow(sigma: float) -> Level:
-    return Level(1.0 - sigma, sigma)
-
-
-def _inverted_flow(sigma: float) -> Level:
-    return Level(sigma, 1.0 - sigma)
-
-
-def _euler_steps(scheduler: Any) -> _Steps:
-    return _sigma_steps(scheduler, range(len(scheduler.timesteps)), _variance_exploding, scaled=True)
-
-
-def _heun_steps(scheduler: Any) -> _Steps:
-    """Return every second call: between two, the scheduler corrects the step from a provisional end of it."""
-    return _sigma_steps(scheduler, range(0, len(scheduler.timesteps), 2), _variance_exploding, scaled=True)
-
-
-def _dpm_solver_steps(scheduler: Any) -> _Steps:
-    to_level = _flow if getattr(scheduler.config, "use_flow_sigmas", False) else _variance_preserving
-    return _sigma_steps(scheduler, range(len(scheduler.timesteps)), to_level, scaled=False)
-
-
-def _singlestep_steps(scheduler: Any) -> _Steps:
-    """Return the calls of order 1: the others start again from the latents that the last such call was given."""
-    to_level = _flow if getattr(scheduler.config, "use_flow_sigmas", False) else _variance_preserving
-    calls = [call for call, order in enumerate(scheduler.order_list[: len(scheduler.timesteps)]) if order == 1]
-    return _sigma_steps(scheduler, calls, to_level, scaled=False)
-
-
-def _explodes(scheduler: Any) -> bool:
-    """Return whether a flow-matching scheduler's latents are ``x0 + sigma * noise``, as those of Cosmos, up to 80.
-
-    The flow of such latents is the noise itself.
-    """
-    return max(float(sigma) for sigma in scheduler.sigmas) > 1.0
-
-
-def _flow_match_steps(scheduler: Any) -> _Steps:
-    if _explodes(scheduler):
-        return _sigma_steps(scheduler, range(len(scheduler.timesteps)), _variance_exploding, scaled=False)
-    to_level = _inverted_flow if getattr(scheduler.config, "invert_sigmas", False) else _flow
-    return _sigma_steps(scheduler, range(len(scheduler.timesteps)), to_level, scaled=False)
-
-
-_READERS: dict[str, Callable[[Any], _Steps]] = {
-    "CogVideoXDDIMScheduler": _ddim_steps,
-    "CogVideoXDPMScheduler": _ddim_steps,
-    "DDIMParallelScheduler": _ddim_steps,
-    "DDIMScheduler": _ddim_steps,
-    "DDPMParallelScheduler": _ddpm_steps,
-    "DDPMScheduler": _ddpm_steps,
-    "DEISMultistepScheduler": _dpm_solver_steps,
-    "DPMSolverMultistepScheduler": _dpm_solver_steps,
-    "DPMSolverSDEScheduler": _heun_steps,
-    "DPMSolverSinglestepScheduler": _singlestep_steps,
-    "EulerAncestralDiscreteScheduler": _euler_steps,
-    "EulerDiscreteScheduler": _euler_steps,
-    "FlowMatchEulerDiscreteScheduler": _flow_match_steps,
-    "HeunDiscreteScheduler": _heun_steps,
-    "LMSDiscreteScheduler": _euler_steps,
-    "PNDMScheduler": _pndm_steps,
-    "UniPCMultistepScheduler": _dpm_solver_steps,
-}
-"""How levels are read, by the name of the class: there is no common way, and not every diffusers has every class."""
-
-_CONSISTENCY = "a consistency step renoises a one-step sample, which has no inverse"
-_DISCRETE = "its tokens are discrete, so there is no latent to displace"
-"""Reasons that no reading of the levels would help."""
-
-_REFUSED: dict[str, str] = {
-    "CMStochasticIterativeScheduler": _CONSISTENCY,
-    "FlowMatchLCMScheduler": _CONSISTENCY,
-    "LCMScheduler": _CONSISTENCY,
-    "SCMScheduler": _CONSISTENCY,
-    "TCDScheduler": _CONSISTENCY,
-    "AmusedScheduler": _DISCRETE,
-    "BlockRefinementScheduler": _DISCRETE,
-    "DiscreteDDIMScheduler": _DISCRETE,
-    "EntropyBoundScheduler": _DISCRETE,
-    "VQDiffusionScheduler": _DISCRETE,
-}
-"""Schedulers that are refused with a reason of their own; a class derived from one is, too."""
-
-
-def known_schedulers() -> list[str]:
-    """Return the names of the schedulers whose levels are known."""
-    return sorted(_READERS)
-
-
-def _reader(scheduler: Any) -> Callable[[Any], _Steps]:
-    """Return the function that reads a scheduler's levels, found by its class or a base class of it."""
-    for base in type(scheduler).__mro__:
-        if base.__name__ in _REFUSED:
-            raise TypeError(f"{base.__name__} cannot be reflected: {_REFUSED[base.__name__]}")
-        if base.__name__ in _READERS:
-            return _READERS[base.__name__]
-    raise TypeError(
-        f"{type(scheduler).__name__} is not a scheduler whose noise levels are known; "
-        f"use one of {', '.join(known_schedulers())}"
-    )
-
-
-def _prediction_type(scheduler: Any) -> str:
-    """Return what the network predicts, by the scheduler's configuration; that of flow matching does not say."""
-    if any(base.__name__ == "FlowMatchEulerDiscreteScheduler" for base in type(scheduler).__mro__):
-        if _explodes(scheduler):
-            return "epsilon"
-        return "inverted_flow" if getattr(scheduler.config, "invert_sigmas", False) else "flow"
-    prediction_type = getattr(scheduler.config, "prediction_type", "epsilon")
-    readings = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow_prediction": "flow"}
-    if prediction_type not in readings:
-        raise ValueError(f"prediction_type {prediction_type!r} is not known; allowed are {', '.join(readings)}")
-    return readings[prediction_type]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from w2sd_video.argument_checks import is_whole, real_number
+from w2sd_video.levels import Level
 from w2sd_video.strength import log_snr
-from w2sd_video.trajectory import Level
 
 Unit = Literal["steps", "log_snr"]
 

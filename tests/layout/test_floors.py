@@ -19,10 +19,12 @@ METHOD = (
         "command_parser",
         "guidance",
         "inversions",
+        "levels",
         "messages",
         "presets",
         "reflection_settings",
         "sampler",
+        "scheduler_levels",
     ),
     *("reuse", "step_functions", "strength", "text_files", "time_grid", "trajectory", "window", "writing"),
 )

@@ -19,8 +19,8 @@ from w2sd_video.calibration.latents import encode
 from w2sd_video.calibration.moments import Moments
 from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.calibration.resampling import weightings
+from w2sd_video.levels import Level
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.trajectory import Level
 
 FIRST_SEED = 6 * 10**6
 """Of the bank; no sample's and no real clip's."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from w2sd_video.trajectory import Level
+from w2sd_video.levels import Level
 
 
 @dataclass(frozen=True)

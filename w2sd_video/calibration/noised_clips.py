@@ -20,9 +20,10 @@ from w2sd_video.driver.call import walking
 from w2sd_video.driver.rehearsal import CallState
 from w2sd_video.driver.walk import Turn, Walk, without_variance
 from w2sd_video.inversions import Draw, Request
+from w2sd_video.levels import Level
 from w2sd_video.reflection_settings import Reflection, Role
 from w2sd_video.sampler import drawing_from
-from w2sd_video.trajectory import Level, Trajectory
+from w2sd_video.trajectory import Trajectory
 
 Ideal = Callable[[torch.Tensor, Level], tuple[torch.Tensor, torch.Tensor]]
 """Of noised clips (clips, ...) and their level: an estimate of E[ε | them], and how many clips are behind each."""
