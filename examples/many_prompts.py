@@ -3,7 +3,7 @@
 Writes a clip for each prompt, named by its number, into a folder; a clip that is there already is left alone, so that
 an interrupted run goes on where it stopped. Three prompts take about ten seconds on one CPU core, with 38 network
 evaluations each. Run: python examples/many_prompts.py --prompts examples/prompts.txt --folder many_prompts
-(``python -m w2sd_video.render --prompts FILE -o many.mp4`` does the same without a script.)
+(``python -m w2sd_video.render --prompts FILE --output FOLDER/`` does it without a script, and with more care.)
 """
 
 from pathlib import Path

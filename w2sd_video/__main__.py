@@ -7,11 +7,13 @@ import sys
 from importlib import import_module
 
 from w2sd_video import __version__
+from w2sd_video.command_parser import INTERRUPTED, OneLineParser, fail
 
 COMMANDS = {
     "render": "render",
     "evaluate": "evaluate",
     "calibrate": "calibrate",
+    "studio": "studio",
     "train-miniatures": "miniatures.train",
 }
 """The module of each command, which is imported when it is asked for."""
@@ -19,8 +21,8 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command that the first word names with the words after it, and return its exit code."""
-    parser = argparse.ArgumentParser(
-        "w2sd-video",
+    parser = OneLineParser(
+        None,
         description="Weak-to-Strong Diffusion for image and video diffusion models.",
         epilog="w2sd-video COMMAND --help lists the options of a command.",
     )
@@ -28,8 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its prompts and options")
     options = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    command = import_module(f"w2sd_video.{COMMANDS[options.command]}")
-    return command.main(options.arguments) or 0
+    try:
+        command = import_module(f"w2sd_video.{COMMANDS[options.command]}")
+        return command.main(options.arguments) or 0
+    except KeyboardInterrupt:  # while it imports its libraries; later on the command says so itself
+        fail("interrupted", INTERRUPTED, options.command)
 
 
 if __name__ == "__main__":

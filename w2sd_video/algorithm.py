@@ -6,7 +6,7 @@ No model and no scheduler is inside: the algorithm asks for predictions and for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,13 +14,19 @@ import torch
 
 from w2sd_video.inversions import Draw, Request, reflect_step
 from w2sd_video.reflection_settings import Reflection, Role
+from w2sd_video.reuse import HeldGap
 from w2sd_video.trajectory import Trajectory
 
 Returned = TypeVar("Returned")
 
 
 def w2sd(
-    trajectory: Trajectory, latents: torch.Tensor, settings: Reflection, draw: Draw = torch.randn_like, begin: int = 0
+    trajectory: Trajectory,
+    latents: torch.Tensor,
+    settings: Reflection,
+    draw: Draw = torch.randn_like,
+    begin: int = 0,
+    fresh: Collection[int] = (),
 ) -> Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor]:
     """Sample from the noisiest step to the last: yield what is asked for, be sent it, return the last latents.
 
@@ -33,21 +39,46 @@ def w2sd(
         settings: where and how to reflect.
         draw: makes the noise of Re-Sampling, like the latents that it is given.
         begin: index among the scheduler's timesteps of the first call; steps are counted from there.
+        fresh: steps from which on a gap is another (the second stage of two), so that it is not carried on.
 
     Raises:
         ValueError: more reflected steps than steps, or a step that cannot be inverted.
     """
-    reflected = reflected_steps(trajectory, settings, begin)
+    reflected, pushed = reflected_steps(trajectory, settings, begin), pushed_steps(trajectory, settings, begin)
+    of_reflection, of_push = (
+        HeldGap(settings.reuse, settings.carried, sorted(steps), fresh) for steps in (reflected, pushed)
+    )
     for call in range(begin, trajectory.number_of_calls):  # t = T … 1
         i, x = trajectory.step_of_call(call), latents  # i is None where a scheduler calls twice for one step
         if i in reflected:  # t > T - λ
-            x = yield from reflect_step(trajectory, x, i, settings, draw)  # x̃_t = M_w_inv(M_s(x_t, t), t)
-        weak = (yield StepRequest(x, call, "weak")) if settings.autoguidance else None
-        prediction = yield StepRequest(x, call, "base")
-        if weak is not None:
-            prediction = pushed_away(prediction, weak, settings.autoguidance)
+            x = yield from reflect_step(trajectory, x, i, settings, draw, of_reflection)  # M_w_inv(M_s(x_t, t), t)
+        prediction = yield from _prediction_of_step(trajectory, x, call, settings, of_push, pushed)
         latents = yield Step(x, call, prediction, x - latents if i in reflected else None)  # x_{t-1} = M_s(x̃_t, t)
     return latents
+
+
+def _prediction_of_step(
+    trajectory: Trajectory, x: torch.Tensor, call: int, settings: Reflection, held: HeldGap, pushed: frozenset[int]
+) -> Generator[StepRequest, torch.Tensor, torch.Tensor]:
+    """Return base's prediction for a call of the scheduler, pushed away from weak's where AutoGuidance is on.
+
+    ``base + g * gap``, with the gap of base and weak or of strong and weak (Karras et al., arXiv 2406.02507).
+    """
+    i = max(step for step, start in enumerate(trajectory.calls) if start <= call)
+    if i not in pushed:
+        return (yield StepRequest(x, call, "base"))
+    reading, is_own_step = settings.reading_at(trajectory, i), trajectory.step_of_call(call) is not None
+    gap = held.at(i, reading) if is_own_step else None
+    if gap is not None:
+        gap = trajectory.as_prediction(gap, i, reading)
+        return _pushed((yield StepRequest(x, call, "base")), gap, settings.autoguidance_at(trajectory.level(i)))
+    weak = yield StepRequest(x, call, "weak")
+    strong = None if settings.autoguidance_gap == "base" else (yield StepRequest(x, call, "strong", True))
+    base = yield StepRequest(x, call, "base", True)
+    gap = _difference(base if strong is None else strong, weak)
+    if is_own_step and settings.reuse > 1:
+        held.keep(i, reading, trajectory.as_reading(gap, i, reading))
+    return _pushed(base, gap, settings.autoguidance_at(trajectory.level(i)))
 
 
 @dataclass(frozen=True)
@@ -58,11 +89,13 @@ class StepRequest:
         latents: what to evaluate, in the scheduler's own scaling.
         call: index among the scheduler's timesteps; the network sees latents and timestep as in a stock loop.
         role: which setting of the model is to answer.
+        shares_latents: whether the request before asked for the same latents and timestep, in another role.
     """
 
     latents: torch.Tensor
     call: int
     role: Role
+    shares_latents: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,11 +126,29 @@ def reflected_steps(trajectory: Trajectory, settings: Reflection, begin: int = 0
     return frozenset(step for step in in_window if settings.reflects_at(trajectory.level(step)))
 
 
+def pushed_steps(trajectory: Trajectory, settings: Reflection, begin: int = 0) -> frozenset[int]:
+    """Return the steps at which AutoGuidance acts, of those from a call of the scheduler on.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    steps = trajectory.steps_from(begin)
+    in_window = [steps[i] for i in settings.pushed_steps(len(steps))]
+    return frozenset(step for step in in_window if settings.pushes_at(trajectory.level(step)))
+
+
 def pushed_away(prediction: torch.Tensor, weak: torch.Tensor, weight: float) -> torch.Tensor:
     """Return ``prediction + weight * (prediction - weak)`` (AutoGuidance; Karras et al., arXiv 2406.02507)."""
-    dtype = torch.promote_types(prediction.dtype, torch.float32)
-    strong = prediction.to(dtype)
-    return (strong + weight * (strong - weak.to(dtype))).to(prediction.dtype)
+    return _pushed(prediction, _difference(prediction, weak), weight)
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    precise = torch.promote_types(one.dtype, torch.float32)
+    return one.to(precise) - other.to(precise)
+
+
+def _pushed(prediction: torch.Tensor, gap: torch.Tensor, weight: float) -> torch.Tensor:
+    return (prediction.to(gap.dtype) + weight * gap).to(prediction.dtype)
 
 
 def shift_history(scheduler: Any, trajectory: Trajectory, step: Step) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 
 from w2sd_video.argument_checks import is_whole, real_number
+from w2sd_video.strength import StrengthSchedule
+from w2sd_video.window import Moment, Window, as_steps
 
 STAGES = ("high", "low")
 """The denoisers of a two-stage model, by the noise that they work on; the first steps are the high one's."""
@@ -36,6 +38,10 @@ class Branch:
         skip_layers: blocks that are left out: their numbers in order of execution (negative ones from the end), or
             their names as submodules of the denoiser.
         perturbed_layers: blocks whose self-attention map is the identity, named in the same way.
+        windows: where along the sampling a field is on, by its name: a window of the steps (start, stop) in fractions,
+            or a `Window`, of log-SNRs for example. Elsewhere the field is as the pipeline has it, and the guidance
+            scale is 1, at which no unconditional half is evaluated. For the guidance scale it may be a
+            ``StrengthSchedule`` too, a share of w - 1 for each noise level.
 
     Raises:
         TypeError: a field of another type.
@@ -52,6 +58,7 @@ class Branch:
     ip_adapter_scale: float | None = None
     skip_layers: Sequence[int | str] | None = None
     perturbed_layers: Sequence[int | str] | None = None
+    windows: Mapping[str, Window | tuple[float, float] | StrengthSchedule] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no pipeline could use, and keep the others as plain numbers, tuples and dictionaries."""
@@ -77,6 +84,47 @@ class Branch:
             self._keep(name, _number(name, getattr(self, name)))
         for name in ("skip_layers", "perturbed_layers"):
             self._keep(name, _layers(name, getattr(self, name)))
+        self._keep("windows", self._windows())
+
+    def _windows(self) -> dict[str, Window | StrengthSchedule] | None:
+        """Return the window of each field that has one, as a window or a schedule."""
+        if self.windows is None:
+            return None
+        if not isinstance(self.windows, Mapping):
+            raise TypeError(f"windows must map names of fields to windows, got {self.windows!r}")
+        windows: dict[str, Window | StrengthSchedule] = {}
+        for name, window in self.windows.items():
+            if (
+                name == "windows"
+                or getattr(self, name, None) is None
+                or name not in {field.name for field in fields(self)}
+            ):
+                raise ValueError(f"windows has {name!r}, which is no field that this branch sets")
+            if isinstance(window, StrengthSchedule):
+                if name != "guidance_scale":
+                    raise ValueError(f"windows[{name!r}] is a schedule, which only guidance_scale can have")
+                windows[name] = window
+                continue
+            within = as_steps(f"windows[{name!r}]", window)
+            if not isinstance(within, Window):
+                raise ValueError(f"windows[{name!r}] must be a window (start, stop) of the steps, got {window!r}")
+            windows[name] = within
+        return windows
+
+    def at(self, moment: Moment) -> Branch:
+        """Return the setting at a moment of the sampling: what is off there is left out, guidance at a scale of 1."""
+        if not self.windows:
+            return self
+        changes: dict[str, Any] = {"windows": None}
+        for name, window in self.windows.items():
+            assert not isinstance(window, tuple)  # kept as a window
+            share = window.at(moment.level) if isinstance(window, StrengthSchedule) else window.share_at(moment)
+            if name == "guidance_scale":
+                scales = tuple(1 + share * (scale - 1) for scale in _one_or_pair(self.guidance_scale))
+                changes[name] = scales if len(scales) == 2 else scales[0]
+            elif not share:
+                changes[name] = None
+        return replace(self, **changes)
 
     def _keep(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -95,7 +143,7 @@ class Branch:
 
     def same_but_guidance(self, other: Branch) -> bool:
         """Return whether two branches differ in nothing but their guidance scale."""
-        return replace(self, guidance_scale=None) == replace(other, guidance_scale=None)
+        return replace(self, guidance_scale=None, windows=None) == replace(other, guidance_scale=None, windows=None)
 
 
 def _one_or_pair(value: Any) -> tuple[Any, ...]:

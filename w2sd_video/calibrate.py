@@ -21,6 +21,11 @@ from pathlib import Path
 import yaml
 
 from w2sd_video import __version__
+from w2sd_video.command_parser import OneLineParser, say_interrupted
+
+if __name__ == "__main__":
+    sys.excepthook = say_interrupted
+
 from w2sd_video._moved import names_of
 from w2sd_video.calibration.calibration_cost import cost_in_words
 from w2sd_video.calibration.options import add_options, calibrated_config, check_words, clips_of
@@ -30,7 +35,7 @@ from w2sd_video.jobs.pool_options import pool_of, shard_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.outputs import plain
 from w2sd_video.rendering.video import write_whole
-from w2sd_video.settings.command_line import DEFAULT_CONFIG, OneLineParser, parse
+from w2sd_video.settings.command_line import DEFAULT_CONFIG, parse
 from w2sd_video.settings.panels import filled
 
 __getattr__ = names_of("w2sd_video.calibrate")  # a command is named __main__ when it runs

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from w2sd_video.reflection_settings import Reflection, Role
-from w2sd_video.trajectory import Trajectory
+from w2sd_video.reuse import HeldGap
+from w2sd_video.trajectory import Level, Trajectory
 
 Draw = Callable[[torch.Tensor], torch.Tensor]
 """Noise like some latents."""
@@ -37,7 +38,12 @@ class Request:
 
 
 def reflect_step(
-    trajectory: Trajectory, latents: torch.Tensor, i: int, settings: Reflection, draw: Draw = torch.randn_like
+    trajectory: Trajectory,
+    latents: torch.Tensor,
+    i: int,
+    settings: Reflection,
+    draw: Draw = torch.randn_like,
+    held: HeldGap | None = None,
 ) -> Generator[Request, torch.Tensor, torch.Tensor]:
     """Reflect latents at step ``i``: yield requests, be sent predictions, return the displaced latents.
 
@@ -49,64 +55,90 @@ def reflect_step(
         i: the step, counted from the noisiest.
         settings: how to reflect.
         draw: makes the noise of Re-Sampling, like the latents that it is given.
+        held: the gap of earlier steps, where it is to be reused; None measures it here.
 
     Raises:
         ValueError: a step that predictions of this kind cannot invert.
     """
-    scale, strength = trajectory.input_scale(trajectory.level(i)), settings.strength_at(trajectory.level(i))
+    strength, reading = settings.strength_at(trajectory.level(i)), settings.reading_at(trajectory, i)
     for _ in range(settings.rounds):
-        strong = yield Request(latents, i, scale, "strong")
-        if settings.inversion in ("paper", "explicit"):
-            latents = yield from _reflect_below(trajectory, latents, strong, i, settings, strength)
-        elif settings.inversion in ("current", "implicit"):
-            iterations = 1 if settings.inversion == "current" else settings.iterations
-            inverted = yield from _reflect_at_level(trajectory, latents, strong, i, settings.span, iterations)
-            latents = latents + strength * (inverted - latents)
-        else:
-            renoised = yield from _resample(trajectory, latents, strong, i, settings, draw)
+        if settings.inversion in ("resample", "resample-advanced"):
+            renoised = yield from _resample(trajectory, latents, i, settings, draw)
             latents = latents + strength * (renoised - latents)
+            continue
+        gap = held.at(i, reading) if held else None
+        if gap is None:
+            gap = yield from _measured_gap(trajectory, latents, i, settings, reading)
+            if held:
+                held.keep(i, reading, gap)
+        latents = trajectory.displaced(latents, gap, i, strength=strength, reading=reading, span=settings.span)
     return latents
 
 
-def _reflect_below(
-    trajectory: Trajectory, latents: torch.Tensor, strong: torch.Tensor, i: int, settings: Reflection, strength: float
+def _measured_gap(
+    trajectory: Trajectory, latents: torch.Tensor, i: int, settings: Reflection, reading: str
 ) -> Generator[Request, torch.Tensor, torch.Tensor]:
-    """Reflect with the weak prediction made at the denoised latents, told their own timestep or, as in the paper, i."""
-    span = settings.span
-    level, lower_level = trajectory.level(i), trajectory.level_below(i, span)
-    told_step, reading = i + span if settings.inversion == "explicit" else i, trajectory.score_reading(i)
-    lower = trajectory.denoise(latents, strong, i, span)
+    """Return strong's prediction less weak's, each in a reading, with weak's made where the inversion says."""
+    strong = yield Request(latents, i, trajectory.input_scale(trajectory.level(i)), "strong")
+    if settings.inversion in ("paper", "explicit"):
+        return (yield from _gap_below(trajectory, latents, strong, i, settings, reading))
+    iterations = 1 if settings.inversion == "current" else settings.iterations
+    return (yield from _gap_at_level(trajectory, latents, strong, i, settings.span, iterations, reading))
+
+
+def _gap_below(
+    trajectory: Trajectory, latents: torch.Tensor, strong: torch.Tensor, i: int, settings: Reflection, reading: str
+) -> Generator[Request, torch.Tensor, torch.Tensor]:
+    """Return the gap with the weak prediction made at the denoised latents, told their own timestep or the paper's."""
+    level, lower_level = trajectory.level(i), trajectory.level_below(i, settings.span)
+    told_step = i + settings.span if settings.inversion == "explicit" else i
+    lower = trajectory.denoise(latents, strong, i, settings.span)
     weak = yield Request(lower, told_step, trajectory.input_scale(lower_level), "weak")
-    strong = trajectory.read(latents, strong, at=level, told_level=level, reading=reading)
-    weak = trajectory.read(lower, weak, at=lower_level, told_level=trajectory.level(told_step), reading=reading)
-    return trajectory.reflect(latents, strong, weak, i, strength=strength, reading=reading, span=span)
+    strong = _read(trajectory, latents, strong, level, level, reading)
+    return strong - _read(trajectory, lower, weak, lower_level, trajectory.level(told_step), reading)
 
 
-def _reflect_at_level(
-    trajectory: Trajectory, latents: torch.Tensor, strong: torch.Tensor, i: int, span: int, iterations: int
+def _gap_at_level(
+    trajectory: Trajectory,
+    latents: torch.Tensor,
+    strong: torch.Tensor,
+    i: int,
+    span: int,
+    iterations: int,
+    reading: str,
 ) -> Generator[Request, torch.Tensor, torch.Tensor]:
-    """Reflect with the weak prediction made at step ``i``: at the latents, then at what they were inverted to."""
-    level, inverted = trajectory.level(i), latents
-    # Samples are read as noise, which no step forgets.
-    reading = trajectory.score_reading(i) if trajectory.prediction_type == "sample" else None
-    if reading:
-        strong = trajectory.read(latents, strong, at=level, told_level=level, reading=reading)
-    for iteration in range(iterations):
-        weak = yield Request(inverted, i, trajectory.input_scale(level), "weak", shares_latents=iteration == 0)
-        if reading:
-            weak = trajectory.read(inverted, weak, at=level, told_level=level, reading=reading)
-        inverted = trajectory.reflect(latents, strong, weak, i, reading=reading, span=span)
-    return inverted
+    """Return the gap with the weak prediction made at step ``i``: at the latents, then at the inverted ones."""
+    level, gap = trajectory.level(i), None
+    strong = _read(trajectory, latents, strong, level, level, reading)
+    for _ in range(iterations):
+        inverted = latents if gap is None else trajectory.displaced(latents, gap, i, reading=reading, span=span)
+        weak = yield Request(inverted, i, trajectory.input_scale(level), "weak", shares_latents=gap is None)
+        gap = strong - _read(trajectory, inverted, weak, level, level, reading)
+    assert gap is not None  # at least one iteration
+    return gap
+
+
+def _read(
+    trajectory: Trajectory, latents: torch.Tensor, prediction: torch.Tensor, at: Level, told_level: Level, reading: str
+) -> torch.Tensor:
+    """Return a prediction in a reading, in float32: the difference of two would be lost in half precision."""
+    precise = torch.promote_types(prediction.dtype, torch.float32)
+    if reading == trajectory.prediction_type:
+        return prediction.to(precise)
+    return trajectory.read(latents.to(precise), prediction.to(precise), at=at, told_level=told_level, reading=reading)
 
 
 def _resample(
-    trajectory: Trajectory, latents: torch.Tensor, strong: torch.Tensor, i: int, settings: Reflection, draw: Draw
+    trajectory: Trajectory, latents: torch.Tensor, i: int, settings: Reflection, draw: Draw
 ) -> Generator[Request, torch.Tensor, torch.Tensor]:
     """Denoise and add noise again; the advanced form's is similar to the displacement of the paper's reflection."""
+    strong = yield Request(latents, i, trajectory.input_scale(trajectory.level(i)), "strong")
     lower = trajectory.denoise(latents, strong, i, settings.span)
     noise = draw(lower)
     if settings.inversion == "resample-advanced":
-        reflected = yield from _reflect_below(trajectory, latents, strong, i, settings, 1.0)
+        reading = settings.reading_at(trajectory, i)
+        gap = yield from _gap_below(trajectory, latents, strong, i, settings, reading)
+        reflected = trajectory.displaced(latents, gap, i, reading=reading, span=settings.span)
         noise = mirrored_towards(reflected - latents, noise)
     return trajectory.renoise(lower, noise, i, settings.span)
 

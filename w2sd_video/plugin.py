@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from w2sd_video.branch import Branch
 from w2sd_video.driver.call import Run, walking
 from w2sd_video.driver.walk import Walk
-from w2sd_video.reflection_settings import Inversion, Reflection, Role
+from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role
+from w2sd_video.reuse import Carried
 from w2sd_video.strength import StrengthSchedule, as_strength
+from w2sd_video.window import Steps
 
 __all__ = ["Run", "reflection"]
 
@@ -23,13 +25,19 @@ def reflection(
     strong: Branch,
     weak: Branch,
     base: Branch | None = None,
-    reflection_steps: int | tuple[float, float] | None = None,
+    reflection_steps: Steps = None,
     strength: float | str | Path | StrengthSchedule = 1.0,
     rounds: int = 1,
     inversion: Inversion = "paper",
     iterations: int = 2,
-    autoguidance: float = 0.0,
+    autoguidance: float | str | Path | StrengthSchedule = 0.0,
     span: int = 1,
+    reading: Reading = "epsilon",
+    reuse: int = 1,
+    carried: Carried = "held",
+    autoguidance_steps: Steps = None,
+    autoguidance_gap: Literal["base", "strong"] = "base",
+    grid: float = 1.0,
 ) -> Iterator[Run]:
     """Reflect every call of a diffusers pipeline inside the block (algorithm 1 of the paper).
 
@@ -57,6 +65,12 @@ def reflection(
         autoguidance: weight g of AutoGuidance on the steps that count: ``base + g * (base - weak)``. With
             ``reflection_steps=0`` it is AutoGuidance alone.
         span: how many steps a reflection goes down and back, in one move.
+        reading: in which parametrisation a gap is taken, "epsilon", "sample" or "native" (``Reflection``).
+        reuse: k: the gap is measured at every k-th step that wants it, and carried to those between at no cost.
+        carried: how: "held" or "linear".
+        autoguidance_steps: where AutoGuidance acts, like `reflection_steps`; None for all steps.
+        autoguidance_gap: "base" or "strong": whose prediction weak's is taken from there.
+        grid: ρ: timesteps that are denser at low noise above 1 (``Reflection``); 1 leaves them to the scheduler.
 
     Yields:
         A ``Run``, filled in by each call of the pipeline.
@@ -69,7 +83,21 @@ def reflection(
             without the adapters of the first; or, inside the block, a guidance scale or text that this pipeline cannot
             be given, or a reflected call inside another one that shares its network.
     """
-    settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance, span)
+    settings = Reflection(
+        reflection_steps,
+        as_strength(strength),
+        rounds,
+        inversion,
+        iterations,
+        as_strength(autoguidance),
+        span,
+        reading,
+        reuse,
+        carried,
+        autoguidance_steps,
+        autoguidance_gap,
+        grid,
+    )
     branches: dict[Role, Branch] = {"base": Branch() if base is None else base, "strong": strong, "weak": weak}
     for role, branch in branches.items():
         if not isinstance(branch, Branch):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from w2sd_video.argument_checks import is_whole, real_number, whole_number
+from w2sd_video.argument_checks import real_number, whole_number
+from w2sd_video.reuse import Carried
 from w2sd_video.strength import Strength, StrengthSchedule
-from w2sd_video.trajectory import Level
+from w2sd_video.trajectory import Level, Trajectory
+from w2sd_video.window import Steps, Window, as_steps
 
 Role = Literal["base", "strong", "weak"]
 
 WeakInversion = Literal["paper", "explicit", "current", "implicit"]
 
 Inversion = Literal[WeakInversion, "resample", "resample-advanced"]
+
+Reading = Literal["epsilon", "sample", "native"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Reflection:
     Attributes:
         reflection_steps: λ, the number of reflected steps counted from the noisiest; or a window (start, stop) of
             fractions of the steps, each end rounded to whole steps, a half up: (0, 0.5) of 5 steps are the first 3; or
-            None for all steps but the last, as in the paper.
+            a `Window`, of log-SNRs for example; or None for all steps but the last, as in the paper.
         strength: scale of the displacement; 1 is the paper's. A ``StrengthSchedule`` has one for each noise level, and
             where it is 0 there is no reflection.
         rounds: reflections that follow each other at each reflected step, at least 1.
@@ -36,7 +39,20 @@ class Reflection:
         span: how many steps a reflection goes down and back, in one move, the number of steps at most; 1 is the
             paper's. Where fewer are left, it goes to the last level.
         autoguidance: weight g of AutoGuidance on the steps that count, reflected or not: their prediction becomes
-            ``base + g * (base - weak)``. W2SD equals it to first order; 0 leaves it out.
+            ``base + g * (base - weak)``. W2SD equals it to first order; 0 leaves it out. A ``StrengthSchedule`` has one
+            for each noise level.
+        autoguidance_steps: where it acts, like `reflection_steps`; None for all steps.
+        autoguidance_gap: whose prediction weak's is taken from: "base", or "strong", which makes it ``base + g *
+            (strong - weak)``. With strong and weak at a guidance scale of 1 under a guided base it takes three rows of
+            a network and not four.
+        reading: in which parametrisation a gap is taken: as noise, "epsilon" (of latents without signal as the sample),
+            as the denoised "sample", or "native", as the network predicts. For a noise-predicting network the first and
+            the last are one.
+        reuse: k: the gap is measured at every k-th step that wants it, at the last of them, and at a change of stage;
+            between them it is carried on, and costs nothing.
+        carried: how: "held", or "linear", as it went between the last two measurements.
+        grid: ρ, above 0: exponent of a spacing of the timesteps that is denser at low noise above 1 (`time_grid`); 1
+            leaves the timesteps to the scheduler.
 
     Numbers of numpy are numbers, and kept as Python's own.
 
@@ -45,24 +61,37 @@ class Reflection:
         ValueError: a value out of range; the message names it and what is allowed.
     """
 
-    reflection_steps: int | tuple[float, float] | None = None
+    reflection_steps: Steps = None
     strength: Strength = 1.0
     rounds: int = 1
     inversion: Inversion = "paper"
     iterations: int = 2
-    autoguidance: float = 0.0
+    autoguidance: Strength = 0.0
     span: int = 1
+    reading: Reading = "epsilon"
+    reuse: int = 1
+    carried: Carried = "held"
+    autoguidance_steps: Steps = None
+    autoguidance_gap: Literal["base", "strong"] = "base"
+    grid: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and keep numbers as Python's own."""
-        if self.inversion not in get_args(Inversion):
-            raise ValueError(f"inversion must be one of {', '.join(get_args(Inversion))}; got {self.inversion!r}")
-        for name in ("rounds", "iterations", "span"):
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        for name in ("rounds", "iterations", "span", "reuse"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
-        if not isinstance(self.strength, StrengthSchedule):
-            object.__setattr__(self, "strength", real_number("strength", self.strength))
-        object.__setattr__(self, "autoguidance", real_number("autoguidance", self.autoguidance))
-        object.__setattr__(self, "reflection_steps", _count_or_window(self.reflection_steps))
+        for name in ("strength", "autoguidance"):
+            if not isinstance(getattr(self, name), StrengthSchedule):
+                object.__setattr__(self, name, real_number(name, getattr(self, name)))
+        object.__setattr__(self, "grid", real_number("grid", self.grid))
+        if self.grid <= 0:
+            raise ValueError(f"grid must be above 0, got {self.grid}")
+        for name in ("reflection_steps", "autoguidance_steps"):
+            object.__setattr__(self, name, as_steps(name, getattr(self, name)))
+        if self.reuse > 1 and self.inversion.startswith("resample"):
+            raise ValueError(f"reuse={self.reuse}: inversion {self.inversion!r} has no gap to reuse; leave it at 1")
 
     @property
     def roles(self) -> set[Role]:
@@ -70,8 +99,8 @@ class Reflection:
         roles: set[Role] = {"base"}
         if self.reflection_steps != 0:
             roles |= {"strong", "weak"}
-        if self.autoguidance:
-            roles.add("weak")
+        if self.autoguidance and self.autoguidance_steps != 0:
+            roles |= {"weak", self.autoguidance_gap}
         return roles
 
     @property
@@ -83,29 +112,35 @@ class Reflection:
         """Return the strength of a reflection at a noise level."""
         return self.strength.at(level) if isinstance(self.strength, StrengthSchedule) else self.strength
 
+    def autoguidance_at(self, level: Level) -> float:
+        """Return the weight of AutoGuidance at a noise level, wherever it is on."""
+        return self.autoguidance.at(level) if isinstance(self.autoguidance, StrengthSchedule) else self.autoguidance
+
     def reflects_at(self, level: Level) -> bool:
         """Return whether there is a reflection at the level of a step that is among the reflected ones."""
-        return not isinstance(self.strength, StrengthSchedule) or self.strength.at(level) != 0.0
+        window = self.reflection_steps
+        in_window = not isinstance(window, Window) or window.holds(level)
+        return in_window and (not isinstance(self.strength, StrengthSchedule) or self.strength.at(level) != 0.0)
+
+    def reading_at(self, trajectory: Trajectory, i: int) -> str:
+        """Return the parametrisation in which a gap is taken at a step."""
+        if self.reading == "native":
+            return trajectory.prediction_type
+        return trajectory.score_reading(i) if self.reading == "epsilon" else "sample"
 
     def steps(self, total: int) -> range:
         """Return the reflected steps among ``total``, counted from the noisiest.
+
+        Of a window of log-SNRs and of a strength for each noise level they are those that may be: see `reflects_at`.
 
         Raises:
             ValueError: more reflected steps than steps, a span of more, or a last step that this inversion cannot
                 reflect.
         """
         whole_number("the number of steps", total, 0)
-        if self.reflection_steps is None:
-            reflected = range(max(total - 1, 0))
-        elif isinstance(self.reflection_steps, int):
-            if self.reflection_steps > total:
-                raise ValueError(
-                    f"reflection_steps must be from 0 to {total}, the number of steps; got {self.reflection_steps}"
-                )
-            reflected = range(self.reflection_steps)
-        else:
-            start, stop = self.reflection_steps
-            reflected = range(_half_up(start * total), _half_up(stop * total))
+        reflected = range(max(total - 1, 0))
+        if self.reflection_steps is not None:
+            reflected = _among("reflection_steps", self.reflection_steps, total)
         if len(reflected) and self.span > total:
             raise ValueError(f"span must be from 1 to {total}, the number of steps; got {self.span}")
         most = total - self.span
@@ -116,21 +151,36 @@ class Reflection:
             )
         return reflected
 
+    def pushed_steps(self, total: int) -> range:
+        """Return the steps among ``total`` at which AutoGuidance may be on, counted from the noisiest.
 
-def _count_or_window(steps: Any) -> int | tuple[float, float] | None:
-    """Return reflection_steps in Python's own numbers, or refuse it."""
-    if isinstance(steps, (tuple, list)):
-        window = tuple(real_number("a window of reflection_steps", end) for end in steps)
-        if len(window) != 2 or not 0.0 <= window[0] <= window[1] <= 1.0:
-            raise ValueError(
-                f"a window of reflection_steps must be (start, stop) with 0 <= start <= stop <= 1, got {steps}"
-            )
-        return window[0], window[1]
-    if steps is not None and (not is_whole(steps) or steps < 0):
-        raise ValueError(f"reflection_steps must be a whole number from 0 or a window (start, stop), got {steps!r}")
-    return None if steps is None else int(steps)
+        Raises:
+            ValueError: more than there are.
+        """
+        if not self.autoguidance:
+            return range(0)
+        if self.autoguidance_steps is None:
+            return range(total)
+        return _among("autoguidance_steps", self.autoguidance_steps, total)
+
+    def pushes_at(self, level: Level) -> bool:
+        """Return whether AutoGuidance is on at the level of a step that is among the pushed ones."""
+        window = self.autoguidance_steps
+        return (not isinstance(window, Window) or window.holds(level)) and self.autoguidance_at(level) != 0.0
 
 
-def _half_up(number: float) -> int:
-    """Round to the nearest whole number, half up: in decimals, where 0.145 of 100 is 14.5 and not a little less."""
-    return math.floor(round(number, 9) + 0.5)
+_CHOICES = {
+    "inversion": get_args(Inversion),
+    "reading": get_args(Reading),
+    "carried": get_args(Carried),
+    "autoguidance_gap": ("base", "strong"),
+}
+
+
+def _among(name: str, steps: Steps, total: int) -> range:
+    if isinstance(steps, Window):
+        return steps.steps(total)
+    assert isinstance(steps, int)
+    if steps > total:
+        raise ValueError(f"{name} must be from 0 to {total}, the number of steps; got {steps}")
+    return range(steps)

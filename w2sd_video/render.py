@@ -6,10 +6,15 @@ import sys
 
 import yaml
 
+from w2sd_video.command_parser import say_interrupted
+
+if __name__ == "__main__":
+    sys.excepthook = say_interrupted
+
 from w2sd_video._moved import names_of
-from w2sd_video.page import write_index
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.job import RenderJob, render_job
+from w2sd_video.rendering.job_cost import cost_in_words
 from w2sd_video.rendering.job_options import add_job_options, job_of
 from w2sd_video.rendering.outputs import outputs, plain
 from w2sd_video.rendering.prompts import render
@@ -33,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         for output in outputs(request.config) if job is None else ():
             check_output(output)
         if request.dry_run:
-            print(plan_in_words(request.config))
+            print(plan_in_words(request.config) if job is None else cost_in_words(job))
             return 0
         if job is not None:
             return _render_job(job)
@@ -42,9 +47,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _render_job(job: RenderJob) -> int:
-    """Make the samples of a job, say what became of them, and return the exit code."""
+    """Make the samples of a job and the page that shows them, say what became of them, and return the exit code."""
     outcome = render_job(job)
-    write_index(job.folder, [f"failed: {name}: {why}" for name, why in outcome.failures.items()])
     print(outcome.in_words(job.folder))
     return 1 if outcome.failed else 0
 

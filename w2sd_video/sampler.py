@@ -8,24 +8,20 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from w2sd_video._moved import names_of
 from w2sd_video.algorithm import Step, StepRequest, drive, shift_history, w2sd
-from w2sd_video.argument_checks import (
-    check_callable,
-    check_finite,
-    check_latents,
-    check_like,
-    version_of,
-    whole_number,
-)
+from w2sd_video.argument_checks import check_callable, check_finite, check_latents, check_like, version_of, whole_number
 from w2sd_video.inversions import Draw, Request, reflect_step
-from w2sd_video.reflection_settings import Inversion, Reflection, Role, WeakInversion
+from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role, WeakInversion
+from w2sd_video.reuse import Carried
 from w2sd_video.strength import StrengthSchedule, as_strength
+from w2sd_video.time_grid import with_grid
 from w2sd_video.trajectory import Trajectory
+from w2sd_video.window import Steps
 
 __getattr__ = names_of(__name__)
 
@@ -59,13 +55,19 @@ def sample(
     scheduler: Any,
     *,
     num_inference_steps: int | None = None,
-    reflection_steps: int | tuple[float, float] | None = None,
+    reflection_steps: Steps = None,
     strength: float | str | Path | StrengthSchedule = 1.0,
     rounds: int = 1,
     inversion: Inversion = "paper",
     iterations: int = 2,
-    autoguidance: float = 0.0,
+    autoguidance: float | str | Path | StrengthSchedule = 0.0,
     span: int = 1,
+    reading: Reading = "epsilon",
+    reuse: int = 1,
+    carried: Carried = "held",
+    autoguidance_steps: Steps = None,
+    autoguidance_gap: Literal["base", "strong"] = "base",
+    grid: float = 1.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
     callback: Callable[[int, torch.Tensor], None] | None = None,
 ) -> Sampled:
@@ -79,7 +81,7 @@ def sample(
         latents: initial noise, already multiplied by ``scheduler.init_noise_sigma``; floating-point, of any shape.
         scheduler: a diffusers scheduler of a known kind; it is copied, and left as it is.
         num_inference_steps: T; None uses the timesteps that ``set_timesteps`` has put into the scheduler.
-        reflection_steps: see ``Reflection``, as of all settings down to ``span``.
+        reflection_steps: see ``Reflection``, as of all settings down to ``grid``.
         strength: a number, or a ``StrengthSchedule`` or the name of its file.
         generator: for schedulers whose own step draws noise, and for Re-Sampling; a list has one a sample.
         callback: ``(step, latents)``, called after each step.
@@ -96,7 +98,21 @@ def sample(
             its role and step. Whether predictions, and the latents in the end, are finite is seen at the end, so that
             nothing before it waits on the device. Latents that ``predict`` changed in place.
     """
-    settings = Reflection(reflection_steps, as_strength(strength), rounds, inversion, iterations, autoguidance, span)
+    settings = Reflection(
+        reflection_steps,
+        as_strength(strength),
+        rounds,
+        inversion,
+        iterations,
+        as_strength(autoguidance),
+        span,
+        reading,
+        reuse,
+        carried,
+        autoguidance_steps,
+        autoguidance_gap,
+        grid,
+    )
     check_latents(latents)
     check_finite("latents", latents)
     check_callable("predict", predict)
@@ -106,7 +122,10 @@ def sample(
     Trajectory.check(scheduler)
     scheduler = copy.deepcopy(scheduler)
     if num_inference_steps is not None:
-        scheduler.set_timesteps(whole_number("num_inference_steps", num_inference_steps, 1), device=latents.device)
+        steps = {"num_inference_steps": whole_number("num_inference_steps", num_inference_steps, 1)}
+        scheduler.set_timesteps(**with_grid(scheduler, {**steps, "device": latents.device}, settings.grid))
+    elif settings.grid != 1.0:
+        raise ValueError(f"grid={settings.grid:g} spaces num_inference_steps, which are not given")
     trajectory = Trajectory(scheduler)
     trajectory.level_below(0, settings.span)
     take_step = _step_function(scheduler, generator)

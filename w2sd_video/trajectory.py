@@ -84,6 +84,11 @@ class Trajectory:
         """Refuse a scheduler that is not known, before its timesteps are set (TypeError, listing the known ones)."""
         _reader(scheduler)
 
+    @staticmethod
+    def predicts_flow(scheduler: Any) -> bool:
+        """Return whether the networks that a known scheduler steps with predict the flow."""
+        return _prediction_type(scheduler) in ("flow", "inverted_flow")
+
     def __len__(self) -> int:
         """Return the number of steps."""
         return len(self._levels)
@@ -166,12 +171,54 @@ class Trajectory:
         Raises:
             ValueError: a step that cannot be inverted with predictions of this kind.
         """
-        move = self._invertible_move(i, reading or self.prediction_type, span)
-        strength = real_number("strength", strength)
         for name, prediction in (("strong", strong), ("weak", weak)):
             check_prediction(name, prediction, latents)
         gap = strong.to(_working_dtype(strong)) - weak.to(_working_dtype(weak))
+        return self.displaced(latents, gap, i, strength=strength, reading=reading, span=span)
+
+    def displaced(
+        self,
+        latents: torch.Tensor,
+        gap: torch.Tensor,
+        i: int,
+        *,
+        strength: float = 1.0,
+        reading: str | None = None,
+        span: int = 1,
+    ) -> torch.Tensor:
+        """Move latents along a gap, strong less weak, as far as denoising and inverting step ``i`` would.
+
+        Args:
+            latents: tensor of any shape, at ``level(i)``.
+            gap: the difference of two predictions, like ``latents``, or in float32.
+            i: the step.
+            strength: scale of the displacement.
+            reading: what the predictions are, as of ``reflect``.
+            span: how many steps it goes down and back, in one.
+
+        Raises:
+            ValueError: a step that cannot be inverted with predictions of this kind.
+        """
+        move = self._invertible_move(i, reading or self.prediction_type, span)
+        check_prediction("gap", gap, latents)
+        strength = real_number("strength", strength)
         return _combine(1.0, latents, strength * move.of_prediction / move.of_latents, gap)
+
+    def as_prediction(self, gap: torch.Tensor, i: int, reading: str) -> torch.Tensor:
+        """Turn a gap of predictions at step ``i`` from a reading into what the network predicts, in float32."""
+        return gap.to(_working_dtype(gap)) / self._share_of_prediction(i, reading)
+
+    def as_reading(self, gap: torch.Tensor, i: int, reading: str) -> torch.Tensor:
+        """Turn a gap of the network's predictions at step ``i`` into a reading, in float32."""
+        return gap.to(_working_dtype(gap)) * self._share_of_prediction(i, reading)
+
+    def _share_of_prediction(self, i: int, reading: str) -> float:
+        """Return what a prediction counts in a reading of it."""
+        if reading == self.prediction_type:
+            return 1.0
+        level, scale = self.level(i), self.input_scale(self.level(i))
+        of_input = Level(level.alpha / scale, level.sigma / scale)
+        return _readings(self.prediction_type, of_input)[_known_reading(reading)].of_prediction
 
     def renoise(self, latents: torch.Tensor, noise: torch.Tensor, i: int, span: int = 1) -> torch.Tensor:
         """Add noise to latents below step ``i``, so that they are at ``level(i)`` again (Re-Sampling)."""

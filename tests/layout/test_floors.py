@@ -8,12 +8,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {"w2sd_video": "w2sd_video", "backends": "w2sd_video.backends"}
-COMMANDS = {f"w2sd_video.{name}" for name in ("__main__", "render", "calibrate", "evaluate", "miniatures.train")}
+COMMANDS = {
+    f"w2sd_video.{name}" for name in ("__main__", "render", "calibrate", "evaluate", "studio", "miniatures.train")
+}
 METHOD = (
     *(
         "algorithm",
         "argument_checks",
         "branch",
+        "command_parser",
         "guidance",
         "inversions",
         "messages",
@@ -21,7 +24,7 @@ METHOD = (
         "reflection_settings",
         "sampler",
     ),
-    *("step_functions", "strength", "text_files", "trajectory", "writing"),
+    *("reuse", "step_functions", "strength", "text_files", "trajectory", "window", "writing"),
 )
 FLOORS = [
     ["names"],
@@ -33,7 +36,7 @@ FLOORS = [
     ["jobs"],
     ["metrics", "rendering"],
     ["calibration"],
-    ["evaluation"],
+    ["evaluation", "web"],
     ["commands"],
 ]
 """The rooms, from the ground; below the ten floors lie the package's lists of names, which are loaded before all."""

@@ -59,7 +59,7 @@ def test_equals_algorithm_1_written_out(reflected):
     assert result.nfe == {"base": 10, "strong": reflected, "weak": reflected}
 
 
-def plain_velocity(latents, steps, inversion, iterations=2, scheduler=None):
+def plain_velocity(latents, steps, inversion, iterations=2, scheduler=None, reading="epsilon"):
     """The four inversions for a velocity network, by signal and noise; the first level may have no signal."""
     scheduler = scheduler or ddim(**V)
     scheduler.set_timesteps(steps)
@@ -87,6 +87,14 @@ def plain_velocity(latents, steps, inversion, iterations=2, scheduler=None):
                 inverted = latents
                 for _ in range(1 if inversion == "current" else iterations):
                     weak = network(inverted, t, "weak")
+                    if reading == "epsilon":
+                        weak_clean, weak_dirt = split(inverted, weak, i)
+                        inverted = (
+                            alphas[i] * (lower - sigmas[i + 1] * weak_dirt) / alphas[i + 1] + sigmas[i] * weak_dirt
+                            if alphas[i] > 0
+                            else (lower - alphas[i + 1] * weak_clean) / sigmas[i + 1]
+                        )
+                        continue
                     # x_{t-1} = cos x - sin v for the angle between the two levels, solved for x.
                     cos = alphas[i] * alphas[i + 1] + sigmas[i] * sigmas[i + 1]
                     sin = sigmas[i] * alphas[i + 1] - alphas[i] * sigmas[i + 1]
@@ -98,10 +106,17 @@ def plain_velocity(latents, steps, inversion, iterations=2, scheduler=None):
 
 
 @pytest.mark.parametrize("settings", [V, ZERO_SNR], ids=["v", "zero-snr"])
-@pytest.mark.parametrize("inversion", ["paper", "explicit", "current", "implicit"])
-def test_every_inversion_of_a_velocity_network_equals_a_plain_loop(inversion, settings):
-    result = sample(network, noise(), ddim(**settings), num_inference_steps=10, inversion=inversion)
-    plain = plain_velocity(noise(), 10, inversion, scheduler=ddim(**settings))
+@pytest.mark.parametrize(
+    ("inversion", "reading"),
+    [
+        *((name, "epsilon") for name in ("paper", "explicit", "current", "implicit")),
+        ("current", "native"),
+        ("implicit", "native"),
+    ],
+)
+def test_every_inversion_of_a_velocity_network_equals_a_plain_loop(inversion, reading, settings):
+    result = sample(network, noise(), ddim(**settings), num_inference_steps=10, inversion=inversion, reading=reading)
+    plain = plain_velocity(noise(), 10, inversion, scheduler=ddim(**settings), reading=reading)
     torch.testing.assert_close(result.latents, plain, rtol=1e-5, atol=1e-5)
     assert result.nfe["weak"] == (18 if inversion == "implicit" else 9)
 
@@ -195,6 +210,7 @@ def test_implicit_iterations_converge_to_the_true_inverse():
             reflection_steps=1,
             inversion="implicit",
             iterations=iterations,
+            reading="native",
         )
         missed.append(float((trajectory.denoise(seen[0], network(seen[0], t, "weak"), 0) - lower).norm()))
     assert missed == sorted(missed, reverse=True) and missed[-1] < 1e-4 * missed[0]

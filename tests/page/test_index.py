@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from w2sd_video import render
 from w2sd_video.page import Column, Table, page_html, write_index
 from w2sd_video.page.contents import Cell, Clip, Group, Page
 from w2sd_video.page.index import index_page, read_sidecars
@@ -98,3 +99,13 @@ def test_the_best_of_a_column_is_known_by_its_direction():
         "", [Column("arm"), Column("score", "higher"), Column("cost", "lower"), Column("alone", "higher")], rows
     )
     assert [table.best(column) for column in range(4)] == [None, 2.0, 1.0, None]
+
+
+def test_a_job_ends_with_its_page(tmp_path, capsys):
+    prompts = ["a red circle moving left", "a blue square moving up"]
+    argv = ["--config", "miniature-pixart", *prompts, "-o", f"{tmp_path}/job/"]
+    assert render.main([*argv, "--samples", "2"]) == 0
+    (data,) = re.findall(r'id="data">(.*)</script>', (tmp_path / "job" / "index.html").read_text())
+    groups = json.loads(data)["groups"]
+    assert [group["prompt"] for group in groups] == [prompts[0]] * 2 + [prompts[1]] * 2
+    assert all((tmp_path / "job" / clip["files"][0]).exists() for group in groups for clip in group["clips"])

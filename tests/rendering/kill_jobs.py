@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 TIMES = ("seconds", "date")
-"""What differs between two runs in a record."""
+"""What differs between two runs in a record; the page says them too."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -67,7 +67,7 @@ def contents(folder):
     """Return what lies in a folder, records without what differs by time."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
-        if path.is_file() and ".job" not in path.parts:
+        if path.is_file() and ".job" not in path.parts and path.suffix != ".html":
             data = path.read_bytes()
             if path.suffix == ".json":
                 record = json.loads(data)

@@ -47,11 +47,12 @@ def render(*options, prompts="prompts.txt", folder="out/"):
 
 
 def names(folder="out"):
-    return sorted(path.name for path in Path(folder).iterdir() if path.suffix != ".json" and path.name[0] != ".")
+    others = (".json", ".html", "")
+    return sorted(path.name for path in Path(folder).iterdir() if path.suffix not in others and path.name[0] != ".")
 
 
 def contents(folder="out"):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.suffix in (".png", ".json")}
 
 
 def test_a_job_makes_each_sample_with_its_record_and_keeps_it(capsys):
@@ -284,7 +285,8 @@ def test_a_sample_that_fails_is_listed_and_tried_again(pipe, monkeypatch, capsys
         assert render("--batch", batch, folder=f"out{batch}/") == 1
         said = capsys.readouterr().out
         assert "2 made, 0 kept, 1 failed" in said and "failed   0001-1.png: a broken cable\n" in said
-        assert names(f"out{batch}") == ["0000-0.png", "0002-2.png", "failed"]
+        assert names(f"out{batch}") == ["0000-0.png", "0002-2.png"]
+        assert "0001-1.png failed: a broken cable" in Path(f"out{batch}/index.html").read_text()
         assert json.loads(Path(f"out{batch}/failed/0001-1.png.json").read_text())["reason"] == "a broken cable"
         assert not Path(f"out{batch}/.job/latents").exists()
     monkeypatch.setattr(jobs, "sample_clips", sample_clips)

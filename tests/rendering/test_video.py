@@ -181,3 +181,79 @@ def test_outputs_that_cannot_be_written(tmp_path):
     for name in ("out.mp4", "out.GIF", "out.png", "out"):
         video.check_output(tmp_path / name)
     assert snapshot(tmp_path) == before, "checking leaves nothing behind"
+
+
+ABOUT = {"prompt": 'a "red" circle; = # \\ of two\nlines, größer, 雪', "seed": 3, "config": {"steps": [1, None, 2.5]}}
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.webm", "clip.gif", "clip.webp", "clip.png", "still.webp"])
+def test_a_file_says_how_it_was_made(name, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (4, 64, 96, 3), np.uint8)
+    if name.startswith("still") or name.endswith(".png"):
+        video.write_picture(tmp_path / name, frames[0], ABOUT)
+    else:
+        video.write_video(tmp_path / name, frames, 8, ABOUT)
+    assert video.about_of(tmp_path / name) == ABOUT
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.webm", "clip.gif", "clip.webp"])
+def test_a_file_of_one_clip_is_the_same_each_time(name, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (4, 64, 96, 3), np.uint8)
+    written = []
+    for _ in range(2):
+        video.write_video(tmp_path / name, frames, 8, ABOUT)
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_file_that_says_nothing_has_nothing_to_say(tmp_path):
+    frames = np.zeros((2, 64, 64, 3), np.uint8)
+    for name in ("clip.mp4", "clip.gif", "clip.webp"):
+        video.write_video(tmp_path / name, frames)
+        assert video.about_of(tmp_path / name) == {}
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(video.VideoError, match="cannot be read"):
+        video.about_of(tmp_path / "broken.mp4")
+
+
+@pytest.mark.parametrize("ending", [".webm", ".webp"])
+def test_a_clip_of_the_newer_kinds_is_near_to_its_frames(ending, tmp_path):
+    ramp = np.linspace(0, 255, 256).astype(np.uint8)
+    frames = np.broadcast_to(ramp[None, None, :, None], (5, 256, 256, 3)).copy()
+    frames[:, :, :, 1] = np.arange(5)[:, None, None] * 50
+    path = tmp_path / f"clip{ending}"
+    video.write_video(path, frames, 10)
+    if ending == ".webm":
+        read = video.read_video(path)
+    else:
+        with Image.open(path) as animation:
+            assert animation.n_frames == 5 and animation.info["loop"] == 0
+            read = np.stack([seen(animation, number) for number in range(5)])
+    assert read.shape == frames.shape and np.abs(read.astype(int) - frames).mean() < 6
+
+
+@pytest.mark.parametrize(("fps", "hundredths"), [(8, 12.5), (24, 100 / 24), (30, 100 / 30), (5, 20), (50, 2)])
+def test_a_gif_plays_at_its_rate_on_the_average(fps, hundredths, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (48, 16, 16, 3), np.uint8)
+    video.write_video(tmp_path / "clip.gif", frames, fps)
+    durations = durations_of(tmp_path / "clip.gif")
+    assert len(durations) == 48 and min(durations) >= 20
+    assert sum(durations) == pytest.approx(48 * 10 * hundredths, abs=5)
+    assert max(durations) - min(durations) <= 10
+
+
+def test_a_gif_that_cannot_be_as_fast_says_so(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), np.uint8)
+    with pytest.warns(UserWarning, match="at most 50 frames a second, not 60"):
+        video.write_video(tmp_path / "clip.gif", frames, 60)
+    assert durations_of(tmp_path / "clip.gif") == [20] * 4
+
+
+def durations_of(path):
+    with Image.open(path) as animation:
+        return [(animation.seek(number), animation.info["duration"])[1] for number in range(animation.n_frames)]
+
+
+def seen(animation, number):
+    animation.seek(number)
+    return np.asarray(animation.convert("RGB"))

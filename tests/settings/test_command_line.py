@@ -173,7 +173,10 @@ def test_a_preset_goes_before_the_file_and_the_command_line_before_a_preset(writ
         ("--reflection-steps -1", "reflection_steps -1: must be from 0 to 50"),
         ("--reflection-steps [0.5,0.1]", "reflection_steps [0.5, 0.1]: a window must be [start, stop]"),
         ("--reflection-steps [0,2]", "reflection_steps [0.0, 2.0]: a window must be"),
-        ("--reflection-steps all", "must be a whole number or a pair of numbers like [0, 0.5] or null"),
+        (
+            "--reflection-steps all",
+            "must be a whole number or a window like {start: -2, stop: 1, unit: log_snr} or a pair",
+        ),
         ("--inversion explicit --reflection-steps 50", "cannot reflect the last step; at most 49"),
         (
             "--inversion euler",

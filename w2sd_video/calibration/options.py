@@ -11,6 +11,7 @@ from pathlib import Path
 from w2sd_video.calibration.real_clips import Clip, check_clips, clips_of_folder, clips_of_world
 from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.rendering.load import check_device
+from w2sd_video.rendering.video import check_name
 from w2sd_video.settings.model_checks import check_plan
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ConfigError, RenderConfig
@@ -100,6 +101,7 @@ def clips_of(options: argparse.Namespace, config: RenderConfig) -> Sequence[Clip
 
 def _check_output(path: Path) -> None:
     """Refuse, before any work, an output that cannot be written, or a file that is no calibration."""
+    check_name(path)
     if path.exists():
         try:
             is_calibration = {"log_snr", "strength", "pair"} <= set(parse_json(read_text(path)))

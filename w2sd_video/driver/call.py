@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from operator import length_hint
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from w2sd_video.branch import Branch
-from w2sd_video.driver.arguments import call_back_after_steps, drawing_as, with_text
+from w2sd_video.driver.arguments import call_back_after_steps, check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
 from w2sd_video.driver.guards import Momentum
@@ -31,6 +32,7 @@ from w2sd_video.driver.parts import (
     controlnet_of,
     denoisers_of,
     loop_of,
+    stage_changes,
 )
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, defaults, with_signature
@@ -158,6 +160,8 @@ class PipelineCall:
             running.append(self)
             stack.callback(running.remove, self)
             arguments = defaults(self._signature) | given
+            if self._settings.grid != 1.0:
+                check_no_own_timesteps(arguments, self._settings.grid)
             scale = arguments.get("guidance_scale")
             self._state.guidance_scale = scale if isinstance(scale, (int, float)) else None
             self._state.measures = any(
@@ -166,6 +170,7 @@ class PipelineCall:
             self._walk.draw = drawing_as(arguments.get("generator"))
             self._walk.on_turn = Momentum(self._pipe).after_turn
             self._walk.on_watched = self._check_control
+            self._walk.fresh_steps = partial(stage_changes, self._pipe)
             self._walk.loop_state, self._walk.pipeline = LoopState(self._pipe, self._loop), type(self._pipe).__name__
             samples = 1
             stack.enter_context(counting_calls(type(self._pipe)))
@@ -204,7 +209,7 @@ class PipelineCall:
     def _check_end(self) -> None:
         """Refuse a result that was not led by the walk."""
         name = type(self._pipe).__name__
-        if self._walk.steps_taken == 0 and not getattr(self._pipe, "interrupt", False):
+        if self._settings.is_on and self._walk.steps_taken == 0 and not getattr(self._pipe, "interrupt", False):
             raise RuntimeError(f"{name} never called scheduler.step, so nothing was reflected")
         self._check_control()
 

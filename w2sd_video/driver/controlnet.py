@@ -59,7 +59,7 @@ class ControlSwitch:
             return self._forward(*args, **kwargs)
         if self._state.probing is not None:
             return self._instead_of_residuals(arguments)
-        branch = self._branches[self._state.role]
+        branch = self._state.setting(self._branches)
         scale = branch.control_scale
         if scale == 0 and self._zeros is not None:
             return self._zeros

@@ -8,7 +8,7 @@ own guidance makes the branch's of them. A guidance-distilled network is told th
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,15 +50,22 @@ class DenoiserSwitch:
         self._latents_name = next(iter(self._signature.parameters))
         self._branches = branches
         self._state = state
-        self._modules: dict[Role, nn.Module] = {}
-        self._swaps: dict[Role, list[Swap]] = {}
+        self._evaluated_as: list[tuple[Branch, nn.Module, list[Swap]]] = []
         self._forget()
-        for role, branch in branches.items():
-            module = branch.weights if isinstance(branch.weights, nn.Module) else denoiser
-            if module is not denoiser:
-                check_same_shape(denoiser, module)
-            self._modules[role] = module
-            self._swaps[role] = swaps_of(uncompiled(module), branch)
+        for branch in branches.values():
+            self._module_and_swaps(branch)
+
+    def _module_and_swaps(self, branch: Branch) -> tuple[nn.Module, list[Swap]]:
+        """Return the network that a branch is evaluated with, and what is changed in it meanwhile."""
+        for known, module, swaps in self._evaluated_as:
+            if known == branch:
+                return module, swaps
+        module = branch.weights if isinstance(branch.weights, nn.Module) else self._denoiser
+        if module is not self._denoiser:
+            check_same_shape(self._denoiser, module)
+        swaps = swaps_of(uncompiled(module), branch)
+        self._evaluated_as.append((branch, module, swaps))
+        return module, swaps
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -75,7 +82,7 @@ class DenoiserSwitch:
         self._counted: tuple[int, int] = (-1, 0)
         self._texts: dict[Any, Arguments] = {}
         self._caches = Caches()
-        self._kept: tuple[int, dict[int, torch.Tensor]] = (-1, {})
+        self._kept: tuple[int, list[tuple[Branch, dict[int, torch.Tensor]]]] = (-1, [])
 
     def _forward_as_named(self, *args: Any, **kwargs: Any) -> Any:
         """Bring positional and keyword arguments to their names, and answer; evaluations of others pass by."""
@@ -95,7 +102,7 @@ class DenoiserSwitch:
                 f"{type(self._pipe).__name__} evaluates its network outside of a loop over scheduler.timesteps with a "
                 "scheduler.step for each, so it cannot be reflected"
             )
-        branch, arguments = self._branches[state.role], self._with_text(arguments, call)
+        branch, arguments = state.setting(self._branches), self._with_text(arguments, call)
         scale, layout = branch.guidance_scale, self._layout
         assert not isinstance(scale, tuple)
         if branch.negative_prompt is not None and layout and layout.kind != "not affine" and not layout.is_guided:
@@ -104,12 +111,21 @@ class DenoiserSwitch:
                 "unconditional prompt; call it with guidance"
             )
         if scale is not None and arguments.get("guidance") is not None:
-            arguments, scale = self._told_scale(arguments, scale), None
+            return self._evaluate(self._told_scale(arguments, scale), len(samples))
         if scale is None or not self._is_guided(scale):
-            output = self._evaluate(arguments, len(samples))
-            self._keep(dict(enumerate(rows_of(output[0]), self._first_row(call))))
-            return output
+            return self._as_it_is(arguments, call)
         return self._at_scale(arguments, scale, call)
+
+    def _as_it_is(self, arguments: Arguments, call: int) -> Any:
+        """Evaluate all rows, but for those that are at hand, and answer with what the network gives."""
+        samples, first = arguments[self._latents_name], 0 if self._layout is None else self._layout.first_row(call)
+        rows, kept = range(first, first + len(samples)), {} if self._layout is None else self._kept_rows()
+        if kept.keys().isdisjoint(rows):
+            output = self._evaluate(arguments, len(samples))
+            self._keep(dict(enumerate(rows_of(output[0]), first)))
+            return output
+        kept = self._with_missing(arguments, rows, rows, kept)
+        return output_like([kept[row] for row in rows], samples, arguments)
 
     def _instead_of_rows(self, arguments: Arguments) -> list[torch.Tensor]:
         """Return the rows that stand in for the network's: zeros in a rehearsal, random ones in a probe turn."""
@@ -133,9 +149,6 @@ class DenoiserSwitch:
         count = count + 1 if turn == self._state.request else 0
         self._counted = (self._state.request, count)
         return count
-
-    def _first_row(self, call: int) -> int:
-        return 0 if self._layout is None else self._layout.first_row(call)
 
     @property
     def _layout(self) -> Layout | None:
@@ -188,12 +201,9 @@ class DenoiserSwitch:
                 f"{type(self._pipe).__name__} evaluates {len(samples)} rows where there were others in the first step, "
                 "so a branch cannot set its guidance_scale"
             )
-        first, kept, needed = layout.first_row(call), self._kept_rows(), rows_needed(layout, scale)
-        missing = [row for row in range(first, first + len(samples)) if row in needed and row not in kept]
-        if missing:
-            part = self._with_rows(arguments, [row - first for row in missing])
-            kept |= dict(zip(missing, rows_of(self._evaluate(part, len(missing))[0]), strict=True))
-            self._keep(kept)
+        first = layout.first_row(call)
+        numbers = range(first, first + len(samples))
+        kept = self._with_missing(arguments, numbers, rows_needed(layout, scale), self._kept_rows())
         like = samples[0].new_zeros(output_shapes(uncompiled(self._denoiser), samples)[0])
         rows = answered(layout, scale, call, kept, like)
         self._state.answered.append(rows)
@@ -208,37 +218,51 @@ class DenoiserSwitch:
         frames = samples.shape[2] if isinstance(samples, torch.Tensor) and samples.ndim == 5 else 1
         return {name: take_rows(value, name, rows, total, frames) for name, value in arguments.items()}
 
+    def _with_missing(
+        self, arguments: Arguments, rows: range, needed: Iterable[int], kept: dict[int, torch.Tensor]
+    ) -> dict[int, torch.Tensor]:
+        """Return the rows that there are, with those of an evaluation that are needed and not there."""
+        missing = [row for row in rows if row in needed and row not in kept]
+        if missing and self._layout is not None and self._layout.others:
+            missing = list(rows)  # networks of perturbed attention look at all rows at once, to know which these are
+        if missing:
+            part = self._with_rows(arguments, [row - rows.start for row in missing])
+            evaluated = rows_of(self._evaluate(part, len(missing))[0])
+            kept = kept | dict(zip(missing, evaluated, strict=True))
+            self._keep(kept)
+        return kept
+
     def _kept_rows(self) -> dict[int, torch.Tensor]:
-        """Return the rows that were evaluated for this request, or for one before it that shares them."""
-        key, rows = self._kept
-        return rows if key == self._evaluations_key() else {}
+        """Return the rows that were evaluated at these latents for a branch that differs in guidance at most."""
+        place, kept = self._kept
+        branch = self._state.setting(self._branches)
+        of_branch = (rows for by, rows in kept if by.same_but_guidance(branch))
+        return next(of_branch, {}) if place == self._state.place else {}
 
     def _keep(self, rows: dict[int, torch.Tensor]) -> None:
-        self._kept = (self._evaluations_key(), self._kept_rows() | rows)
-
-    def _evaluations_key(self) -> int:
-        """Return the request whose evaluations count: this one, or that before it if only guidance differs."""
-        strong, weak = self._branches["strong"], self._branches["weak"]
-        return self._state.request - (self._state.shares_latents and strong.same_but_guidance(weak))
+        place, kept = self._kept
+        branch, rows = self._state.setting(self._branches), self._kept_rows() | rows
+        others = [(by, of) for by, of in kept if not by.same_but_guidance(branch)] if place == self._state.place else []
+        self._kept = (self._state.place, [*others, (branch, rows)])
 
     def _evaluate(self, arguments: Arguments, rows: int) -> Any:
-        role = self._state.role
-        self._state.nfe[role] += rows
-        module = self._modules[role]
+        self._state.nfe[self._state.role] += rows
+        branch = self._state.setting(self._branches)
+        module, swaps = self._module_and_swaps(branch)
         # The other denoiser of a two-stage model has a switch of its own, which this evaluation passes by.
         run = self._forward if module is self._denoiser else unswitched(module)
-        self._caches.check(arguments, self._branches[role])
+        self._caches.check(arguments, branch)
         # Networks take from lists that they are given (HunyuanDiT its residuals), and may be evaluated again.
         arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
         positional, named = as_given(arguments, self._positional)
-        with self._evaluating, swapped(self._swaps[role]):
+        with self._evaluating, swapped(swaps):
             output = run(*positional, **named)
-        self._caches.note(output, self._branches[role])
+        self._caches.note(output, branch)
         return output
 
     def _with_text(self, arguments: Arguments, call: int) -> Arguments:
         """Return the arguments of an evaluation in the words of the branch's prompts."""
-        text = self._branches[self._state.role].text
+        text = self._state.setting(self._branches).text
         own, other = self._state.rehearsals.get(None), self._state.rehearsals.get(text)
         if own is None or other is None or own is other:
             return arguments

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from w2sd_video.branch import Branch
 from w2sd_video.driver.layout import Layout
 from w2sd_video.driver.rows import Arguments, are_equal
 from w2sd_video.reflection_settings import Role
+from w2sd_video.window import Moment
 
 _FOLLOWS_LATENTS = ("timestep", "residual", "controlnet", "block_samples")
 """Parts of the names of arguments that are computed from the latents, and differ for that alone."""
@@ -75,8 +77,9 @@ class CallState:
 
     Attributes:
         role: the role that the next evaluation answers for.
+        moment: the step that it belongs to.
         request: counts the sampler's requests, so that evaluations of one request can be told from the next.
-        shares_latents: the request is a weak one at the latents and timestep of the strong one before it.
+        place: counts the latents and timesteps that are evaluated: requests that share them have one.
         nfe: rows of the network by role, of all samples together.
         measures: whether the call begins with turns that measure the layout of guidance.
         probing: the number of the probe turn that is under way; None in all others.
@@ -99,8 +102,9 @@ class CallState:
     """
 
     role: Role = "base"
+    moment: Moment | None = None
     request: int = 0
-    shares_latents: bool = False
+    place: int = 0
     nfe: Counter[str] = field(default_factory=Counter)
     measures: bool = False
     probing: int | None = None
@@ -119,6 +123,11 @@ class CallState:
     step_taken: bool = False
     thread: int = field(default_factory=threading.get_ident)
     aside: bool = False
+
+    def setting(self, branches: Mapping[Role, Branch]) -> Branch:
+        """Return the branch of the current role, as it is at this step."""
+        branch = branches[self.role]
+        return branch if self.moment is None else branch.at(self.moment)
 
     @property
     def is_elsewhere(self) -> bool:

@@ -8,7 +8,7 @@ see in a loop of its own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -25,7 +25,9 @@ from w2sd_video.driver.signatures import as_given, by_name, declared_signature, 
 from w2sd_video.driver.timesteps import Timesteps, at_index
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection, Role
+from w2sd_video.time_grid import with_grid
 from w2sd_video.trajectory import Trajectory
+from w2sd_video.window import Moment
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,14 @@ class Walk:
         self._settings = settings
         self._state = state
         self._begin = 0
+        self._moments: dict[int, Moment] = {}
         self._positional = 0
         self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self.loop_state: LoopState | None = None
         self.pipeline = ""
+        self.fresh_steps: Callable[[Trajectory], Collection[int]] = lambda trajectory: ()
         self._first = torch.zeros(0)
         self._drift = Drift()
         self._handed_back = HandedBack()
@@ -147,7 +151,11 @@ class Walk:
         )
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        self.wrapped.set_timesteps(*args, **kwargs)
+        if self._settings.grid == 1.0:
+            self.wrapped.set_timesteps(*args, **kwargs)
+        else:
+            signature = declared_signature(type(self.wrapped), "set_timesteps")
+            self.wrapped.set_timesteps(**with_grid(self.wrapped, by_name(signature, args, kwargs), self._settings.grid))
         self.turns, self.at = [], 0
 
     def _walked(self, calls: range) -> Iterator[torch.Tensor]:
@@ -178,15 +186,17 @@ class Walk:
         self._begin, self.at, self._algorithm = calls.start, 0, None
         self._probed, self._own_scale, self._drift = [], None, Drift()
         self._trajectory = trajectory = Trajectory(self.wrapped)
+        self._fresh = self.fresh_steps(trajectory) if self._settings.reuse > 1 else ()
         steps = [step for step in trajectory.steps_from(calls.start) if trajectory.calls[step] in calls]
         if not steps:
             raise ValueError(f"the pipeline begins at timestep {calls.start} of {calls.stop}: no step is left")
         self.total_steps = len(steps)
+        self._moments = {call: self._moment_of(call, steps) for call in calls}
         self._reflected = reflected_steps(trajectory, self._settings, calls.start).intersection(steps)
         self.reflected_steps = len(self._reflected)
         self.turns = self._probe_turns(calls.start)
         asked_for_call: list[Request | StepRequest] = []
-        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=calls.start)):
+        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=calls.start, fresh=self._fresh)):
             if isinstance(asked, Step):
                 if asked.call in calls:
                     if self._state.measures and self._state.stages > 1 and asked.call != calls.start:
@@ -198,6 +208,12 @@ class Walk:
             else:
                 asked_for_call.append(asked)
         self._announce()
+
+    def _moment_of(self, call: int, steps: Sequence[int]) -> Moment:
+        """Return the step that a call of the wrapped scheduler belongs to."""
+        begun = [place for place, step in enumerate(steps) if self._trajectory.calls[step] <= call]
+        place = begun[-1] if begun else 0
+        return Moment(place, len(steps), self._trajectory.level(steps[place]))
 
     def _probe_turns(self, begin: int) -> list[Turn]:
         """Return the turns at the beginning of a call in which its loop is watched, and its layout measured."""
@@ -228,10 +244,12 @@ class Walk:
 
     def _announce(self) -> None:
         """Tell the denoiser's switch which role the next evaluation answers for."""
-        asked = self.turns[self.at].asked if self.at < len(self.turns) else None
+        turn = self.turns[self.at] if self.at < len(self.turns) else None
+        asked = turn.asked if turn else None
+        self._state.moment = self._moments.get(turn.call) if turn else None
         self._state.request += 1
         self._state.role = asked.role if asked else "base"
-        self._state.shares_latents = isinstance(asked, Request) and asked.shares_latents
+        self._state.place += not getattr(asked, "shares_latents", False)
         self._state.probing = asked.rows if isinstance(asked, ProbeRequest) else None
         self._state.answered = []
         own = self._state.rehearsals.get(None)
@@ -329,7 +347,7 @@ class Walk:
     def _begin_step(self, latents: torch.Tensor) -> None:
         """Tell the algorithm the latents that a step begins with, as the pipeline has them."""
         if self._algorithm is None:
-            self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, self._begin)
+            self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, self._begin, self._fresh)
             next(self._algorithm)
         else:
             self._algorithm.send(latents)

@@ -186,7 +186,8 @@ def check_arms(names: Iterable[str]) -> None:
     """
     for name in names:
         if name not in ARMS:
-            raise ConfigError(f"unknown arm {name!r}; {suggest(name, ARMS)}")
+            hint = "; a prompt goes before --arms" if len(name.split()) > 3 else ""
+            raise ConfigError(f"unknown arm {name!r}; {suggest(name, ARMS)}{hint}")
 
 
 def candidates(arm: str, config: RenderConfig, budget: int) -> list[Candidate]:

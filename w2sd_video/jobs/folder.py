@@ -62,13 +62,27 @@ class JobFolder:
                 self._check_foreign()
                 (self.path / HIDDEN).mkdir(parents=True, exist_ok=True)
                 self._lock(stack, shard, shards)
-                with self._alone():
-                    self._check_identity(keys or self._keys)
-            except Timeout as error:
-                raise ConfigError(f"folder {self.path}: another run does not go on; end it") from error
+                with self.writing(IDENTITY) as file:
+                    self.check(keys)
+                    if read_record(file) != self._plain:
+                        _write_json(file, self._plain)
             except OSError as error:
                 raise ConfigError(f"folder {self.path}: cannot be written: {error.strerror or error}") from error
             yield
+
+    def check(self, keys: Callable[[], Iterable[str | None]] | None = None) -> None:
+        """Compare the identity with that of what is there; `keys` as of `opened`.
+
+        Raises:
+            ConfigError: a folder of something else, or of a job that was made with other settings.
+        """
+        self._check_foreign()
+        stored = read_record(self.path / IDENTITY)
+        if stored != self._plain and any(key != self.key for key in (keys or self._keys)()):
+            changes = ", ".join(differences(stored, self._plain)) if stored else f"{IDENTITY} that says how is damaged"
+            raise ConfigError(
+                f"folder {self.path}: its files were made otherwise ({changes}); name another folder, or go back"
+            )
 
     def record(self, name: str) -> dict[str, Any] | None:
         """Return the record of a finished file; None if the file or its record is not there, or not whole.
@@ -86,23 +100,38 @@ class JobFolder:
     def write_record(self, name: str, record: Mapping[str, Any]) -> None:
         """Write the record of a file that is there, and forget that it failed before."""
         whole = {**record, "job": self.key, "bytes": _size(self.path / name)}
-        write_whole(Path(f"{self.path / name}.json"), json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+        _write_json(Path(f"{self.path / name}.json"), whole)
         self._forget_failure(name)
 
     def write_note(self, name: str, data: Mapping[str, Any]) -> None:
         """Write plain data into the hidden folder, for the next start; `note` reads it."""
-        with self._alone():
-            self._write(self.path / HIDDEN / name, data)
+        with self.writing(f"{HIDDEN}/{name}") as file:
+            _write_json(file, data)
 
     def note(self, name: str) -> dict[str, Any]:
         """Return what `write_note` has written; nothing if it is not there, or not whole."""
         return read_record(self.path / HIDDEN / name) or {}
 
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Give the path of a file of the whole job, which no other shard writes meanwhile; unfinished ones are removed.
+
+        Raises:
+            ConfigError: another run that has stopped within such a block.
+        """
+        file = self.path / name
+        try:
+            with FileLock(self.path / HIDDEN / "moment.lock", timeout=60):
+                for item in file.parent.glob(f".{file.name}{PART}*"):
+                    item.unlink()
+                yield file
+        except Timeout as error:
+            raise ConfigError(f"folder {self.path}: another run in it does not go on; end it") from error
+
     def write_failure(self, name: str, reason: str, about: Mapping[str, Any]) -> None:
         """Note why there is no file of a name; it is tried again at the next start."""
         (self.path / FAILED).mkdir(exist_ok=True)
-        text = json.dumps({"file": name, "reason": reason, **about}, indent=2, ensure_ascii=False)
-        write_whole(self.path / FAILED / f"{name}.json", text + "\n")
+        _write_json(self.path / FAILED / f"{name}.json", {"file": name, "reason": reason, **about})
 
     def failures(self) -> dict[str, str]:
         """Return why files failed, by their names."""
@@ -148,34 +177,10 @@ class JobFolder:
             who = "another run" if shards == 1 else f"another run of shard {shard}/{shards}, or of another division,"
             raise ConfigError(f"folder {self.path}: {who} is at work in it; wait for its end") from None
 
-    def _check_identity(self, keys: Callable[[], Iterable[str | None]]) -> None:
-        """Compare the identity with that of what is there, and write it where nothing was made with another."""
-        file, now = self.path / IDENTITY, json.loads(json.dumps(self.identity))
-        stored = read_record(file)
-        if stored == now:
-            self._remove_unfinished(file)
-            return
-        if any(key != self.key for key in keys()):
-            changes = ", ".join(differences(stored, now)) if stored else f"{IDENTITY} that says how is damaged"
-            raise ConfigError(
-                f"folder {self.path}: its files were made otherwise ({changes}); name another folder, or go back"
-            )
-        self._write(file, now)
-
-    def _write(self, file: Path, data: Mapping[str, Any]) -> None:
-        """Write a file of the whole job, and remove what runs that were killed had not finished of it."""
-        self._remove_unfinished(file)
-        write_whole(file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-
-    def _remove_unfinished(self, file: Path) -> None:
-        for item in file.parent.glob(f".{file.name}{PART}*"):
-            item.unlink()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other shards from writing files of the whole job for a moment."""
-        with FileLock(self.path / HIDDEN / "moment.lock", timeout=60):
-            yield
+    @property
+    def _plain(self) -> dict[str, Any]:
+        """The identity as a file gives it back."""
+        return json.loads(json.dumps(self.identity))
 
     def _keys(self) -> Iterator[str | None]:
         for item in self.path.glob("*.json"):
@@ -186,6 +191,10 @@ class JobFolder:
 def key_of(data: Any) -> str:
     """Return a short name for plain data, the same for the same data: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_json(file: Path, data: Mapping[str, Any]) -> None:
+    write_whole(file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_record(file: Path) -> dict[str, Any] | None:

@@ -35,30 +35,39 @@ from pathlib import Path
 import torch
 
 from w2sd_video._moved import names_of
+from w2sd_video.command_parser import OneLineParser
 from w2sd_video.miniatures import WEIGHTS
 from w2sd_video.miniatures.training.fit import Budget
 from w2sd_video.miniatures.training.stages import STAGES, run, select
+from w2sd_video.rendering.command_errors import errors_in_one_line
 
 __getattr__ = names_of("w2sd_video.miniatures.train")  # a command is named __main__ when it runs
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        "miniatures.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and encoded clips")
     parser.add_argument("--stage", nargs="+", default=["all"], help="stages, tracks, or all")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where finished pipelines go")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's planned minutes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
+    if not 0 < args.scale <= 1000:
+        parser.error(f"--scale {args.scale}: must be above 0 and at most 1000")
+    if not 1 <= args.threads <= 1024:
+        parser.error(f"--threads {args.threads}: must be from 1 to 1024")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     try:
         names = select(args.stage)
     except ValueError as error:
         parser.error(str(error))
-    for name in names:
-        run(name, args.out, Budget(STAGES[name].minutes * args.scale), args.weights)
+    with errors_in_one_line("miniatures.train"):
+        for name in names:
+            run(name, args.out, Budget(STAGES[name].minutes * args.scale), args.weights)
 
 
 if __name__ == "__main__":

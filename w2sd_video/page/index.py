@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,32 @@ def read_sidecars(folder: Path) -> dict[Path, dict[str, Any]]:
     return records
 
 
-def index_page(folder: Path, records: Mapping[Path, Mapping[str, Any]], notes: Sequence[str] = ()) -> Page:
-    """Return the page of records that `read_sidecars` read."""
+def index_page(
+    folder: Path,
+    records: Mapping[Path, Mapping[str, Any]],
+    notes: Sequence[str] = (),
+    address: Callable[[Path], str] | None = None,
+) -> Page:
+    """Return the page of records that `read_sidecars` read.
+
+    Args:
+        folder: that they are of.
+        records: by the paths of the outputs, relative to the folder.
+        notes: lines to say beside.
+        address: returns what a page calls a file, such as `embedded`; unless given its path from the folder.
+    """
+    address = address or (lambda file: quote(file.relative_to(folder).as_posix()))
     settings = list(dict.fromkeys(_settings(record) for record in records.values()))
     paths_by_sample: dict[tuple[str, int], list[Path]] = {}
     for path, record in records.items():
         paths_by_sample.setdefault((record["prompt"], record["seed"]), []).append(path)
     groups = []
     for (prompt, seed), paths in paths_by_sample.items():
-        clips = [clip for path in paths for clip in _clips(folder, path, records[path], is_alone=len(paths) == 1)]
+        clips = [
+            clip
+            for path in paths
+            for clip in _clips(path, records[path], _files(folder / path, address), is_alone=len(paths) == 1)
+        ]
         groups.append(Group(prompt, seed, clips))
     count = f"{len(records)} file{'' if len(records) == 1 else 's'}"
     return Page(
@@ -75,15 +92,16 @@ def index_page(folder: Path, records: Mapping[Path, Mapping[str, Any]], notes: S
     )
 
 
-def _clips(folder: Path, path: Path, record: Mapping[str, Any], is_alone: bool) -> list[Clip]:
+def _files(output: Path, address: Callable[[Path], str]) -> list[str]:
+    """Return the addresses of the file of an output, or of those in its folder."""
+    return [address(file) for file in ([output] if output.is_file() else sorted(output.glob("frame-*.png")))]
+
+
+def _clips(path: Path, record: Mapping[str, Any], files: Sequence[str], is_alone: bool) -> list[Clip]:
     """Return the clips of a file: one, or each of a comparison whose places in the file are known."""
     config, boxes = record["config"], record.get("boxes") or {}
     kind: Kind = _KINDS.get(path.suffix.lower(), "animation")
     frames = int(record["frames"][0])
-    if path.suffix:
-        files = [quote(path.as_posix())]
-    else:
-        files = [quote(file.relative_to(folder).as_posix()) for file in sorted((folder / path).glob("frame-*.png"))]
     if kind == "pictures":
         frames = len(files)  # the contact sheet of a clip is one picture
     whole = Clip("", kind, files, frames, float(config["fps"]))

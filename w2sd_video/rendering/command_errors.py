@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from w2sd_video.command_parser import INTERRUPTED, fail
 from w2sd_video.jobs.pool import PoolError
 from w2sd_video.messages import first_line, is_disk_full, is_out_of_memory
 from w2sd_video.rendering.load import LoadError
 from w2sd_video.rendering.video import VideoError
-from w2sd_video.settings.command_line import fail
 from w2sd_video.settings.schema import ConfigError
 
 TRACEBACK = "W2SD_TRACEBACK"
 """An environment variable: where it is set, errors that nobody foresaw show where they come from."""
+
+
+_OF_NAMES = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR)
+"""What the system says of a name that was given, and not of what it met when it worked."""
 
 
 @contextmanager
@@ -35,11 +40,13 @@ def errors_in_one_line(command: str) -> Iterator[None]:
     except (LoadError, PoolError) as error:
         fail(str(error), 1, command)
     except KeyboardInterrupt:
-        fail("interrupted; what was finished is kept", 130, command)
+        fail("interrupted; what was finished is kept", INTERRUPTED, command)
     except BrokenPipeError as error:  # what read the output is gone; Python's last flush would fail too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_NAMES:
+            fail(first_line(error), 2, command)
         if os.environ.get(TRACEBACK):
             raise
         if isinstance(error, OSError) or is_out_of_memory(error) or is_disk_full(error):

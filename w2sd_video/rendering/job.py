@@ -24,17 +24,11 @@ from w2sd_video.jobs.folder import HIDDEN, JobFolder, differences, key_of
 from w2sd_video.jobs.pool import MakeWorker, Pool, Task, run_tasks
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.messages import OUT_OF_MEMORY, first_line, is_disk_full, is_out_of_memory
+from w2sd_video.page import write_index
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.job_samples import Sample
-from w2sd_video.rendering.kept_latents import (
-    ENDING,
-    LatentsDiffer,
-    config_to_decode,
-    decoding,
-    keeping,
-    read_kept,
-)
+from w2sd_video.rendering.kept_latents import ENDING, LatentsDiffer, config_to_decode, decoding, keeping, read_kept
 from w2sd_video.rendering.load import load, quiet
 from w2sd_video.rendering.outputs import about_sample, caption_of, record_of, titles_of, write_clips
 from w2sd_video.rendering.prompts import check_before_loading
@@ -85,13 +79,11 @@ class Outcome:
         kept: how many were there already.
         made: how many were made now.
         failed: why there is none, by name.
-        failures: the same, of all shards that have worked in the folder.
     """
 
     kept: int
     made: int
     failed: dict[str, str]
-    failures: dict[str, str]
 
     def in_words(self, folder: Path) -> str:
         """Say how many samples there are, and which are not there, a line each."""
@@ -110,22 +102,67 @@ def render_job(job: RenderJob) -> Outcome:
     """
     check_before_loading(job.config)
     hashes: Hashes = JobFolder(job.folder, {}).note(HASHES)
-    samples = [_with_hashes(sample, hashes) for sample in job.samples]
-    folder = JobFolder(job.folder, {**identity_of(job.config, hashes), "names": job.names})
+    folder = _folder(job, hashes)
+    for sample in job.samples:
+        _with_hashes(sample, hashes)  # so that an input that is not there is refused before there is a folder
     with folder.opened(job.shard.index, job.shard.count), threads_for(job.config.model.pretrained):
+        parts = parts_of(job, hashes)
         folder.write_note(HASHES, hashes)
-        records = _records(folder, samples)
-        groups = list(job.shard.of(_groups(samples, records, job)))
-        names = [sample.name for group in groups for sample in group]
-        todo = [group for group in groups if any(sample.name not in records for sample in group)]
-        folder.remove_leftovers(names)
-        _remove_latents(job, todo)
-        nfe_known = next((record["nfe"] for record in records.values()), None)
-        kept = sum(name in records for name in names)
-        make_worker = partial(RenderWorker, job.config, folder, nfe_known)
-        made, failed = _run(make_worker, folder, todo, job.pool, kept, len(names))
-        _remove_latents(job, [group for group in todo if any(sample.name in failed for sample in group)])
-    return Outcome(kept, made, failed, folder.failures())
+        folder.remove_leftovers([sample.name for group in parts.all_groups for sample in group])
+        _remove_latents(job, parts.groups)
+        made, failed = _run(partial(RenderWorker, job.config, folder, parts.nfe), folder, parts, job.pool)
+        _remove_latents(job, [group for group in parts.groups if any(sample.name in failed for sample in group)])
+        failures = folder.failures()  # of all shards
+        with folder.writing("index.html"):
+            write_index(job.folder, [f"{name} failed: {why}" for name, why in failures.items()])
+    return Outcome(parts.kept, made, failed)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a job, or its shard, consists of.
+
+    Attributes:
+        all_groups: what is made in one call each.
+        groups: those of them of which something is missing.
+        kept: how many samples are there.
+        nfe: network evaluations of a sample that is there, if there is one.
+    """
+
+    all_groups: list[Group]
+    groups: list[Group]
+    kept: int
+    nfe: Nfe | None
+
+    @property
+    def total(self) -> int:
+        """How many samples there are to be in the end."""
+        return sum(map(len, self.all_groups))
+
+
+def parts_of(job: RenderJob, hashes: Hashes | None = None) -> Parts:
+    """Look at what there is of a job.
+
+    Args:
+        job: the job.
+        hashes: what is known of files; new ones are added.
+
+    Raises:
+        ConfigError: an input that is not there, or a file that was made otherwise.
+    """
+    hashes = JobFolder(job.folder, {}).note(HASHES) if hashes is None else hashes
+    samples = [_with_hashes(sample, hashes) for sample in job.samples]
+    folder = _folder(job, hashes)
+    folder.check()
+    records = _records(folder, samples)
+    all_groups = list(job.shard.of(_groups(samples, records, job)))
+    groups = [group for group in all_groups if any(sample.name not in records for sample in group)]
+    kept = sum(sample.name in records for group in all_groups for sample in group)
+    return Parts(all_groups, groups, kept, next((record["nfe"] for record in records.values()), None))
+
+
+def _folder(job: RenderJob, hashes: Hashes) -> JobFolder:
+    return JobFolder(job.folder, {**identity_of(job.config, hashes), "names": job.names})
 
 
 def _with_hashes(sample: Sample, hashes: Hashes) -> Sample:
@@ -206,12 +243,10 @@ def _remove_latents(job: RenderJob, groups: Iterable[Group]) -> None:
         folder.rmdir()  # if it is there and empty
 
 
-def _run(
-    make_worker: MakeWorker, folder: JobFolder, groups: Sequence[Group], pool: Pool, kept: int, total: int
-) -> tuple[int, dict[str, str]]:
+def _run(make_worker: MakeWorker, folder: JobFolder, parts: Parts, pool: Pool) -> tuple[int, dict[str, str]]:
     """Have workers make groups; return how many samples were made, and why others failed, by name."""
     made, failed = 0, {}
-    with tqdm(total=total, initial=kept, desc="samples", unit="sample", dynamic_ncols=True) as bar:
+    with tqdm(total=parts.total, initial=parts.kept, desc="samples", unit="sample", dynamic_ncols=True) as bar:
 
         def on_done(task: Task, reasons: dict[str, str | None]) -> None:
             nonlocal made
@@ -228,7 +263,7 @@ def _run(
                 folder.write_failure(sample.name, reason, sample.task)
             on_done(task, dict.fromkeys((sample.name for sample in missing), reason))
 
-        tasks = (Task(group[0].name, group) for group in groups)
+        tasks = (Task(group[0].name, group) for group in parts.groups)
         run_tasks(make_worker, tasks, pool, on_done, on_failed)
     return made, failed
 

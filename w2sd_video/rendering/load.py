@@ -27,20 +27,9 @@ def load(config: RenderConfig) -> Any:
     import torch
 
     model = config.model
-    settings = {name: getattr(model, name) for name in FAMILY_OPTIONS if getattr(model, name)}
-    # Not looked for on this machine: a class, a size, and a file whose folder on the hub the backend needs.
-    not_located = ("ip_adapter", "scheduler", "size")
     try:
-        options = {name: value if name in not_located else _located(value) for name, value in settings.items()}
         pipe = import_module(f"w2sd_video.backends.{model.family}").load(
-            locate(model.pretrained),
-            weights=_located(model.weights),
-            dtype=getattr(torch, config.dtype),
-            device=config.device,
-            memory=model.memory,
-            attention=model.attention,
-            variant=model.variant,
-            **options,
+            locate(model.pretrained), dtype=getattr(torch, config.dtype), **load_options(config)
         )
         for name, source in model.lora.items():
             pipe.load_lora_weights(locate(source or ""), adapter_name=name)
@@ -49,6 +38,27 @@ def load(config: RenderConfig) -> Any:
     except Exception as error:  # each library has errors of its own for a file that is not what its name says
         raise LoadError(f"model {model.pretrained}: {first_line(error)}") from error
     return pipe
+
+
+def load_options(config: RenderConfig) -> dict[str, Any]:
+    """Return what a backend's `load` is called with, beside the pipeline and its dtype.
+
+    Raises:
+        ConfigError: a source that is none.
+        OSError: the hub cannot be reached, or has no such file.
+    """
+    model = config.model
+    settings = {name: getattr(model, name) for name in FAMILY_OPTIONS if getattr(model, name)}
+    # Not looked for on this machine: a class, a size, and a file whose folder on the hub the backend needs.
+    not_located = ("ip_adapter", "scheduler", "size")
+    return {
+        "weights": _located(model.weights),
+        "device": config.device,
+        "memory": model.memory,
+        "attention": model.attention,
+        "variant": model.variant,
+        **{name: value if name in not_located else _located(value) for name, value in settings.items()},
+    }
 
 
 def _located(value: Any) -> Any:

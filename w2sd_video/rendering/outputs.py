@@ -14,14 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from w2sd_video.rendering.video import (
-    contact_sheet,
-    enlarge,
-    panel_boxes,
-    side_by_side,
-    write_picture,
-    write_video,
-)
+from w2sd_video.rendering.video import contact_sheet, enlarge, panel_boxes, side_by_side, write_picture, write_video
 from w2sd_video.settings.identity import library_versions
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.writing import write_whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,15 +15,24 @@ from torch import nn
 
 from w2sd_video.backends import registered
 from w2sd_video.branch import STAGES
+from w2sd_video.gaps.swaps import swapped
 from w2sd_video.messages import first_line, is_out_of_memory
 from w2sd_video.rendering.call_arguments import base_is_pipelines, call_arguments
 from w2sd_video.rendering.video import to_uint8
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ROLES, BranchConfig, ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
+from w2sd_video.strength import StrengthSchedule
+from w2sd_video.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from w2sd_video.plugin import Run
+
+_OF_A_REFLECTION = (
+    *("strength", "rounds", "inversion", "iterations", "autoguidance", "span"),
+    *("reading", "reuse", "carried", "autoguidance_gap", "grid"),
+)
+"""Arguments of `reflection` that are settings of the same name."""
 
 
 def sample_clips(
@@ -72,30 +82,55 @@ def reflected(pipe: Any, config: RenderConfig) -> Iterator[Run]:
     """
     from w2sd_video.plugin import reflection
 
-    branches = {role: branch_of(filled(config, getattr(config, role))) for role in ROLES}
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(swapped([(pipe, {"scheduler": solver_of(pipe, config.solver)})]))
+            run = stack.enter_context(reflection(pipe, **reflection_arguments(pipe, config)))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(first_line(error)) from error
+        yield run
+
+
+def solver_of(pipe: Any, name: str | None) -> Any:
+    """Return a scheduler of a class by the configuration of a pipeline's own; that one itself where none is named.
+
+    Raises:
+        ValueError: a class that cannot step what this pipeline's network predicts.
+    """
+    own = pipe.scheduler
+    if name is None or name == type(own).__name__:
+        return own
+    import diffusers
+
+    kind, config = getattr(diffusers, name), dict(own.config)
+    taken = inspect.signature(kind).parameters
+    changes: dict[str, Any] = {"clip_sample": False} if "clip_sample" in taken else {}
+    if Trajectory.predicts_flow(own) and kind is not diffusers.FlowMatchEulerDiscreteScheduler:
+        if "use_flow_sigmas" not in taken:
+            raise ValueError(f"solver {name}: steps no flow predictions, which this pipeline's network makes")
+        changes |= {
+            "use_flow_sigmas": True,
+            "prediction_type": "flow_prediction",
+            "flow_shift": config.get("shift", 1.0),
+        }
+    elif not Trajectory.predicts_flow(own) and kind is diffusers.FlowMatchEulerDiscreteScheduler:
+        raise ValueError(f"solver {name}: steps flow predictions only, which this pipeline's network does not make")
+    return kind.from_config(own.config, **changes)
+
+
+def reflection_arguments(pipe: Any, config: RenderConfig) -> dict[str, Any]:
+    """Return what `reflection` is called with, beside the pipeline."""
+    branches: dict[str, Any] = {role: branch_of(filled(config, getattr(config, role))) for role in ROLES}
     if base_is_pipelines(pipe, config):
         # With a scale strong and weak can share evaluations, where they differ in no more than scales and stages.
         share = any(one.guidance_scale is not None or one.experts in STAGES for one in (config.strong, config.weak))
         for role in ("base",) if share else ROLES:
             branches[role] = replace(branches[role], guidance_scale=None)
-    window = config.reflection_steps
-    with ExitStack() as stack:
-        try:
-            block = reflection(
-                pipe,
-                **branches,
-                reflection_steps=tuple(window) if isinstance(window, (tuple, list)) else window,  # type: ignore[arg-type]
-                strength=config.strength,
-                rounds=config.rounds,
-                inversion=config.inversion,
-                iterations=config.iterations,
-                autoguidance=config.autoguidance,
-                span=config.span,
-            )
-            run = stack.enter_context(block)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(first_line(error)) from error
-        yield run
+    return {
+        **branches,
+        **{name: getattr(config, name) for name in ("reflection_steps", "autoguidance_steps")},
+        **{name: getattr(config, name) for name in _OF_A_REFLECTION},
+    }
 
 
 def _refusal(pipe: Any, config: RenderConfig, error: Exception) -> str:
@@ -103,7 +138,7 @@ def _refusal(pipe: Any, config: RenderConfig, error: Exception) -> str:
     if not config.call:
         return first_line(error)
     given = ", ".join(f"call.{name} {value}" for name, value in config.call.items())
-    return f"{type(pipe).__name__} cannot be called with {given}: {first_line(error)}"
+    return f"{type(pipe).__name__} cannot be called with steps {config.steps}, {given}: {first_line(error)}"
 
 
 def _why_not_finite(pipe: Any, config: RenderConfig) -> str:
@@ -127,7 +162,11 @@ def branch_of(branch: BranchConfig) -> Any:
     """Return the branch that a part of a configuration describes."""
     from w2sd_video.branch import Branch
 
-    return Branch(**vars(branch))
+    windows = {
+        name: StrengthSchedule.read(window) if isinstance(window, str) else window
+        for name, window in (branch.windows or {}).items()
+    }
+    return Branch(**vars(branch) | {"windows": windows or None})
 
 
 @contextmanager

@@ -205,6 +205,16 @@ def _silent_decoders() -> Iterator[None]:
         os.close(nowhere)
 
 
+def check_name(path: Path) -> None:
+    """Refuse an output whose name no file can have, or none of those that are written beside it (VideoError)."""
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise VideoError(f"output {shortened(path.name)}: is too long a name; at most {LONGEST_NAME} bytes")
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:
+        raise VideoError(f"output {shortened(str(path))}: cannot be written: {reason_of(error)}") from error
+
+
 def check_output(path: str | Path) -> None:
     """Make sure that an output can be written there, before any work is done for it.
 
@@ -212,12 +222,7 @@ def check_output(path: str | Path) -> None:
         VideoError: an ending other than those in `SUFFIXES`, no folder to write into, or no permission to.
     """
     path = Path(path)
-    if len(os.fsencode(path.name)) > LONGEST_NAME:
-        raise VideoError(f"output {shortened(path.name)}: is too long a name; at most {LONGEST_NAME} bytes")
-    try:
-        path.exists()
-    except (OSError, ValueError) as error:
-        raise VideoError(f"output {shortened(str(path))}: cannot be written: {reason_of(error)}") from error
+    check_name(path)
     if path.suffix.lower() not in SUFFIXES:
         known = ", ".join(f"{suffix or 'no ending'} ({what})" for suffix, what in SUFFIXES.items())
         raise VideoError(f"output {path}: unknown ending {path.suffix!r}; use {known}")

@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import functools
 import re
-import sys
 import types
 import typing
 from collections.abc import Callable
@@ -17,11 +16,13 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import jsonargparse
 
 from w2sd_video import __version__
+from w2sd_video.command_parser import fail
 from w2sd_video.presets import PRESETS, Preset
 from w2sd_video.settings.files import packaged_configs, read_config
 from w2sd_video.settings.prompt_files import PromptLine, read_prompt_file
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.value_checks import check
+from w2sd_video.window import Window
 
 DEFAULT_CONFIG = "miniature-animatediff"
 """The packaged configuration that is used where none is named."""
@@ -63,6 +64,7 @@ def parse(argv: list[str], command: str = "render", add_options: AddOptions | No
     """
     parser = _parser(add_options)
     parser.command = command
+    argv = parser.prompts_last(argv)
     arguments = parser.parse_args(argv)
     file = read_config(arguments.config) | (PRESETS[arguments.preset] if arguments.preset else {})
     prompts = file.pop("prompts", None)
@@ -99,6 +101,22 @@ class _Parser(jsonargparse.ArgumentParser):
             settings["action"] = jsonargparse.ActionYesNo(no_prefix="no-")
         return super().add_argument(*names, **settings)
 
+    def prompts_last(self, argv: list[str]) -> list[str]:
+        """Return a command line with its prompts at the end: argparse takes them from one place only."""
+        switches = {flag for action in self._actions if action.nargs == 0 for flag in action.option_strings}
+        options: list[str] = []
+        prompts: list[str] = []
+        words = iter(argv)
+        for word in words:
+            if word == "--":
+                prompts += words
+            elif not word.startswith("-"):
+                prompts.append(word)
+            else:
+                has_value = word not in switches and "=" not in word
+                options += [word, *([value] if has_value and (value := next(words, None)) is not None else [])]
+        return [*options, "--", *prompts] if prompts else options
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         fail(self._plain(message), command=self.command)
 
@@ -118,28 +136,6 @@ class _Parser(jsonargparse.ArgumentParser):
                 return f"{key}.{entry.group(1)} {entry.group(2)}: must be {_expected(f'{key}.{entry.group(1)}')}"
             return f"{' '.join([key, *given])}: must be {_expected(key)}"
         return " ".join(message.split())
-
-
-def fail(message: str, code: int = 2, command: str = "render") -> NoReturn:
-    """Print one line on stderr, headed by the command, and exit."""
-    print(f"w2sd_video.{command}: {' '.join(message.splitlines())}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """The parser of a command that has options beside those of a configuration: its errors are one line."""
-
-    def __init__(self, command: str, **settings: Any) -> None:
-        super().__init__(f"python -m w2sd_video.{command}", allow_abbrev=False, **settings)
-        self._command = command
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong, without a block of how it is used."""
-        message = message.removeprefix("argument ")
-        if not_a_number := re.fullmatch(r"(\S+): invalid (int|float) value: (.*)", message):
-            option, kind, given = not_a_number.groups()
-            message = f"{option} {given}: must be a {'whole ' if kind == 'int' else ''}number"
-        fail(f"{message}; --help lists the options", command=self._command)
 
 
 @functools.cache
@@ -201,6 +197,8 @@ def _in_words(kind: Any) -> str:
         return " or ".join(_in_words(part) for part in arguments)
     if origin is Literal:
         return "one of " + ", ".join(arguments)
+    if kind is Window:
+        return "a window like {start: -2, stop: 1, unit: log_snr}"
     if origin is dict:
         return f"a mapping of names to {_in_words(arguments[1])}"
     if origin is list:

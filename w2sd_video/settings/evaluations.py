@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_right
+from typing import Any
 
 from w2sd_video.branch import STAGES
-from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, filled, reflected_steps, stage_scales
+from w2sd_video.reflection_settings import Role
+from w2sd_video.reuse import measuring_steps
+from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, counted, filled, stage_scales
 from w2sd_video.settings.sources import component, index_of
+from w2sd_video.window import Window
 
 MOST_STEPS = 1000
 """Steps that a configuration can have."""
@@ -44,18 +48,60 @@ def evaluations_by_stage(config: RenderConfig) -> list[dict[str, int]]:
 
 
 def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int) -> dict[str, int]:
+    """Count the rows of all steps, as the algorithm asks for them: those at the same latents are evaluated once."""
     embedded = bool(component(config.model.pretrained, "transformer").get("guidance_embeds"))
-    base, strong, weak = (_halves(branch, stage, embedded) for branch in branches)
-    reflections, calls = len(reflected_steps(config)) * config.rounds, _scheduler_calls(config)
-    weak_evaluations = len(weak) * {"implicit": config.iterations, "resample": 0}.get(config.inversion, 1)
-    only_guidance_differs = _but_guidance(branches[1], stage) == _but_guidance(branches[2], stage) and not embedded
-    if only_guidance_differs and config.inversion in ("current", "implicit"):
-        weak_evaluations -= len(weak & strong)  # the first weak prediction is made where the strong one was
-    return {
-        "base": len(base) * calls,
-        "strong": len(strong) * reflections,
-        "weak": weak_evaluations * reflections + (len(weak) * calls if config.autoguidance else 0),
+    of_role, settings = dict(zip(ROLES, branches, strict=True)), counted(config)
+    reflected, pushed = settings.steps(config.steps), settings.pushed_steps(config.steps)
+    measured = measuring_steps(settings.reuse, reflected), measuring_steps(settings.reuse, pushed)
+    calls = _calls_of_steps(config)
+    counts = dict.fromkeys(ROLES, 0)
+
+    def evaluate(roles: list[Role], step: int) -> None:
+        """Count what some roles evaluate at the same latents, one after the other."""
+        there: list[tuple[Any, set[str]]] = []
+        for role in roles:
+            branch = _in_window(of_role[role], step, config.steps)
+            key, halves = _but_guidance(branch, stage), _halves(branch, stage, embedded)
+            known = set() if embedded else {half for other, of in there if other == key for half in of}
+            counts[role] += len(halves - known)
+            there.append((key, halves))
+
+    for step in range(config.steps):
+        for _ in range(config.rounds if step in measured[0] else 0):
+            if config.inversion in ("current", "implicit"):
+                evaluate(["strong", "weak"], step)
+            elif config.inversion == "resample":
+                evaluate(["strong"], step)
+            else:
+                evaluate(["strong"], step)
+                evaluate(["weak"], step)
+            for _ in range(config.iterations - 1 if config.inversion == "implicit" else 0):
+                evaluate(["weak"], step)
+        for call in range(calls[step]):
+            # A prediction inside a step of the scheduler's is no place at which a gap is kept.
+            pushes = step in pushed and (step in measured[1] or call > 0)
+            gap: list[Role] = ["weak", "strong"] if settings.autoguidance_gap == "strong" else ["weak"]
+            evaluate([*(gap if pushes else []), "base"], step)
+    return {role: counts[role] for role in ROLES}
+
+
+def _in_window(branch: BranchConfig, step: int, steps: int) -> BranchConfig:
+    """Return a branch as it is at a step: what is off there is left out. Windows of noise levels count as on."""
+    off = {
+        name
+        for name, window in (branch.windows or {}).items()
+        if isinstance(window, (tuple, list)) and step not in Window(*window).steps(steps)
     }
+    changes: dict[str, Any] = {name: 1.0 if name == "guidance_scale" else None for name in off}
+    return dataclasses.replace(branch, windows=None, **changes)
+
+
+def _calls_of_steps(config: RenderConfig) -> list[int]:
+    """Return how many predictions the scheduler is given at each step."""
+    calls, steps = _scheduler_calls(config), config.steps
+    if calls == steps + 1:
+        return [2 if step == min(1, steps - 1) else 1 for step in range(steps)]
+    return [2 if calls > steps and step < steps - 1 else 1 for step in range(steps)]
 
 
 def _scheduler_calls(config: RenderConfig) -> int:

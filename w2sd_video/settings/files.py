@@ -55,12 +55,14 @@ def _text_of_config(name: str) -> str:
 
 
 def _check_keys(data: Any, kind: type, where: str) -> None:
-    """Refuse keys that `kind`, a dataclass, does not have, at every depth."""
+    """Refuse keys that `kind`, a dataclass, does not have, and nulls that have no meaning, at every depth."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: must be a mapping of keys to values, not {data!r}")
     hints = typing.get_type_hints(kind)
     for key, value in data.items():
         if key not in hints:
             raise ConfigError(f"{where}: unknown key {key!r}; {suggest(str(key), hints)}")
+        if value is None and type(None) not in typing.get_args(hints[key]) and key != "prompts":
+            raise ConfigError(f"{where}: {key}: must not be null; leave it out for what it is by itself")
         if dataclasses.is_dataclass(hints[key]):
             _check_keys(value, typing.cast(type, hints[key]), f"{where}: {key}")

@@ -116,13 +116,13 @@ def _revision_of(source: str) -> str:
     """Return the commit of a hub id that is in the cache, or else what the hub says; "unknown" without either."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     repository = "/".join(source.split("/")[:2])
     ref = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "refs" / "main"
     if ref.is_file():
         return ref.read_text(encoding="utf-8").strip()
     try:
-        return HfApi().model_info(repository).sha or "unknown"
-    except (OSError, HfHubHTTPError, OfflineModeIsEnabled):
+        return HfApi().model_info(repository, timeout=10).sha or "unknown"
+    except (OSError, HTTPError, OfflineModeIsEnabled):
         return "unknown"

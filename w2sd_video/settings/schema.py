@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from w2sd_video.reflection_settings import Reflection, Role
+from w2sd_video.window import Steps, Window
 
 ROLES: tuple[Role, ...] = ("base", "strong", "weak")
 """All roles, in the order in which the evaluations are listed."""
@@ -41,6 +42,8 @@ class BranchConfig:
     """Blocks that are left out: numbers in order of execution, negative ones from the end, or names."""
     perturbed_layers: list[int | str] | None = None
     """Blocks whose self-attention map is the identity, named in the same way."""
+    windows: dict[str, Window | tuple[float, float] | str] | None = None
+    """Where a setting above is on, by its name: [start, stop] of the steps; of guidance_scale also a strength file."""
 
 
 @dataclass
@@ -97,7 +100,7 @@ class RenderConfig:
     """Pictures and videos for the pipeline's call, by its arguments (image, ip_adapter_image, video); null: to give."""
     steps: int = 50
     """Sampling steps, 1 to 1000."""
-    reflection_steps: int | tuple[float, float] | None = None
+    reflection_steps: int | Window | tuple[float, float] | None = None
     """Reflected steps from the noisiest, or a window of fractions like [0, 0.5], half up; null: all but the last."""
     strength: float | str = 1.0
     """Scale of the reflection's displacement, -10 to 10; or a file with one for each noise level."""
@@ -109,8 +112,22 @@ class RenderConfig:
     """Fixed-point iterations of the implicit inversion, 1 to 100."""
     span: int = 1
     """Steps that a reflection goes down and back, in one move, 1 to 1000."""
-    autoguidance: float = 0.0
-    """Weight of AutoGuidance on the steps that count, base + weight * (base - weak), -10 to 10; 0: none."""
+    autoguidance: float | str = 0.0
+    """Weight of AutoGuidance on the steps that count, base + weight * (base - weak), -10 to 10; or a strength file."""
+    autoguidance_steps: int | Window | tuple[float, float] | None = None
+    """Where AutoGuidance is on, as of reflection_steps; null: everywhere."""
+    autoguidance_gap: Literal["base", "strong"] = "base"
+    """Whose prediction weak's is taken from in AutoGuidance."""
+    reading: Literal["epsilon", "sample", "native"] = "epsilon"
+    """What a gap is taken in: as noise, as the denoised sample, or as the network predicts."""
+    reuse: int = 1
+    """A gap is measured at every so many of its steps, and carried to the others, 1 to 1000."""
+    carried: Literal["held", "linear"] = "held"
+    """How a gap comes to the steps that do not measure it."""
+    solver: str | None = None
+    """Class of scheduler that takes the steps, for example DPMSolverMultistepScheduler; null: the pipeline's own."""
+    grid: float = 1.0
+    """Exponent of the timesteps' spacing, 0.2 to 5; above 1 they are denser at low noise, 1: the scheduler's own."""
     height: int | None = None
     """Pixels, 8 to 4096; null: as the model was trained."""
     width: int | None = None
@@ -152,14 +169,36 @@ def reflected_steps(config: RenderConfig) -> range:
 
 def used_roles(config: RenderConfig) -> list[Role]:
     """Return the roles that are evaluated: base, and strong and weak as far as they are used."""
-    used = Reflection(config.reflection_steps, autoguidance=config.autoguidance).roles
+    used = counted(config).roles
     return [role for role in ROLES if role in used]
 
 
+def counted(config: RenderConfig) -> Reflection:
+    """Return what a configuration says of where it reflects and pushes, for its evaluations to be counted.
+
+    A weight of AutoGuidance for each noise level counts as one, for the levels are the scheduler's.
+    """
+    return Reflection(
+        _in_tuples(config.reflection_steps),
+        autoguidance=1.0 if isinstance(config.autoguidance, str) else config.autoguidance,
+        reuse=1 if config.inversion.startswith("resample") else config.reuse,
+        autoguidance_steps=_in_tuples(config.autoguidance_steps),
+        autoguidance_gap=config.autoguidance_gap,
+    )
+
+
+def _in_tuples(steps: Steps | list[float]) -> Steps:
+    return (float(steps[0]), float(steps[1])) if isinstance(steps, list) else steps
+
+
 def filled(config: RenderConfig, branch: BranchConfig) -> BranchConfig:
-    """Return a branch with a guidance scale: base's, if it has none of its own."""
-    scale = config.base.guidance_scale if branch.guidance_scale is None else branch.guidance_scale
-    return replace(branch, guidance_scale=scale)
+    """Return a branch with a guidance scale: base's, in base's window, if it has none of its own."""
+    if branch.guidance_scale is not None:
+        return branch
+    windows = {name: window for name, window in (config.base.windows or {}).items() if name == "guidance_scale"}
+    return replace(
+        branch, guidance_scale=config.base.guidance_scale, windows={**windows, **(branch.windows or {})} or None
+    )
 
 
 def stage_scales(guidance_scale: float | tuple[float, float] | None) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from w2sd_video.branch import STAGES
+from w2sd_video.messages import suggest
 from w2sd_video.settings.schema import (
     FAMILY_OPTIONS,
     ROLES,
@@ -26,7 +27,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "rounds": (1, 100),
     "iterations": (1, 100),
     "span": (1, 1000),
-    "autoguidance": (-10, 10),
+    "reuse": (1, 1000),
+    "grid": (0.2, 5),
     "height": (8, 4096),
     "width": (8, 4096),
     "frames": (1, 1024),
@@ -82,6 +84,7 @@ def check(config: RenderConfig) -> None:
     for role in ROLES:
         _check_branch(role, getattr(config, role), config.model)
     _check_reflection(config)
+    _check_solver(config.solver)
     for name in config.call:
         if name in _OWN_ARGUMENTS:
             raise ConfigError(f"call.{name}: is set by its own option, and cannot be set here")
@@ -142,6 +145,7 @@ def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
         raise ConfigError(
             f"{role}: two stages (a pair of guidance scales, experts high, low) need model.family pipeline"
         )
+    _check_windows(role, branch)
     if isinstance(branch.experts, int) and branch.experts < 1:
         raise ConfigError(f"{role}.experts {branch.experts}: must be top, bottom, high, low or a number of at least 1")
     if branch.ip_adapter_scale is not None and not model.ip_adapter:
@@ -164,10 +168,14 @@ def _check_reflection(config: RenderConfig) -> None:
     reflection_steps = config.reflection_steps
     if isinstance(reflection_steps, int) and not 0 <= reflection_steps <= config.steps:
         raise ConfigError(f"reflection_steps {reflection_steps}: must be from 0 to {config.steps}, the number of steps")
-    if isinstance(reflection_steps, (tuple, list)) and not 0 <= reflection_steps[0] <= reflection_steps[1] <= 1:
+    if isinstance(config.autoguidance_steps, int) and not 0 <= config.autoguidance_steps <= config.steps:
         raise ConfigError(
-            f"reflection_steps {list(reflection_steps)}: a window must be [start, stop], 0 <= start <= stop <= 1"
+            f"autoguidance_steps {config.autoguidance_steps}: must be from 0 to {config.steps}, the number of steps"
         )
+    for name in ("reflection_steps", "autoguidance_steps"):
+        _check_window(name, getattr(config, name))
+    if config.reuse > 1 and config.inversion.startswith("resample"):
+        raise ConfigError(f"reuse {config.reuse}: inversion {config.inversion} has no gap to reuse; leave it at 1")
     first_unreflectable, steps = max(config.steps - config.span, 0), reflected_steps(config)
     if config.span > config.steps:
         raise ConfigError(f"span {config.span}: must be from 1 to {config.steps}, the number of steps")
@@ -176,20 +184,45 @@ def _check_reflection(config: RenderConfig) -> None:
         raise ConfigError(
             f"reflection_steps: the explicit inversion cannot reflect {last}; at most {first_unreflectable}"
         )
-    if isinstance(config.strength, str):
-        _check_strength_file(config.strength)
-    else:
-        _check_range("strength", config.strength, *_STRENGTHS)
+    for name in ("strength", "autoguidance"):
+        strength = getattr(config, name)
+        if isinstance(strength, str):
+            _check_strength_file(name, strength)
+        else:
+            _check_range(name, strength, *_STRENGTHS)
 
 
-def _check_strength_file(name: str) -> None:
+def _check_window(name: str, window: Any) -> None:
+    if isinstance(window, (tuple, list)) and not 0 <= window[0] <= window[1] <= 1:
+        raise ConfigError(f"{name} {list(window)}: a window must be [start, stop], 0 <= start <= stop <= 1")
+
+
+def _check_solver(name: str | None) -> None:
+    from w2sd_video.trajectory import known_schedulers
+
+    if name is not None and name not in known_schedulers():
+        raise ConfigError(f"solver {name!r}: is no scheduler that is known; {suggest(name, known_schedulers())}")
+
+
+def _check_windows(role: str, branch: BranchConfig) -> None:
+    for name, window in (branch.windows or {}).items():
+        if name == "windows" or getattr(branch, name, None) is None:
+            raise ConfigError(f"{role}.windows.{name}: is no setting that this branch has")
+        if isinstance(window, str):
+            if name != "guidance_scale":
+                raise ConfigError(f"{role}.windows.{name} {window}: only guidance_scale can have a file of strengths")
+            _check_strength_file(f"{role}.windows.{name}", window)
+        _check_window(f"{role}.windows.{name}", window)
+
+
+def _check_strength_file(setting: str, name: str) -> None:
     low, high = _STRENGTHS
     if _is_not_finite(name):
-        raise ConfigError(f"strength {name}: must be from {low} to {high}, or the name of a file")
+        raise ConfigError(f"{setting} {name}: must be from {low} to {high}, or the name of a file")
     try:
         schedule = StrengthSchedule.read(name)
     except ValueError as error:
         raise ConfigError(f"{error}; give a number from {low} to {high}, or a file that calibrate wrote") from error
     for strength in schedule.strength:
         if not low <= strength <= high:
-            raise ConfigError(f"strength {name}: holds {strength:g}; each must be from {low} to {high}")
+            raise ConfigError(f"{setting} {name}: holds {strength:g}; each must be from {low} to {high}")

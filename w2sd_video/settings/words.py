@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from w2sd_video.backends import DENOISERS
@@ -41,6 +44,7 @@ def plan_in_words(config: RenderConfig) -> str:
         lines.append(f"NFE      {label}: {at_most}{nfe_in_words(nfe)}")
     if len(config.prompts) > 1 or config.compare:
         lines.append(f"NFE      in all: {total * len(config.prompts)}")
+    lines += _download_in_words(model, counts)
     return "\n".join([*lines, f"memory   {_memory_in_words(config, counts)}"])
 
 
@@ -69,6 +73,18 @@ def to_download(model: ModelConfig) -> list[str]:
     return [source for source in sources if _state(source) == _NOT_HERE]
 
 
+def _download_in_words(model: ModelConfig, counts: Mapping[str, float | None]) -> list[str]:
+    """Say how much would be downloaded, if anything would be."""
+    missing = to_download(model)
+    known = sum(count for count in counts.values() if count)
+    if not missing:
+        return []
+    if model.pretrained not in missing or not known:
+        return [f"download {', '.join(missing)}, of unknown size"]
+    sizes = f"{_size(known, 'bfloat16')} if published in half precision, {_size(known, 'float32')} in float32"
+    return [f"download {', '.join(missing)}: about {sizes}"]
+
+
 def _further_sources(model: ModelConfig) -> dict[str, str]:
     """Return what is loaded besides the pipeline, by name: the hub ids, folders and files."""
     parts = {"motion_adapter": model.motion_adapter, "controlnet": model.controlnet, "ip_adapter": model.ip_adapter}
@@ -95,15 +111,27 @@ def pair_in_words(config: RenderConfig) -> str:
 def steps_in_words(config: RenderConfig) -> str:
     """Say how many steps there are, and how they are reflected."""
     reflected = reflected_steps(config)
-    autoguidance = f"; autoguidance {config.autoguidance:g}" if config.autoguidance else ""
+    autoguidance = f"; autoguidance {_number(config.autoguidance)}" if config.autoguidance else ""
+    autoguidance += _where(config.autoguidance_steps) if config.autoguidance else ""
     if not reflected:
         return f"{config.steps}, none reflected{autoguidance}"
-    strength = config.strength if isinstance(config.strength, str) else f"{config.strength:g}"
-    how = [f"inversion {config.inversion}", f"strength {strength}"]
+    how = [f"inversion {config.inversion}", f"strength {_number(config.strength)}"]
+    how += [f"read as {config.reading}"] if config.reading != "epsilon" else []
+    how += [f"measured every {config.reuse} steps, {config.carried}"] if config.reuse > 1 else []
     how += [f"{config.rounds} rounds"] if config.rounds > 1 else []
     how += [f"over {config.span} steps"] if config.span > 1 else []
     which = f"{len(reflected)} reflected" + (f" from step {reflected.start}" if reflected.start else "")
     return f"{config.steps}, {which} ({', '.join(how)}){autoguidance}"
+
+
+def _number(strength: float | str) -> str:
+    return strength if isinstance(strength, str) else f"{strength:g}"
+
+
+def _where(steps: Any) -> str:
+    if steps is None:
+        return ""
+    return f" at the first {steps} steps" if isinstance(steps, int) else f" in {steps}"
 
 
 def nfe_in_words(nfe: dict[str, int]) -> str:

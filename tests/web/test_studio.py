@@ -1,0 +1,227 @@
+"""The studio in a real browser: clips are made with a miniature, looked at, found again, and nothing else is served."""
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from screen import numbered_clip
+
+from w2sd_video import studio
+from w2sd_video.rendering.outputs import record_of, write_clips, write_sidecar
+from w2sd_video.rendering.video import read_picture
+from w2sd_video.settings.schema import ConfigError
+
+gradio = pytest.importorskip("gradio", reason="the studio needs the extra web")
+pytestmark = pytest.mark.browser
+
+from w2sd_video.web.interface import interface, launch  # noqa: E402
+from w2sd_video.web.workbench import Workbench, configuration_of  # noqa: E402
+
+LABELS = ["weak", "strong", "strong at equal cost", "W2SD"]
+HERE = ("http://127.0.0.1", "data:", "blob:", "about:")
+
+
+@pytest.fixture
+def workbench(tmp_path):
+    names = ("miniature-animatediff", "miniature-pixart")
+    return Workbench(tmp_path, {name: configuration_of(name) for name in names})
+
+
+@pytest.fixture
+def open_studio(workbench, open_page):
+    """A function that opens a studio with two miniatures."""
+    served = interface(workbench, "miniature-animatediff")
+    address = launch(served, "127.0.0.1", None, is_blocking=False)
+
+    def opened(width=1280, height=1400):
+        page = open_page(address, width, height, allowed=HERE)
+        page.get_by_role("button", name="Make the clips").wait_for()
+        page.wait_for_timeout(500)
+        return page
+
+    opened.address = address
+    yield opened
+    served.close()
+
+
+def make(page):
+    page.get_by_role("button", name="Make the clips").click()
+
+
+def wait_for_status(page, said):
+    page.wait_for_function(
+        "said => document.querySelector('textarea[disabled]')?.value.includes(said)", arg=said, timeout=60_000
+    )
+
+
+def pick(page, name):
+    page.get_by_label("Configuration", exact=True).click()
+    page.get_by_role("option", name=name).click()
+
+
+@pytest.mark.parametrize("size", [(1280, 1400), (390, 844)])
+def test_a_clip_is_made_and_played_and_can_be_made_again(open_studio, workbench, size):
+    page = open_studio(*size)
+    page.get_by_label("Steps", exact=True).fill("4")
+    page.get_by_label("Seed", exact=True).fill("5")
+    make(page)
+    page.wait_for_function(
+        "/sampling (weak|strong|W2SD)/.test(document.body.innerText)", timeout=60_000
+    )  # its progress is shown
+    wait_for_status(page, "made 0001.mp4")
+    player = page.frame_locator("iframe")
+    assert player.locator("figcaption").evaluate_all("all => all.map((one) => one.firstChild.textContent)") == LABELS
+    player.locator("canvas").first.scroll_into_view_if_needed()
+    player.locator("#play").click()
+    player.locator("article canvas[data-frame='3']").first.wait_for()
+    player.locator("#play").click()
+    record = json.loads((workbench.folder / "0001.mp4.json").read_text())
+    assert (record["seed"], record["config"]["steps"], list(record["nfe"])) == (5, 4, LABELS)
+    assert sum(record["nfe"]["strong at equal cost"].values()) <= sum(record["nfe"]["W2SD"].values())
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out of the screen"
+    assert "manual_seed(5)" in page.locator(".cm-content").first.inner_text()
+    page.get_by_role("tab", name="Configuration").click()
+    made = workbench.made("0001.mp4")
+    assert yaml.safe_load(made.configuration)["steps"] == 4
+    compile(made.script, "script.py", "exec")
+
+
+def test_the_script_of_a_clip_makes_it_again(workbench, tmp_path, monkeypatch):
+    wish = replace(workbench.wish_of("miniature-pixart"), steps=4, seed=3, start=0.0, stop=0.5, strength=0.7)
+    made = workbench.make(wish, lambda share, text: None)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(made.script, "script.py", "exec"), {})
+    record = json.loads((tmp_path / "0001.png.json").read_text())
+    left, top, width, height = record["boxes"]["W2SD"]
+    shown = read_picture(tmp_path / "0001.png")[0][top : top + height, left : left + width]
+    again = read_picture(tmp_path / "w2sd.png")[0]
+    assert np.array_equal(again.repeat(width // again.shape[1], 0).repeat(width // again.shape[1], 1), shown)
+    assert record["config"]["reflection_steps"] == [0.0, 0.5] and record["config"]["strength"] == 0.7
+
+
+def test_a_configuration_fills_in_the_form_and_the_pair_can_be_changed(open_studio, workbench):
+    page = open_studio()
+    pick(page, "miniature-pixart")
+    page.get_by_text("Pair", exact=True).click()
+    weak = page.get_by_label("Weak (YAML; what is left out is as in base)")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('textarea')].some((one) => one.value.includes('weights: weak'))"
+    )
+    weak.fill("guidance_scale: 0.0")
+    page.get_by_label("Steps", exact=True).fill("3")
+    make(page)
+    wait_for_status(page, "made 0001.png")
+    record = json.loads((workbench.folder / "0001.png.json").read_text())
+    assert record["config"]["weak"]["guidance_scale"] == 0.0 and record["config"]["weak"]["weights"] is None
+
+
+def test_what_makes_no_sense_is_said_and_leaves_nothing(open_studio, workbench):
+    page = open_studio()
+    page.get_by_label("Prompt", exact=True).fill("a <img src=x onerror='window.wrong=1'> moving left")
+    make(page)
+    wait_for_status(page, "unknown word '<img'")
+    page.get_by_label("Prompt", exact=True).fill("a red circle moving left")
+    page.get_by_text("Pair", exact=True).click()
+    page.get_by_label("Strong (YAML; what is left out is as in base)").fill("guidance: 3")
+    make(page)
+    wait_for_status(page, "strong: unknown guidance")
+    assert page.evaluate("window.wrong") is None and list(workbench.folder.iterdir()) == []
+
+
+def test_clips_wait_for_each_other(open_studio, workbench):
+    pages = [open_studio(), open_studio()]
+    for seed, page in enumerate(pages):
+        page.get_by_label("Steps", exact=True).fill("4")
+        page.get_by_label("Seed", exact=True).fill(str(seed))
+    for page in pages:
+        make(page)
+    for page in pages:
+        wait_for_status(page, "made ")
+    records = [json.loads((workbench.folder / f"000{number}.mp4.json").read_text()) for number in (1, 2)]
+    assert {record["seed"] for record in records} == {0, 1}
+
+
+def test_the_history_is_compared_and_escaped(open_studio, workbench):
+    config = workbench.configurations["miniature-animatediff"]
+    prompt = "</textarea><img src=x onerror='parent.wrong=1'>"
+    for name, shade in (("0001.mp4", 60), ("0002.mp4", 140)):
+        clip = {"W2SD": numbered_clip(9, shade)}
+        write_clips(workbench.folder / name, clip, 8)
+        made = replace(config, prompts=[prompt])
+        write_sidecar(workbench.folder / name, record_of(made, {"W2SD": {"base": 1}}, 1.0, clip["W2SD"].shape))
+    page = open_studio()
+    history = page.get_by_label("History")
+    for number in ("0001", "0002"):
+        history.click()
+        page.get_by_role("option", name=number).click()
+    player = page.frame_locator("iframe")
+    player.locator("figure").nth(1).wait_for()
+    assert player.locator("figcaption").evaluate_all("all => all.map((one) => one.firstChild.textContent)") == [
+        "0001.mp4",
+        "0002.mp4",
+    ]
+    player.locator("article canvas[data-frame='0']").nth(1).wait_for()
+    player.locator("h3").click()
+    page.keyboard.press("ArrowRight")
+    player.locator("article canvas[data-frame='1']").nth(1).wait_for()
+    assert page.evaluate("window.wrong") is None
+
+
+def test_no_file_of_this_machine_is_served(open_studio, workbench):
+    (workbench.folder / "0001.mp4").write_text("a clip")
+    files = [
+        "/etc/hostname",
+        str(workbench.folder / "0001.mp4"),
+        "pyproject.toml",
+        str(Path("pyproject.toml").resolve()),
+    ]
+    for file in files:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{open_studio.address}gradio_api/file={file}")
+        assert refused.value.code in (403, 404), file
+    assert urllib.request.urlopen(open_studio.address).status == 200, "the studio itself is"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"configuration": "../../etc/passwd"}, "is not among those that can be chosen"),
+        ({"strong": "weights: /etc/passwd"}, "not among model.weights"),
+        ({"weak": "[1]"}, "must be lines like"),
+        ({"weak": "guidance_scale: high"}, "guidance_scale"),
+        ({"weak": "a: b: c"}, "not valid YAML"),
+        ({"steps": 2.5}, "steps 2.5: must be a whole number"),
+        ({"strength": 99.0}, "strength 99.0: must be from"),
+        ({"start": 0.8, "stop": 0.2}, "a window must be"),
+        ({"prompt": " "}, "is not a text"),
+    ],
+)
+def test_values_are_checked_before_a_model_is_loaded(workbench, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        workbench.config_of(replace(workbench.wish_of("miniature-pixart"), **changes))
+
+
+def test_the_folder_of_a_pipeline_is_a_configuration(workbench):
+    folder = Path(studio.__file__).with_name("miniatures") / "weights" / "pixart"
+    config = configuration_of(str(folder))
+    assert config.model.pretrained == str(folder) and config.weak.guidance_scale == 1.0
+    schedule = replace(config, strength="levels.csv", reflection_steps=10)
+    wish = Workbench(workbench.folder, {"mine": schedule}).wish_of("mine")
+    assert wish.strength is None and (wish.start, wish.stop) == (0.0, 10 / config.steps)
+
+
+def test_it_listens_on_this_machine_alone_unless_told(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("w2sd_video.web.interface.launch", lambda studio, host, port: asked.append((host, port)))
+    assert studio.main(["--folder", str(tmp_path)]) == 0
+    assert asked == [("127.0.0.1", 7860)] and "whoever" not in capsys.readouterr().out
+    studio.main(["--folder", str(tmp_path), "--host", "0.0.0.0", "--port", "99"])
+    assert asked[1] == ("0.0.0.0", 99) and "whoever reaches 0.0.0.0" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        studio.main(["--config", "nothing"])
+    assert "unknown config 'nothing'" in capsys.readouterr().err

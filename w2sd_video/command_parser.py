@@ -1,0 +1,50 @@
+"""How every command refuses: one line on stderr and an exit code. It imports no library, and so takes no time."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from types import TracebackType
+from typing import Any, NoReturn
+
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended, as shells have it."""
+
+
+def fail(message: str, code: int = 2, command: str | None = "render") -> NoReturn:
+    """Print one line on stderr, headed by the command, and exit."""
+    head = f"w2sd_video.{command}" if command else "w2sd-video"
+    print(f"{head}: {' '.join(message.splitlines())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """The parser of a command that has options beside those of a configuration: its errors are one line.
+
+    Args:
+        command: heads the line; None for what all commands are called by.
+        settings: of argparse's own.
+    """
+
+    def __init__(self, command: str | None, **settings: Any) -> None:
+        prog = f"python -m w2sd_video.{command}" if command else "w2sd-video"
+        super().__init__(prog, allow_abbrev=False, **settings)
+        self._command = command
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without a block of how it is used."""
+        message = message.removeprefix("argument ")
+        if not_a_number := re.fullmatch(r"(\S+): invalid (int|float) value: (.*)", message):
+            option, kind, given = not_a_number.groups()
+            message = f"{option} {given}: must be a {'whole ' if kind == 'int' else ''}number"
+            message += ", and prompts go before an option of several values" if " " in given else ""
+        fail(f"{message}; --help lists the options", command=self._command)
+
+
+def say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Take the place of ``sys.excepthook`` while a command imports its libraries, in the seconds that they take."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("w2sd_video: interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -1,0 +1,36 @@
+"""What a job would cost, told without it."""
+
+from __future__ import annotations
+
+from w2sd_video.rendering.job import RenderJob, parts_of
+from w2sd_video.rendering.step_cost import measured_cost
+from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.panels import panels
+from w2sd_video.settings.words import plan_in_words
+
+
+def cost_in_words(job: RenderJob) -> str:
+    """Say what would be loaded, how many samples and evaluations are missing, and what they would take.
+
+    The model is loaded to measure that, if it is on this machine and samples are missing.
+
+    Raises:
+        ConfigError: a folder of other settings, an input that is not there, or what this pipeline cannot be given.
+        LoadError: a model that cannot be loaded.
+    """
+    parts = parts_of(job)
+    nfe = sum(sum(evaluations(panel).values()) for panel in panels(job.config).values())
+    missing = parts.total - parts.kept
+    lines = [line for line in plan_in_words(job.config).splitlines() if not line.startswith("clip ")]
+    shard = f" of shard {job.shard.index}/{job.shard.count}" if job.shard.count > 1 else ""
+    lines += [
+        f"samples  {parts.total}{shard} in {job.folder}, {parts.kept} there already; {missing} to make, "
+        f"{job.batch} in a call",
+        f"NFE      in all: at most {missing * nfe}",
+    ]
+    if not missing:
+        return "\n".join(lines)
+    cost = measured_cost(parts.groups[0][0].config, len(parts.groups[0]))
+    if cost is None:
+        return "\n".join([*lines, "seconds  unknown: the model is not on this machine to measure them"])
+    return "\n".join([*lines, *cost.in_words(missing, missing * nfe, job.pool.workers or 1)])

@@ -1,0 +1,57 @@
+"""A gap that is measured at some steps only, and carried to those between."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import torch
+
+Carried = Literal["held", "linear"]
+
+
+class HeldGap:
+    """A gap of a sampling, measured anew at every so many of the steps that want it.
+
+    Between two steps that measure it, it is what it was (``held``), or goes on as it went between the last two
+    (``linear``). The last step that wants it measures it, and so does any that is said to.
+
+    Args:
+        every: k: one step in so many measures.
+        carried: how it comes to the others.
+        steps: those that want it, in order.
+        fresh: those that measure in any case, for what made the gap is another from there on.
+    """
+
+    def __init__(self, every: int, carried: Carried, steps: Sequence[int], fresh: Collection[int] = ()) -> None:
+        self._carried = carried
+        self._measures = measuring_steps(every, steps, fresh)
+        self._fresh = fresh
+        self._known: list[tuple[int, str, torch.Tensor]] = []
+
+    def at(self, step: int, reading: str) -> torch.Tensor | None:
+        """Return the gap at a step; None where it is to be measured, also in another reading than it was."""
+        if step in self._measures or not self._known or self._known[-1][1] != reading:
+            return None
+        last, _, gap = self._known[-1]
+        if self._carried == "held" or len(self._known) < 2:
+            return gap
+        before, _, earlier = self._known[-2]
+        return gap + (gap - earlier) * ((step - last) / (last - before))
+
+    def keep(self, step: int, reading: str, gap: torch.Tensor) -> None:
+        """Keep what was measured, in place of what is older than two measurements or was something else."""
+        is_of_before = self._known and self._known[-1][1] == reading and step not in self._fresh
+        kept = [known for known in self._known if known[0] != step][-1:] if is_of_before else []
+        self._known = [*kept, (step, reading, gap)]
+
+
+def measuring_steps(every: int, steps: Sequence[int], fresh: Collection[int] = ()) -> frozenset[int]:
+    """Return which of the steps that want a gap measure it."""
+    measuring, since = set(), every
+    for step in steps:
+        since += 1
+        if since >= every or step in fresh or step == steps[-1]:
+            measuring.add(step)
+            since = 0
+    return frozenset(measuring)
