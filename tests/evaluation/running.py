@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-SMALL = ("--config", "miniature-pixart", "--number-of-prompts", "12", "--number-of-tuning-prompts", "4")
-SMALL = (*SMALL, "--number-of-seeds", "1", "--batch", "2", "--budgets", "6", "--arms", "strong", "CFG", "W2SD")
+COMMON = ("--config", "miniature-pixart", "--number-of-seeds", "1", "--batch", "2", "--budgets", "6")
+SMALL = (*COMMON, "--number-of-prompts", "6", "--number-of-tuning-prompts", "3", "--arms", "strong", "CFG")
+LARGE = (*COMMON, "--number-of-prompts", "12", "--number-of-tuning-prompts", "4", "--arms", "strong", "CFG", "W2SD")
 
 
 def command(folder, *options):
-    return [sys.executable, "-m", "w2sd_video.evaluate", *SMALL, "--folder", str(folder), *options]
+    return [sys.executable, "-m", "w2sd_video.evaluate", "--folder", str(folder), *options]
 
 
 def run(folder, *options):

@@ -12,57 +12,57 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from running import SMALL, contents, kill_driver, kill_workers, run
+from running import LARGE, SMALL, contents, kill_driver, kill_workers, run
 
 from w2sd_video import evaluate
 from w2sd_video.evaluation import samples as sampling
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'")
-twenty = pytest.param(20, marks=pytest.mark.kills)
+twenty = pytest.param(20, LARGE, marks=pytest.mark.kills)
 WEIGHTS = Path(evaluate.__file__).parent / "miniatures" / "weights" / "pixart"
 
 
 @functools.cache
-def undisturbed():
+def undisturbed(options):
     """Return what an evaluation in one process leaves that nothing disturbs."""
     with tempfile.TemporaryDirectory() as folder:
-        code, said = run(Path(folder) / "runs")
+        code, said = run(Path(folder) / "runs", *options)
         assert code == 0, said
         return contents(Path(folder) / "runs")
 
 
-def check_the_same(folder, *options):
-    code, said = run(folder, *options)
+def check_the_same(folder, options, *who):
+    code, said = run(folder, *options, *who)
     assert code == 0, said
-    assert contents(folder) == undisturbed()
+    assert contents(folder) == undisturbed(options)
     assert not [path for path in folder.rglob("*") if ".part" in path.name]
 
 
 @needs_ray
-@pytest.mark.parametrize("kills", [pytest.param(0, marks=pytest.mark.kills), 2, twenty])
-def test_two_workers_find_what_one_process_finds_also_if_they_are_killed(kills, tmp_path):
-    assert kill_workers(tmp_path / "runs", kills, "--workers", "2") == (kills, 0)
-    check_the_same(tmp_path / "runs", "--workers", "2")
+@pytest.mark.parametrize(("kills", "options"), [pytest.param(0, SMALL, marks=pytest.mark.kills), (2, SMALL), twenty])
+def test_two_workers_find_what_one_process_finds_also_if_they_are_killed(kills, options, tmp_path):
+    assert kill_workers(tmp_path / "runs", kills, *options, "--workers", "2") == (kills, 0)
+    check_the_same(tmp_path / "runs", options, "--workers", "2")
 
 
-@pytest.mark.parametrize("kills", [2, twenty])
-def test_an_evaluation_that_is_killed_goes_on(kills, tmp_path):
-    assert kill_driver(tmp_path / "runs", kills) == kills
-    check_the_same(tmp_path / "runs")
+@pytest.mark.parametrize(("kills", "options"), [(2, SMALL), twenty])
+def test_an_evaluation_that_is_killed_goes_on(kills, options, tmp_path):
+    assert kill_driver(tmp_path / "runs", kills, *options) == kills
+    check_the_same(tmp_path / "runs", options)
 
 
 @needs_ray
-@pytest.mark.parametrize("kills", [twenty])
-def test_an_evaluation_on_a_pool_that_is_killed_goes_on(kills, tmp_path):
-    assert kill_driver(tmp_path / "runs", kills, "--workers", "2") == kills
-    check_the_same(tmp_path / "runs")
+@pytest.mark.parametrize(("kills", "options"), [twenty])
+def test_an_evaluation_on_a_pool_that_is_killed_goes_on(kills, options, tmp_path):
+    assert kill_driver(tmp_path / "runs", kills, *options, "--workers", "2") == kills
+    check_the_same(tmp_path / "runs", options)
 
 
 def test_shards_that_share_a_folder_find_the_same(tmp_path):
     for shard, words in (("0/2", "batches of other shards"), ("1/2", "nothing of this"), ("0/2", "nothing of this")):
-        code, said = run(tmp_path / "runs", "--shard", shard)
+        code, said = run(tmp_path / "runs", *SMALL, "--shard", shard)
         assert code == 0 and words in said, said
-    check_the_same(tmp_path / "runs")
+    check_the_same(tmp_path / "runs", SMALL)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = (Path(evaluate.__file__).parents[1] / "configs" / "miniature-pixart.yaml").read_text()
     Path("pair.yaml").write_text(config.replace("miniature:pixart", "./model"))
-    Path("prompts.txt").write_text("a red circle\na blue square\na green circle\n")
+    Path("prompts.txt").write_text("a red circle moving left\na blue square moving up\na green circle moving up\n")
     words = ["--prompts", "prompts.txt", "--metrics", "likelihood", "adherence"]
     words += ["--budgets", "4", "--arms", "strong", "weak", "--number-of-seeds", "1", "--folder", "runs"]
     return ["--config", "pair.yaml", *words]
@@ -137,9 +137,9 @@ def test_a_dry_run_counts_and_measures_and_writes_nothing(capsys, tmp_path):
     said = capsys.readouterr().out
     assert re.search(r"^NFE      in all: at most \d+ of \d+ samples$", said, re.MULTILINE)
     assert re.search(r"^seconds  about .* by 2 workers \(measured: ", said, re.MULTILINE)
-    settings = int(re.search(r"tuning   (\d+) settings x 4 samples", said)[1])
-    assert f"of {settings * 4 + 3 * 12} samples" in said and not (tmp_path / "runs").exists()
-    made = len({row for row in undisturbed() if "-tuning-" in row})
+    settings = int(re.search(r"tuning   (\d+) settings x 3 samples", said)[1])
+    assert f"of {settings * 3 + 2 * 6} samples" in said and not (tmp_path / "runs").exists()
+    made = len({row for row in undisturbed(SMALL) if "-tuning-" in row})
     assert made == settings * 2, "two batches of a setting"
     assert evaluate.main(["--config", "miniature-pixart", "--print-config", "--folder", str(tmp_path / "runs")]) == 0
     assert "pretrained: miniature:pixart" in capsys.readouterr().out and not (tmp_path / "runs").exists()

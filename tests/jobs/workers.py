@@ -48,7 +48,7 @@ class MakeWriter:
         if misfortune == "fails":
             raise TaskFailed("the task says why")
         if misfortune == "raises":
-            raise KeyError("\na foreign line\nand another")
+            raise RuntimeError("\na foreign line\nand another")
         if misfortune == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file")
         if misfortune == "slow":
