@@ -13,6 +13,19 @@ def run(pipe, call, **changes):
     return result.frames if hasattr(result, "frames") else result.images
 
 
+OF_A_CALL = (
+    "model_outputs",
+    "timestep_list",
+    "last_sample",
+    "sample",
+    "ets",
+    "cur_sample",
+    "derivatives",
+    "_step_index",
+)
+"""What schedulers keep of their latest call, a stock one too."""
+
+
 def state(pipe):
     """Return everything that a run might leave changed, in a form that can be compared."""
     modules = [
@@ -23,7 +36,7 @@ def state(pipe):
         "class": type(pipe),
         "attributes": {name: id(value) for name, value in pipe.__dict__.items() if name in pipe.components},
         "config": dict(pipe.config),
-        "scheduler": (id(pipe.scheduler), {k: str(v) for k, v in vars(pipe.scheduler).items()}),
+        "scheduler": (id(pipe.scheduler), {k: str(v) for k, v in vars(pipe.scheduler).items() if k not in OF_A_CALL}),
         "modules": [(id(module), _plain(vars(module)), id(vars(module).get("forward"))) for module in modules],
         "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in modules],
         "processors": [(id(processor), _plain(vars(processor))) for processor in processors],

@@ -18,6 +18,11 @@ RENDER = [sys.executable, "-m", "w2sd_video.render", "--config", "miniature-pixa
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "W2SD_TRACEBACK"}
 
 
+def hears_ctrl_c():
+    """Processes in the background of a shell are started deaf to it, and those that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def lines_of(text):
     return [part.strip() for line in text.splitlines() for part in line.split("\r") if part.strip()]
 
@@ -32,7 +37,9 @@ def run_limited(folder, limit, script):
 
 @pytest.mark.parametrize("waits_for", ["its first import", "its first step"])
 def test_ctrl_c_is_one_line_and_leaves_nothing(waits_for, tmp_path):
-    process = subprocess.Popen([*RENDER, "--steps", "500", "-o", "x.png"], cwd=tmp_path, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*RENDER, "--steps", "500", "-o", "x.png"], cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=hears_ctrl_c
+    )
     if waits_for == "its first import":
         time.sleep(0.5)
         said = b""

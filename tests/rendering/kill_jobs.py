@@ -12,6 +12,7 @@ from pathlib import Path
 TIMES = ("seconds", "date")
 """What differs between two runs in a record; the page says them too."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT.pop("W2SD_TRACEBACK", None)  # what a user sees
 
 
 def command(folder, *options):

@@ -20,6 +20,12 @@ from kill_jobs import ENVIRONMENT, command, contents, leftovers, run, run_and_ki
 
 from w2sd_video.rendering.video import write_video
 
+
+def hears_ctrl_c():
+    """Processes in the background of a shell are started deaf to it, and those that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 PROMPTS = ["a red circle moving left", "a small blue square moving up", "a green triangle moving up"]
 CLIPS = ("--prompts", "prompts.txt", "--samples", "2", "--steps", "4")
 PICTURES = ("--config", "miniature-pixart", *CLIPS)
@@ -64,8 +70,9 @@ def test_a_job_that_is_killed_makes_the_same_files_in_the_end(kills, batch):
 @pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.kills)])
 def test_a_job_that_is_interrupted_leaves_nothing_unfinished_and_goes_on(sent):
     process = subprocess.Popen(
-        command("killed", *PICTURES), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+        command("killed", *PICTURES), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        preexec_fn=hears_ctrl_c,
+    )  # fmt: skip
     while process.poll() is None and not list(Path("killed").glob("*.png")):
         time.sleep(0.005)
     process.send_signal(sent)

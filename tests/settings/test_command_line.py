@@ -175,7 +175,7 @@ def test_a_preset_goes_before_the_file_and_the_command_line_before_a_preset(writ
         ("--reflection-steps [0,2]", "reflection_steps [0.0, 2.0]: a window must be"),
         (
             "--reflection-steps all",
-            "must be a whole number or a window like {start: -2, stop: 1, unit: log_snr} or a pair",
+            "must be a whole number or a pair of numbers like [0, 0.5]",
         ),
         ("--inversion explicit --reflection-steps 50", "cannot reflect the last step; at most 49"),
         (

@@ -55,7 +55,7 @@ def make(page):
 
 def wait_for_status(page, said):
     page.wait_for_function(
-        "said => document.querySelector('textarea[disabled]')?.value.includes(said)", arg=said, timeout=60_000
+        "said => document.querySelector('textarea[disabled]')?.value.includes(said)", arg=said, timeout=180_000
     )
 
 
@@ -71,7 +71,7 @@ def test_a_clip_is_made_and_played_and_can_be_made_again(open_studio, workbench,
     page.get_by_label("Seed", exact=True).fill("5")
     make(page)
     page.wait_for_function(
-        "/sampling (weak|strong|W2SD)/.test(document.body.innerText)", timeout=60_000
+        "/sampling (weak|strong|W2SD)/.test(document.body.innerText)", timeout=180_000
     )  # its progress is shown
     wait_for_status(page, "made 0001.mp4")
     player = page.frame_locator("iframe")

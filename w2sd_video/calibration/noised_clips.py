@@ -19,6 +19,7 @@ from w2sd_video.calibration.moments import Moments
 from w2sd_video.driver.call import walking
 from w2sd_video.driver.rehearsal import CallState
 from w2sd_video.driver.walk import Turn, Walk, without_variance
+from w2sd_video.gaps.swaps import attributes_put_back
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.levels import Level
 from w2sd_video.reflection_settings import Reflection, Role
@@ -183,7 +184,7 @@ def moments_of_clips(
     moments: list[Moments] = []
     branches: dict[Role, Branch] = {"base": strong, "strong": strong, "weak": weak}
     walk_of = functools.partial(ClipWalk, clips=clips, draws=draws, draw=draw, ideal=ideal, on_moments=moments.append)
-    with walking(pipe, branches, Reflection(), walk_of):
+    with attributes_put_back(pipe.scheduler), walking(pipe, branches, Reflection(), walk_of):
         pipe(**{**arguments, "output_type": "latent"})
     if not moments:
         raise RuntimeError(f"{type(pipe).__name__} ended its loop before the last noise level")

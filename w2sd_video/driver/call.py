@@ -39,7 +39,7 @@ from w2sd_video.driver.signatures import as_given, by_name, declared_signature, 
 from w2sd_video.driver.timesteps import counting_calls
 from w2sd_video.driver.walk import Walk, presented
 from w2sd_video.gaps.lora import check_loaded
-from w2sd_video.gaps.swaps import swapped
+from w2sd_video.gaps.swaps import attributes_put_back, swapped
 from w2sd_video.reflection_settings import Reflection, Role
 
 
@@ -178,7 +178,7 @@ class PipelineCall:
             self._walk.loop_state, self._walk.pipeline = LoopState(self._pipe, self._loop), type(self._pipe).__name__
             samples = 1
             stack.enter_context(counting_calls(type(self._pipe)))
-            stack.enter_context(_as_before_an_exception(self._walk.wrapped))
+            stack.enter_context(attributes_put_back(self._walk.wrapped, always=False))
             stack.enter_context(swapped([(self._pipe, {"scheduler": presented(self._walk)})]))
             switches: list[DenoiserSwitch | ControlSwitch] = [*self._switches, *self._controls]
             for switch in switches:
@@ -354,18 +354,6 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
 
 def _second(branch: Branch) -> nn.Module | None:
     return branch.weights if isinstance(branch.weights, nn.Module) else None
-
-
-@contextmanager
-def _as_before_an_exception(scheduler: Any) -> Iterator[None]:
-    """Put the attributes of a scheduler back if a call does not end; after its end they are as a stock call leaves."""
-    before = {name: list(value) if isinstance(value, list) else value for name, value in vars(scheduler).items()}
-    try:
-        yield
-    except BaseException:
-        vars(scheduler).clear()
-        vars(scheduler).update(before)
-        raise
 
 
 def _is_raised_by(pipeline: type, error: BaseException) -> bool:

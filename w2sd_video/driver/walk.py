@@ -298,10 +298,9 @@ class Walk:
         self._state.step_taken = turn.takes_step
         self._handed_back.check(arguments["sample"])
         if isinstance(turn.asked, ProbeRequest):
-            if not self._state.answered:
+            if self.pipeline and not self._state.answered:
                 raise ValueError(
-                    f"{self.pipeline or 'the pipeline'} does not evaluate its network in its loop's own thread, so it "
-                    "cannot be reflected"
+                    f"{self.pipeline} does not evaluate its network in its loop's own thread, so it cannot be reflected"
                 )
             see = {"watch": self._watch, "watch again": self._watch_again, "measure": self._measure}
             result = see[turn.asked.purpose](turn.asked, arguments)
@@ -340,7 +339,7 @@ class Walk:
             self.loop_state.check()
         if asked.is_last:
             self.on_watched()
-        return self._result(self._first, arguments)
+        return self._result(self._first.clone(), arguments)  # which the pipeline may write into
 
     def _check_scaling(self, latents: torch.Tensor) -> None:
         """Refuse a scheduler that scales its input in a way of its own, which is not known at other levels.
@@ -364,11 +363,13 @@ class Walk:
 
         Before the first of them there was a step, after which callbacks may have left something behind.
         """
+        if asked.number == 0:
+            self._first = arguments["sample"].clone()
         if self.loop_state and asked.number == 1:
             self.loop_state.remember()
         elif self.loop_state and asked.is_last:
             self.loop_state.compare()
-        return self._result(arguments["sample"], arguments)
+        return self._result(self._first.clone(), arguments)
 
     def _measure(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
         """Keep what a probe turn shows, find the layout after the last, and hand the latents back as they are."""

@@ -41,3 +41,17 @@ def swapped(swaps: Sequence[Swap]) -> Iterator[None]:
 def scale_like(before: Any, scale: float) -> Any:
     """Return a scale in the form of the one before: one for each of several side networks, or a number."""
     return [scale] * len(before) if isinstance(before, (list, tuple)) else scale
+
+
+@contextmanager
+def attributes_put_back(owner: Any, always: bool = True) -> Iterator[None]:
+    """Put the attributes of an object back at the end, or only after an exception."""
+    before = {name: list(value) if isinstance(value, list) else value for name, value in vars(owner).items()}
+    ended = False
+    try:
+        yield
+        ended = True
+    finally:
+        if always or not ended:
+            vars(owner).clear()
+            vars(owner).update(before)

@@ -42,7 +42,7 @@ class BranchConfig:
     """Blocks that are left out: numbers in order of execution, negative ones from the end, or names."""
     perturbed_layers: list[int | str] | None = None
     """Blocks whose self-attention map is the identity, named in the same way."""
-    windows: dict[str, Window | tuple[float, float] | str] | None = None
+    windows: dict[str, tuple[float, float] | Window | str] | None = None
     """Where a setting above is on, by its name: [start, stop] of the steps; of guidance_scale also a strength file."""
 
 
@@ -100,7 +100,7 @@ class RenderConfig:
     """Pictures and videos for the pipeline's call, by its arguments (image, ip_adapter_image, video); null: to give."""
     steps: int = 50
     """Sampling steps, 1 to 1000."""
-    reflection_steps: int | Window | tuple[float, float] | None = None
+    reflection_steps: int | tuple[float, float] | Window | None = None
     """Reflected steps from the noisiest, or a window of fractions like [0, 0.5], half up; null: all but the last."""
     strength: float | str = 1.0
     """Scale of the reflection's displacement, -10 to 10; or a file with one for each noise level."""
@@ -114,7 +114,7 @@ class RenderConfig:
     """Steps that a reflection goes down and back, in one move, 1 to 1000."""
     autoguidance: float | str = 0.0
     """Weight of AutoGuidance on the steps that count, base + weight * (base - weak), -10 to 10; or a strength file."""
-    autoguidance_steps: int | Window | tuple[float, float] | None = None
+    autoguidance_steps: int | tuple[float, float] | Window | None = None
     """Where AutoGuidance is on, as of reflection_steps; null: everywhere."""
     autoguidance_gap: Literal["base", "strong"] = "base"
     """Whose prediction weak's is taken from in AutoGuidance."""
