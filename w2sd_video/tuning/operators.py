@@ -62,7 +62,11 @@ _MULTISTEP = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 _TAKES_GRID, _TAKES_ETA = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"), "DDIMScheduler"
 _LATE, _EVERYWHERE = (0.5, 0.5), (0.0, 1.0)
 """Windows by their start and their length."""
-_GUIDANCE_BESIDE: dict[str, Open] = {"guidance_scale": _SCALE_BESIDE, "guidance_start": _START, "guidance_length": _LENGTH}
+_GUIDANCE_BESIDE: dict[str, Open] = {
+    "guidance_scale": _SCALE_BESIDE,
+    "guidance_start": _START,
+    "guidance_length": _LENGTH,
+}
 
 
 def operators_of(config: RenderConfig, names: tuple[str, ...] = OPERATORS) -> tuple[list[Operator], dict[str, str]]:
@@ -79,7 +83,7 @@ def operators_of(config: RenderConfig, names: tuple[str, ...] = OPERATORS) -> tu
         if name not in OPERATORS:
             raise ConfigError(f"unknown operator {name!r}; {suggest(name, OPERATORS)}")
     plain = plain_of(config)
-    missing = {}
+    missing: dict[str, str] = {}
     if not has_weak_model(config):
         reason = "strong and weak differ in guidance alone"
         missing |= {"AutoGuidance": f"{reason}, so it is guidance", "W2SD": f"{reason}, so it is Z-Sampling"}
