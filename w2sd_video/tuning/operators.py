@@ -119,8 +119,16 @@ def fitted(config: RenderConfig, nfe: int) -> RenderConfig | None:
 
 
 def in_words(values: Values) -> str:
-    """Return values as a person reads them."""
-    return ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in values.items()) or "as it is"
+    """Return values as a person reads them, without those that the others leave without effect."""
+    said = [name for name in values if not _is_idle(name, values)]
+    return ", ".join(f"{name.replace('_', ' ')} {_short(values[name])}" for name in said) or "as it is"
+
+
+def _is_idle(name: str, values: Values) -> bool:
+    if name in ("guidance_start", "guidance_length", "gap"):
+        return values["guidance_scale"] == 1.0
+    takes = {"grid": _TAKES_GRID, "eta": (_TAKES_ETA,)}
+    return name in takes and values["solver"] not in takes[name]
 
 
 def _short(value: Any) -> str:

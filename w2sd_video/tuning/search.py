@@ -39,6 +39,8 @@ AT_A_TIME = 4
 """Trials of each operator that are proposed together."""
 Make = Callable[[Sequence[tuple[Candidate, Split]]], None]
 """Has settings sampled, each on some prompts."""
+_PROPOSALS = 4
+"""How often as many values are proposed as are wanted, where no number of steps fits many of them."""
 _FEWEST_FOR_IMPORTANCE = 8
 """Finished trials below which nothing is said of what matters."""
 
@@ -177,15 +179,29 @@ class Search:
             for trial in study.get_trials(deepcopy=False)
             if trial.state != TrialState.WAITING and trial.params.keys() == distributions.keys()
         ]
-        count, running = len(begun), [trial for trial in begun if trial.state == TrialState.RUNNING]
+        fitting = [trial for trial in begun if self._candidate(operator, trial.params) is not None]
+        running = [trial for trial in begun if trial.state == TrialState.RUNNING]
+        count = len(fitting)
         to_begin = -count % self._at_a_time or (0 if running else self._at_a_time)
+        wanted, number = min(count + to_begin, trials), len(begun)
         proposed = [Trial(study, trial._trial_id) for trial in running]
-        for number in range(count, min(count + to_begin, trials)):
+        at_hand = [(operator, trial) for trial in proposed if self._fits(operator, trial)]
+        while count < wanted and number < _PROPOSALS * trials:
             study.sampler = optuna.samplers.TPESampler(
                 seed=self._seed_of(name, number), n_startup_trials=2 * AT_A_TIME, constant_liar=True
             )
-            proposed.append(study.ask(distributions))
-        return [(operator, trial) for trial in proposed]
+            trial, number = study.ask(distributions), number + 1
+            if self._fits(operator, trial):
+                at_hand.append((operator, trial))
+                count += 1
+        return at_hand
+
+    def _fits(self, operator: Operator, trial: Trial) -> bool:
+        """Return whether any number of steps fits the budget; a trial of which none does is at its end."""
+        if self._candidate(operator, trial.params) is not None:
+            return True
+        self._studies[operator.name].tell(trial, state=TrialState.PRUNED)
+        return False
 
     def _seed_of(self, name: str, number: int) -> int:
         """Return the seed of one proposal, so that it does not depend on how often the search was interrupted."""
@@ -193,12 +209,9 @@ class Search:
 
     def _judge(self, at_hand: Sequence[tuple[Operator, Trial]], make: Make, judge: Judge) -> list[Candidate]:
         """Have trials sampled and judged, round by round, and keep what each came to."""
-        left, unknown = [], []
-        for operator, trial in at_hand:
-            if (candidate := self._candidate(operator, trial.params)) is None:
-                self._studies[operator.name].tell(trial, state=TrialState.PRUNED)
-            else:
-                left.append((operator.name, trial, candidate))
+        candidates = [(operator.name, trial, self._candidate(operator, trial.params)) for operator, trial in at_hand]
+        left = [(name, trial, candidate) for name, trial, candidate in candidates if candidate is not None]
+        unknown: list[Candidate] = []
         for number, split in enumerate(self._rounds):
             make([(candidate, split) for _, _, candidate in left])
             staying = []

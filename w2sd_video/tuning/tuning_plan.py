@@ -80,7 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--metric",
         nargs="+",
         metavar="NAME[=SOURCE]",
-        help="what is searched by, the first of several decides; vote: people do, by the page; likelihood of miniatures",
+        help="what is searched by, the first decides; vote: people do; for miniatures likelihood unless given",
     )
     add("--also", nargs="+", metavar="NAME[=SOURCE]", default=[], help="what is reported too, but not searched by")
     add("--operators", nargs="+", metavar="NAME", help=f"what is searched; unless given: {', '.join(OPERATORS)}")
@@ -186,8 +186,8 @@ def nfe_in(config: RenderConfig, seconds: float, batch: int) -> int:
     nfe = int((seconds - max(cost.rest, 0.0)) / cost.evaluation)
     if nfe < 1 or fitted(plain_of(config), nfe) is None:
         raise ConfigError(
-            f"--seconds {seconds:g}: a clip takes {max(cost.rest, 0.0):.3g} beside its evaluations, of which each takes "
-            f"{cost.evaluation:.3g}; give more"
+            f"--seconds {seconds:g}: a clip takes {max(cost.rest, 0.0):.3g} beside evaluations of "
+            f"{cost.evaluation:.3g} each; give more"
         )
     return min(nfe, 10**4)
 

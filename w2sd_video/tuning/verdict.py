@@ -129,12 +129,20 @@ def in_words(
         text = f"{first.ours} beats {rival_in_words} here: by {_interval(first)} ({measured})."
     else:
         text = f"Nothing beats {rival_in_words} here ({measured})"
-        text += f"; the best that was tried beside it, {decisive[0].ours}, differs by {_interval(decisive[0])}." if decisive else "."
+        text += (
+            f"; the best that was tried beside it, {decisive[0].ours}, differs by {_interval(decisive[0])}."
+            if decisive
+            else "."
+        )
     best = next(iter(operators))
-    against_plain = next((one for one in differences if (one.metric, one.ours, one.theirs) == (metric, best, PLAIN)), None)
+    against_plain = next(
+        (one for one in differences if (one.metric, one.ours, one.theirs) == (metric, best, PLAIN)), None
+    )
     if against_plain is not None and guided:
         said = {True: "is better than", False: "is worse than", None: "is not told apart from"}[against_plain.is_better]
-        text += f" The best of the search, {best}, {said} the configuration without reflection: {_interval(against_plain)}."
+        text += (
+            f" The best of the search, {best}, {said} the configuration without reflection: {_interval(against_plain)}."
+        )
     return text
 
 

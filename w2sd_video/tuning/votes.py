@@ -17,11 +17,20 @@ from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.samples import key_of
 from w2sd_video.evaluation.statistics import RESAMPLES_OF_SETS, Figure, figure, resampled
 from w2sd_video.messages import shortened
+from w2sd_video.metrics import Score
 from w2sd_video.settings.schema import ConfigError
 from w2sd_video.text_files import parse_json, read_text
 
 VOTE = "vote"
 """The name of the metric."""
+
+
+def _people_judge(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    raise NotImplementedError("people vote on clips; no function of the clips says what they are worth")
+
+
+VOTES = Score(VOTE, higher_is_better=True, of=_people_judge)
+"""The metric: the share of wins against plain sampling."""
 _PRIOR, _ITERATIONS = 0.5, 200
 """Wins and defeats that each setting has against plain sampling beforehand, so that none is infinitely strong."""
 
