@@ -43,7 +43,7 @@ class Tuned:
 
     Attributes:
         words: what is printed.
-        failed: why there are no samples, and how many of which settings.
+        failed: why samples of the report are not there, and how many of which settings.
     """
 
     words: str
@@ -121,7 +121,7 @@ def tune_into(
         write_whole(folder / "results.csv", results_table(work.measured(), files.scores))
         findings = Findings(plan, metrics, searched, missing, tried, search.importances(), results, best)
         words = write_tuning_report(folder, config, findings, files.clip_file)
-        return Tuned(words, work.failures())
+        return Tuned(words, _failures(results))
 
 
 def chosen_of(
@@ -201,7 +201,16 @@ def _by_votes(
         for candidate in chosen.values()
     ]
     findings = Findings(plan, [VOTES], [VOTES], {}, tried, search.importances(), results, best)
-    return Tuned(write_tuning_report(folder, config, findings, clip_file), work.failures())
+    return Tuned(write_tuning_report(folder, config, findings, clip_file), _failures(results))
+
+
+def _failures(results: Sequence[Result]) -> list[str]:
+    """Return why samples of the report failed; those of a search are told in it."""
+    return [
+        f"{int((~result.samples.there).sum())} sample(s) of {result.candidate.arm}: {reason}"
+        for result in results
+        for reason in result.failed
+    ]
 
 
 def _to_vote(page: Path, what: str) -> str:

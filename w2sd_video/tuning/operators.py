@@ -159,12 +159,12 @@ def _autoguidance(plain: RenderConfig) -> Operator:
 
 def _skip_layers(plain: RenderConfig) -> Operator:
     blocks = without_a_block(plain)
-    space = {"block": tuple(blocks), **_pushing(plain)}
+    space = {"layers": tuple(blocks), **_pushing(plain)}
 
     def made(values: Values) -> RenderConfig:
-        return _pushed(plain, values, lambda _: blocks[values["block"]])
+        return _pushed(plain, values, lambda _: blocks[values["layers"]])
 
-    first = tuple({"block": next(iter(blocks))} | values for values in _FIRST_PUSHED)
+    first = tuple({"layers": next(iter(blocks))} | values for values in _FIRST_PUSHED)
     return _operator("skip-layer", plain, space, made, first)
 
 
@@ -177,7 +177,7 @@ def _z_sampling(plain: RenderConfig) -> Operator:
         gap = replace(config, strong=high, weak=replace(high, guidance_scale=values["low_scale"]))
         return _stepped(_reflected(gap, values), values)
 
-    first = tuple({"guidance_scale": 3.0, "low_scale": 1.0} | values for values in _FIRST_REFLECTED)
+    first = tuple(values | {"guidance_scale": 3.0, "low_scale": 1.0} for values in _FIRST_REFLECTED)
     return _operator("Z-Sampling", plain, space, made, first)
 
 

@@ -41,6 +41,8 @@ Make = Callable[[Sequence[tuple[Candidate, Split]]], None]
 """Has settings sampled, each on some prompts."""
 _PROPOSALS = 4
 """How often as many values are proposed as are wanted, where no number of steps fits many of them."""
+NO_STEPS = "no number of steps fits"
+"""What became of values that no budget was large enough for."""
 _FEWEST_FOR_IMPORTANCE = 8
 """Finished trials below which nothing is said of what matters."""
 
@@ -190,9 +192,9 @@ class Search:
             study.sampler = optuna.samplers.TPESampler(
                 seed=self._seed_of(name, number), n_startup_trials=2 * AT_A_TIME, constant_liar=True
             )
-            trial, number = study.ask(distributions), number + 1
-            if self._fits(operator, trial):
-                at_hand.append((operator, trial))
+            proposal, number = study.ask(distributions), number + 1
+            if self._fits(operator, proposal):
+                at_hand.append((operator, proposal))
                 count += 1
         return at_hand
 
@@ -258,7 +260,7 @@ class Search:
         if trial.state == TrialState.FAIL:
             state = str(trial.user_attrs.get("failed", "interrupted"))
         elif candidate is None:
-            state = "no number of steps fits"
+            state = NO_STEPS
         samples = sum(split.samples for split in self._rounds[:rounds])
         return Tried(operator.name, trial.number, dict(trial.params), candidate, scores, samples, state)
 

@@ -25,7 +25,7 @@ from w2sd_video.page import Cell, Clip, Column, Group, Page, Table, embedded, wr
 from w2sd_video.rendering.outputs import machine, plain, today, versions
 from w2sd_video.settings.schema import RenderConfig, stage_scales
 from w2sd_video.settings.words import pair_in_words
-from w2sd_video.tuning.search import Tried
+from w2sd_video.tuning.search import NO_STEPS, Tried
 from w2sd_video.tuning.tuning_plan import TuningPlan
 from w2sd_video.tuning.verdict import CONFIDENCE, GUIDANCE, PLAIN, Difference, differences_of, in_words
 from w2sd_video.tuning.votes import VOTE, label_of
@@ -227,11 +227,16 @@ def _tried_table(findings: Findings) -> Table:
     for operator in dict.fromkeys(each.operator for each in findings.tried):
         of_operator = [each for each in findings.tried if each.operator == operator]
         values = [each.scores[metric.name] for each in of_operator if each.scores]
-        states = Counter(each.state if each.state in ("finished", "given up") else "none" for each in of_operator)
+        known = ("finished", "given up", NO_STEPS)
+        states = Counter(each.state if each.state in known else "failed" for each in of_operator)
         best = (max(values) if metric.higher_is_better else min(values)) if values else np.nan
-        numbers = [len(of_operator), *(states[state] for state in ("finished", "given up", "none"))]
+        numbers = [
+            len(of_operator) - states[NO_STEPS],
+            *(states[state] for state in ("finished", "given up", "failed")),
+        ]
+        numbers.append(states[NO_STEPS])
         rows.append([Cell(operator), *(Cell(str(number), number) for number in numbers), Cell(f"{best:.4g}", best)])
-    names = ("operator", "tried", "finished", "given up", "no samples")
+    names = ("operator", "tried", "finished", "given up", "failed", "proposed but too dear")
     best_column = Column(f"best {metric.name.replace('_', ' ')}", "higher" if metric.higher_is_better else "lower")
     return Table("What was tried", [*map(Column, names), best_column], rows)
 
@@ -267,7 +272,7 @@ def _notes(findings: Findings) -> list[str]:
     notes += [f"The metric {name} is left out: {reason}" for name, reason in findings.missing.items()]
     for operator in dict.fromkeys(each.operator for each in findings.tried):
         states = Counter(each.state for each in findings.tried if each.operator == operator)
-        failures = {state: count for state, count in states.items() if state not in ("finished", "given up")}
+        failures = {state: count for state, count in states.items() if state not in ("finished", "given up", NO_STEPS)}
         notes += [f"{operator}, {count} of {states.total()} settings: {state}" for state, count in failures.items()]
     for result in findings.results:
         if result.failed:

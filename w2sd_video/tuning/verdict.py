@@ -147,7 +147,5 @@ def in_words(
 
 
 def _interval(difference: Difference) -> str:
-    size = max(abs(difference.value), abs(difference.high - difference.low), 1e-9)
-    digits = max(0, 2 - math.floor(math.log10(size))) if math.isfinite(size) else 3
-    value, low, high = (f"{number:+.{digits}f}" for number in (difference.value, difference.low, difference.high))
+    value, low, high = (f"{number:+.3g}" for number in (difference.value, difference.low, difference.high))
     return f"{value} ({low} to {high})"
