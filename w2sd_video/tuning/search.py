@@ -41,6 +41,8 @@ Make = Callable[[Sequence[tuple[Candidate, Split]]], None]
 """Has settings sampled, each on some prompts."""
 _PROPOSALS = 4
 """How often as many values are proposed as are wanted, where no number of steps fits many of them."""
+_FAILED, _STAYED = "failed", "stayed in round"
+"""Notes of a trial: why there is nothing of it, and the last round in which it was not given up."""
 NO_STEPS = "no number of steps fits"
 """What became of values that no budget was large enough for."""
 _FEWEST_FOR_IMPORTANCE = 8
@@ -222,28 +224,28 @@ class Search:
                 if scores is None:
                     unknown.append(candidate)
                 elif isinstance(scores, str):
-                    trial.set_user_attr("failed", scores)
+                    trial.set_user_attr(_FAILED, scores)
                     self._studies[name].tell(trial, state=TrialState.FAIL)
                 elif number == len(self._rounds) - 1:
                     self._studies[name].tell(trial, list(scores))
                 else:
                     staying.append((name, trial, candidate))
-                    if len(scores) == 1:
-                        trial.report(scores[0], number)
+                    if len(scores) == 1 and trial.user_attrs.get(_STAYED, -1) < number:
+                        with _quiet():  # it may have been reported before the search was interrupted
+                            trial.report(scores[0], number)
             left = [each for each in staying if not self._is_given_up(*each[:2], number)]
         return unknown
 
     def _is_given_up(self, name: str, trial: Trial, number: int) -> bool:
         """Return whether a trial is worse than half of those that were finished, at the same round, and give it up."""
-        study = self._studies[name]
-        known = study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        if len(self._metrics) > 1 or max(known) > number:  # or it went on before the search was interrupted
+        if len(self._metrics) > 1 or trial.user_attrs.get(_STAYED, -1) >= number:
             return False
         with _quiet():
-            if not trial.should_prune():
-                return False
-            study.tell(trial, state=TrialState.PRUNED)
-        return True
+            if trial.should_prune():
+                self._studies[name].tell(trial, state=TrialState.PRUNED)
+                return True
+        trial.set_user_attr(_STAYED, number)  # as it does if the search is interrupted and others are finished first
+        return False
 
     def _candidate(self, operator: Operator, values: Mapping[str, Any]) -> Candidate | None:
         config = operator.at(values, self._nfe)
@@ -258,7 +260,7 @@ class Search:
         rounds = len(self._rounds) if is_finished else len(trial.intermediate_values)
         state = "finished" if is_finished else "given up"
         if trial.state == TrialState.FAIL:
-            state = str(trial.user_attrs.get("failed", "interrupted"))
+            state = str(trial.user_attrs.get(_FAILED, "interrupted"))
         elif candidate is None:
             state = NO_STEPS
         samples = sum(split.samples for split in self._rounds[:rounds])

@@ -152,6 +152,8 @@ def _wins(votes: Sequence[Vote], labels: Sequence[str]) -> np.ndarray:
 
 def _shares(wins: np.ndarray, plain: int) -> np.ndarray:
     """Return the shares of wins against plain sampling by the fixed point of Hunter (Annals of Statistics 32, 2004)."""
+    if len(wins) == 1:  # nobody has voted
+        return np.array([0.5])
     was_shown = (wins + wins.T).sum(1) > 0
     wins = wins.copy()
     wins[:, plain] += _PRIOR
