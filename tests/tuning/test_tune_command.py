@@ -20,7 +20,8 @@ from w2sd_video.rendering.video import read_picture
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SMALL = ["--config", "miniature-pixart", "--nfe", "6", "--trials", "4", "--rounds", "2", "--batch", "4"]
-SMALL += ["--number-of-prompts", "4", "--number-of-tuning-prompts", "4", "--shown", "2"]
+SMALL += ["--number-of-prompts", "4", "--number-of-tuning-prompts", "4", "--shown", "2", "--number-of-seeds", "1"]
+SMALL += ["--number-of-tuning-seeds", "1"]
 FEW = [*SMALL, "--operators", "guidance", "W2SD"]
 
 

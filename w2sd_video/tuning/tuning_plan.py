@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ _NOT_FOLLOWED = dict.fromkeys(("-o", "--output"), "a search fills a folder; name
     "--metrics": "name what is searched by with --metric, and what is only reported with --also",
 }
 """Options of other commands that mean nothing here, and what to take instead."""
+_TUNING_CLIPS, _REPORT_CLIPS = 128, 512
+"""Clips of a miniature, which take no time, on which settings are searched and reported unless given."""
 _VOTED_PROMPTS = 4
 """Prompts that people vote on unless given."""
 
@@ -92,8 +95,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--real", metavar="FOLDER", help="real clips, for metrics that compare with them; miniatures need none")
     add("--number-of-prompts", type=int, help="prompts of the report")
     add("--number-of-tuning-prompts", type=int, help="other prompts, on which settings are searched")
-    add("--number-of-seeds", type=int, default=1, help="clips a prompt of the report")
-    add("--number-of-tuning-seeds", type=int, default=1, help="clips a prompt on which settings are searched")
+    add("--number-of-seeds", type=int, help="clips a prompt of the report; 1, or for a miniature 512 in all")
+    add("--number-of-tuning-seeds", type=int, help="clips a prompt of the search; 1, or for a miniature 128 in all")
     add("--batch", type=int, help="clips sampled together; 64 of a miniature and 1 of other models unless given")
     add("--shown", type=int, default=_VOTED_PROMPTS, help="prompts of which clips are shown, or voted on")
     add("--folder", help="where everything is written; runs/tune-CONFIG unless given")
@@ -150,12 +153,23 @@ def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str)
         _check_budget(config, usual)
     given = vars(options) | {
         "metrics": None if is_voted else [*metrics, *options.also],
+        "number_of_seeds": options.number_of_seeds or 1,
+        "number_of_tuning_seeds": options.number_of_tuning_seeds or 1,
         "arms": ["strong"],
         "against": None,
         "budgets": [max(usual, sum(evaluations(replace(plain_of(config), steps=1)).values()))],
         "select": None if is_voted else names[0],
     }
+    for option in ("number_of_seeds", "number_of_tuning_seeds"):
+        _within(f"--{option.replace('_', '-')}", getattr(options, option), 1, 1000)
     measured = plan_of(argparse.Namespace(**given), config, name)
+    if config.model.pretrained.startswith(MINIATURE):
+        tuning, report = measured.tuning, measured.report
+        if options.number_of_tuning_seeds is None:
+            tuning = replace(tuning, seeds=math.ceil(_TUNING_CLIPS / len(tuning.prompts)))
+        if options.number_of_seeds is None:
+            report = replace(report, seeds=math.ceil(_REPORT_CLIPS / len(report.prompts)))
+        measured = replace(measured, tuning=tuning, report=report)
     if is_voted:
         measured = replace(measured, sources={}, select=VOTE, real=None)
         few = min(measured.shown, len(measured.tuning.prompts), len(measured.report.prompts))
