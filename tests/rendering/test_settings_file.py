@@ -10,7 +10,13 @@ from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.schema import ConfigError
 
-SETTINGS = """
+CALLED = """height: 32
+width: 32
+frames: 1
+call: {max_sequence_length: 12, clean_caption: false, use_resolution_binning: false}
+"""
+SETTINGS = (
+    """
 model: {pretrained: miniature:pixart, weights: {weak: miniature:pixart/transformer_weak}}
 base: {guidance_scale: 3.0, windows: {guidance_scale: [0.5, 1.0]}}
 strong: {guidance_scale: 1.0}
@@ -23,11 +29,9 @@ reuse: 2
 strength: 0.7
 solver: DPMSolverMultistepScheduler
 grid: 1.5
-height: 32
-width: 32
-frames: 1
-call: {max_sequence_length: 12, clean_caption: false, use_resolution_binning: false}
 """
+    + CALLED
+)
 
 
 @pytest.fixture
@@ -99,9 +103,7 @@ def test_a_solver_that_is_none_is_refused():
 
 def test_a_window_of_base_works_at_the_scale_of_the_call(file):
     """Base was left to the pipeline there, which knows of no window."""
-    file.write_text(
-        SETTINGS.replace("[0.25, 0.75]", "0").replace("solver: DPMSolverMultistepScheduler\ngrid: 1.5\n", "")
-    )
+    file.write_text(SETTINGS.replace("[0.25, 0.75]", "0").replace(", weights: weak}", "}").split("solver")[0] + CALLED)
     pipe = load_pipeline("pixart")
     config = parse(["a red circle moving left", "--config", str(file)]).config
     _, nfe = sample_clips(pipe, config, ["a red circle moving left"], [0])

@@ -52,6 +52,7 @@ def test_every_operator_gets_the_same_number_of_trials(tmp_path):
     assert tried[0].values == {"scale": 2.0, "idle": 1}, "what is known to be good comes first"
     best = max((each for each in tried if each.scores), key=lambda each: each.scores["likelihood"])
     assert abs(best.values["scale"] - 4.0) < 0.8
+    assert len({each.values["scale"] for each in tried}) == 19, "each operator has the first one, and else all differ"
 
 
 def test_the_hopeless_are_given_up_and_never_before_some_are_finished(tmp_path):
