@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from w2sd_video.plugin import Run, reflection
     from w2sd_video.presets import PRESETS
     from w2sd_video.reflection_settings import Reflection
+    from w2sd_video.rendering.settings_file import load_settings
     from w2sd_video.sampler import Sampled, sample
     from w2sd_video.scheduler_levels import known_schedulers
     from w2sd_video.step_functions import reflect
@@ -33,6 +34,7 @@ __all__ = [
     "StrengthSchedule",
     "Trajectory",
     "known_schedulers",
+    "load_settings",
     "reflect",
     "reflect_step",
     "reflection",
@@ -50,6 +52,7 @@ _MODULES = {
     "StrengthSchedule": "strength",
     "Trajectory": "trajectory",
     "known_schedulers": "scheduler_levels",
+    "load_settings": "rendering.settings_file",
     "reflect": "step_functions",
     "reflect_step": "inversions",
     "reflection": "plugin",

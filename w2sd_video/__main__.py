@@ -13,6 +13,7 @@ COMMANDS = {
     "render": "render",
     "evaluate": "evaluate",
     "calibrate": "calibrate",
+    "tune": "tune",
     "studio": "studio",
     "train-miniatures": "miniatures.train",
 }

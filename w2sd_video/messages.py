@@ -18,6 +18,10 @@ NO_SPACE = "no space is left to write to; make room, or name an output on anothe
 _NO_SPACE_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class ConfigError(ValueError):
+    """Something asked for that cannot be done; the message is one line that names the value and what is allowed."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return the known name that is nearest to an unknown one as a question, or else all that are known."""
     nearest = difflib.get_close_matches(name, list(known), n=1)

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from w2sd_video.branch import Branch
 from w2sd_video.driver.call import Run, walking
+from w2sd_video.driver.solvers import solver_of
 from w2sd_video.driver.walk import Walk
+from w2sd_video.gaps.swaps import swapped
 from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role
 from w2sd_video.reuse import Carried
 from w2sd_video.strength import StrengthSchedule, as_strength
@@ -38,6 +40,7 @@ def reflection(
     autoguidance_steps: Steps = None,
     autoguidance_gap: Literal["base", "strong"] = "base",
     grid: float = 1.0,
+    solver: str | None = None,
 ) -> Iterator[Run]:
     """Reflect every call of a diffusers pipeline inside the block (algorithm 1 of the paper).
 
@@ -71,6 +74,8 @@ def reflection(
         autoguidance_steps: where AutoGuidance acts, like `reflection_steps`; None for all steps.
         autoguidance_gap: "base" or "strong": whose prediction weak's is taken from there.
         grid: ρ: timesteps that are denser at low noise above 1 (``Reflection``); 1 leaves them to the scheduler.
+        solver: class of a scheduler of diffusers that takes the steps inside the block, with the noise levels of the
+            pipeline's own; None leaves that in its place.
 
     Yields:
         A ``Run``, filled in by each call of the pipeline.
@@ -104,5 +109,6 @@ def reflection(
             raise TypeError(f"{role} must be a Branch, got {branch!r}")
     if isinstance(pipe, type) or not callable(pipe) or not hasattr(pipe, "scheduler"):
         raise TypeError(f"pipe must be a diffusers pipeline that was loaded, got {pipe!r:.80}")
-    with walking(pipe, branches, settings, Walk) as run:
+    swaps = [] if solver is None else [(pipe, {"scheduler": solver_of(pipe, solver)})]
+    with swapped(swaps), walking(pipe, branches, settings, Walk) as run:
         yield run

@@ -25,6 +25,8 @@ from pages import PAGES, ROOT, Block, blocks_of, inline_code_of
 import w2sd_video.calibrate
 import w2sd_video.evaluate
 import w2sd_video.render
+import w2sd_video.tune
+import w2sd_video.tuning.every_operator
 from w2sd_video.settings.schema import RenderConfig
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -101,7 +103,12 @@ def commands_of(text: str) -> list[list[str]]:
 def run_command(words: list[str]) -> None:
     """Run a command of the package; one that would install, or run all tests, is only looked at."""
     match words:
-        case ["python", "-m", ("w2sd_video.render" | "w2sd_video.evaluate" | "w2sd_video.calibrate") as name, *rest]:
+        case [
+            "python",
+            "-m",
+            ("w2sd_video.render" | "w2sd_video.evaluate" | "w2sd_video.tune" | "w2sd_video.calibrate") as name,
+            *rest,
+        ]:
             assert importlib.import_module(name).main(rest) == 0
         case _:
             check_tool(words)
@@ -121,6 +128,13 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             assert w2sd_video.evaluate.main(rest) == 0 and reached
         case ["python", "-m", "w2sd_video.calibrate", *rest]:
             check_calibrate(rest, monkeypatch)
+        case ["python", "-m", "w2sd_video.tune", *rest]:
+            reached_tuned = w2sd_video.tuning.every_operator.Tuned("")
+            monkeypatch.setattr(
+                w2sd_video.tuning.every_operator, "tune_into", lambda *given: reached.append(given) or reached_tuned
+            )
+            monkeypatch.setattr(w2sd_video.tuning.tuning_plan, "check_votes", lambda files: None)
+            assert w2sd_video.tune.main(rest) == 0 and reached
         case ["python", script, *rest] if script.startswith("examples/studies/"):
             parser = jsonargparse.ArgumentParser(exit_on_error=False)
             monkeypatch.syspath_prepend(ROOT / "examples" / "studies")

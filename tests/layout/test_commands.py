@@ -4,7 +4,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from w2sd_video import __version__, calibrate, evaluate, render, studio
+from w2sd_video import __version__, calibrate, evaluate, render, studio, tune
 from w2sd_video.__main__ import COMMANDS, main
 from w2sd_video.miniatures import train
 
@@ -21,7 +21,7 @@ def test_the_console_script_is_the_main_of_the_package():
     assert script.load() is main
 
 
-@pytest.mark.parametrize("run", [main, render.main, evaluate.main, calibrate.main, studio.main])
+@pytest.mark.parametrize("run", [main, render.main, evaluate.main, calibrate.main, studio.main, tune.main])
 def test_every_command_says_its_version(run, capsys):
     assert printed(capsys, run, ["--version"]) == (0, f"w2sd-video {__version__}\n")
 
@@ -33,6 +33,7 @@ def test_options_reach_the_command_that_is_named(command, capsys):
         "evaluate": evaluate,
         "calibrate": calibrate,
         "studio": studio,
+        "tune": tune,
         "train-miniatures": train,
     }
     by_itself = printed(capsys, modules[command].main, ["--help"])

@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SOURCES = {"w2sd_video": "w2sd_video", "backends": "w2sd_video.backends"}
 COMMANDS = {
-    f"w2sd_video.{name}" for name in ("__main__", "render", "calibrate", "evaluate", "studio", "miniatures.train")
+    f"w2sd_video.{name}"
+    for name in ("__main__", "render", "calibrate", "evaluate", "studio", "tune", "miniatures.train")
 }
 METHOD = (
     *(
@@ -31,14 +32,14 @@ METHOD = (
 FLOORS = [
     ["names"],
     ["method"],
-    ["gaps", "page"],
+    ["gaps", "jobs", "page"],
     ["backends"],
     ["driver", "miniatures"],
     ["plugin", "settings"],
-    ["jobs"],
     ["metrics", "rendering"],
     ["calibration"],
     ["evaluation", "web"],
+    ["tuning"],
     ["commands"],
 ]
 """The rooms, from the ground; below the ten floors lie the package's lists of names, which are loaded before all."""

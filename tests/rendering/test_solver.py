@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import tiny
 
-from w2sd_video.rendering.sample import solver_of
+from w2sd_video.driver.solvers import solver_of
 from w2sd_video.settings.schema import ConfigError, ModelConfig, RenderConfig
 from w2sd_video.settings.value_checks import check
 from w2sd_video.trajectory import Trajectory

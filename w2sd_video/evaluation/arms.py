@@ -155,7 +155,7 @@ def skip_layers(config: RenderConfig) -> Settings:
             _without_reflection(variant), weak=branch, autoguidance=weight
         )
         for variant in _unguided_and_guided(config)
-        for label, branch in _without_a_block(variant).items()
+        for label, branch in without_a_block(variant).items()
         for weight in WEIGHTS[1:]
     }
 
@@ -278,7 +278,7 @@ def _resampled(config: RenderConfig, inversion: Literal["resample", "resample-ad
     }
 
 
-def _without_a_block(config: RenderConfig) -> dict[str, BranchConfig]:
+def without_a_block(config: RenderConfig) -> dict[str, BranchConfig]:
     """Return base without a block, a third or half of the way through; of a UNet without attention in its middle."""
     denoiser = denoiser_of(config.model)
     # diffusers' transformers call their number of blocks num_layers, DiT-MoE calls it depth; UNets have neither.

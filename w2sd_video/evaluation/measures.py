@@ -63,7 +63,7 @@ class MakeLaboratory:
                 with reflected(pipe, setting):
                     pass
             except ConfigError as error:
-                raise ConfigError(f"{name}: {error}; leave the arm out, or change the configuration") from error
+                raise ConfigError(f"{name}: {error}; leave it out, or change the configuration") from error
         metrics = self.metrics
         if metrics is None:
             try:
@@ -75,8 +75,13 @@ class MakeLaboratory:
         return Laboratory(self.files, pipe, metrics, inputs, self.shown)
 
 
-def load_metrics(plan: Plan, device: str) -> tuple[list[Metric], dict[str, str]]:
+def load_metrics(plan: Plan, device: str, command: str = "evaluate") -> tuple[list[Metric], dict[str, str]]:
     """Return the metrics that can be had, their networks on a device, and why the others cannot.
+
+    Args:
+        plan: names them.
+        device: of their networks.
+        command: that says on stderr which are left out.
 
     Raises:
         ConfigError: a source for a metric that takes none.
@@ -93,7 +98,7 @@ def load_metrics(plan: Plan, device: str) -> tuple[list[Metric], dict[str, str]]
         except ValueError as error:
             raise ConfigError(str(error)) from error
     for name, reason in missing.items():
-        print(f"w2sd_video.evaluate: the metric {name} is left out: {reason}", file=sys.stderr)
+        print(f"w2sd_video.{command}: the metric {name} is left out: {reason}", file=sys.stderr)
     return metrics, missing
 
 

@@ -70,7 +70,7 @@ def write_report(
     )
     tables = [_table(results, on_front, budget, metrics, plan) for budget in plan.budgets]
     notes = _notes(outcome, missing, select, plan)
-    sections = [line for table in tables for line in (f"**{table.title}**", "", *_markdown(table), "")]
+    sections = [line for table in tables for line in (f"**{table.title}**", "", *markdown_of(table), "")]
     markdown = "\n".join([text, "", *sections, *(f"- {note}" for note in notes)])
     page = Page(
         title="W2SD at equal cost",
@@ -121,16 +121,17 @@ def _table(
                 Cell(result.candidate.arm + (" *" if is_on_front else "")),
                 Cell(f"{result.candidate.setting} ({result.tried})"),
                 Cell(str(result.candidate.nfe), result.candidate.nfe),
-                *(_cell(result.figures[metric.name]) for metric in metrics),
-                Cell("", np.nan) if difference is None else _cell(difference, signed=True),
-                Cell("", np.nan) if result.wins is None else _cell(result.wins),
+                *(cell_of(result.figures[metric.name]) for metric in metrics),
+                Cell("", np.nan) if difference is None else cell_of(difference, signed=True),
+                Cell("", np.nan) if result.wins is None else cell_of(result.wins),
                 Cell(f"{np.mean(result.samples.seconds):.3f}", float(np.mean(result.samples.seconds))),
             ]
         )
     return Table(f"{budget} NFE", columns, rows)
 
 
-def _cell(figure: Figure, signed: bool = False) -> Cell:
+def cell_of(figure: Figure, signed: bool = False) -> Cell:
+    """Return a number with its interval as a table shows it."""
     if not np.isfinite(figure.value):
         return Cell("none", np.nan)
     size = np.nanmax([abs(figure.value), abs(figure.high - figure.low)])
@@ -142,7 +143,8 @@ def _cell(figure: Figure, signed: bool = False) -> Cell:
     return Cell(shown, figure.value)
 
 
-def _markdown(table: Table) -> list[str]:
+def markdown_of(table: Table) -> list[str]:
+    """Return the lines of a table in Markdown."""
     head = [column.name for column in table.columns]
     rows = [[cell.text for cell in row] for row in table.rows]
     lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
@@ -212,11 +214,12 @@ def _groups(plan: Plan, results: Sequence[Result], clip_file: ClipFile, folder: 
     clips: dict[int, list[Clip]] = {}
     for place, result, file in shown:
         address = embedded(file) if is_embedded else file.relative_to(folder).as_posix()
-        clips.setdefault(place, []).append(_clip(result.candidate, file, address))
+        clips.setdefault(place, []).append(clip_of(result.candidate, file, address))
     return [Group(plan.report.prompts[place], plan.report.first + place, clips[place]) for place in clips]
 
 
-def _clip(candidate: Candidate, file: Path, address: str) -> Clip:
+def clip_of(candidate: Candidate, file: Path, address: str) -> Clip:
+    """Return a clip of a setting as a page shows it: a file, by the address that the page has for it."""
     caption = f"{candidate.nfe} NFE, {candidate.config.steps} steps, {candidate.setting}"
     if file.suffix == ".png":
         return Clip(candidate.arm, "pictures", [address], caption=caption)

@@ -27,6 +27,8 @@ from w2sd_video.writing import read_arrays, write_arrays
 
 SEEDS = 10**4
 """Seed s of prompt k is sampled from the noise of ``SEEDS * s + k``."""
+SHOWN = ("report", "vote")
+"""Names of the splits of which clips are kept to look at."""
 _NO_SETTINGS = {"prompts": None, "seed": None, "output": None, "compare": None, "fps": None}
 """What a configuration says beside how a sample is made: left out of a sample's key, so that it is found again."""
 
@@ -40,7 +42,7 @@ class Split:
     """Prompts on which settings are chosen, or others on which the chosen ones are reported.
 
     Attributes:
-        name: "tuning" or "report".
+        name: "tuning" or "report"; of a search for settings also others.
         prompts: distinct ones.
         first: number of the first among all prompts.
         seeds: samples a prompt.
@@ -141,10 +143,10 @@ class SampleFiles:
     scores: tuple[str, ...]
     features: tuple[str, ...]
 
-    def clip_file(self, config: RenderConfig, place: int) -> Path:
-        """Return the file of the clip of one of the first prompts of the report."""
+    def clip_file(self, config: RenderConfig, number: int) -> Path:
+        """Return the file of the clip of a prompt that is shown, by its number among all prompts."""
         ending = "png" if config.frames == 1 else "mp4"
-        return self.folder / "clips" / f"{key_of(config)}-{place}.{ending}"
+        return self.folder / "clips" / f"{key_of(config)}-{number}.{ending}"
 
     def file(self, batch: Batch) -> Path:
         """Return the file of what is measured of a batch."""
@@ -225,8 +227,8 @@ class Laboratory:
             return joined([self._measured(batch, [place_and_seed]) for place_and_seed in places_and_seeds])
         seconds = (time.perf_counter() - started) / len(places_and_seeds)
         for (place, seed), clip in zip(places_and_seeds, clips, strict=True):
-            if split.name == "report" and place < self._shown and seed < SEEDS:  # of the first seed of each prompt
-                write_clips(self._files.clip_file(config, place), {"": clip}, config.fps)
+            if split.name in SHOWN and place < self._shown and seed < SEEDS:  # of the first seed of each prompt
+                write_clips(self._files.clip_file(config, split.first + place), {"": clip}, config.fps)
         scores = {metric.name: metric.of(clips, prompts) for metric in self._metrics if isinstance(metric, Score)}
         features = {metric.name: metric.features(clips) for metric in self._metrics if not isinstance(metric, Score)}
         return _samples(places_and_seeds, seconds, "", scores, features)

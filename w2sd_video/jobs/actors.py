@@ -19,8 +19,7 @@ from typing import Any
 
 from w2sd_video import __version__
 from w2sd_video.jobs.tasks import MakeWorker, Pool, PoolError, Task, attempt
-from w2sd_video.messages import first_line
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError, first_line
 
 try:
     import ray

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError
 from w2sd_video.writing import PART, write_whole
 
 HIDDEN, IDENTITY, FAILED = ".job", "job.json", "failed"

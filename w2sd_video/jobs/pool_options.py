@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TypeVar
 
 from w2sd_video.jobs.tasks import Pool
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError
 
 MOST_WORKERS = 4096
 """Beyond what is of use, so that a slip is refused."""

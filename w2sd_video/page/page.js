@@ -403,12 +403,23 @@ function tallyOf(cast) {
   return tally;
 }
 
+/** Return the pairs of clips of a group that are voted on; of a label that is null any other clip, and each comes up. */
+function ballotsOf(group, [a, b]) {
+  const labels = [...new Set(group.clips.map((clip) => clip.label))];
+  if (a !== null && b !== null) return a !== b && labels.includes(a) && labels.includes(b) ? [{ group, pair: [a, b] }] : [];
+  const fixed = a ?? b;
+  if (fixed !== null) return labels.includes(fixed) ? labels.filter((label) => label !== fixed).map((label) => ({ group, pair: [fixed, label] })) : [];
+  const order = shuffled(labels);
+  return order.length < 2 ? [] : order.slice(1).map((label, i) => ({ group, pair: [order[i], label] }));
+}
+
 function openVote(data) {
   const playable = data.groups.map((group) => ({ ...group, clips: group.clips.filter((clip) => clip.kind !== "animation") }));
   const labels = [...new Set(playable.flatMap((group) => group.clips.map((clip) => clip.label)))];
   let compared = [];
-  $("vote-a").replaceChildren(...optionsOf(labels));
-  $("vote-b").replaceChildren(...optionsOf(labels));
+  const choices = labels.length > 2 ? [...labels, "any"] : labels;
+  $("vote-a").replaceChildren(...optionsOf(choices));
+  $("vote-b").replaceChildren(...optionsOf(choices));
   $("vote-a").value = Math.max(labels.length - 2, 0);
   $("vote-b").value = labels.length - 1;
   $("vote-setup").hidden = false;
@@ -416,9 +427,9 @@ function openVote(data) {
   $("vote-result").textContent = "";
 
   function start() {
-    const pair = [labels[Number($("vote-a").value)], labels[Number($("vote-b").value)]];
+    const pair = [choices[Number($("vote-a").value)], choices[Number($("vote-b").value)]];
     const clipOf = (group, label) => group.clips.find((clip) => clip.label === label);
-    const ballots = shuffled(playable.filter((group) => pair[0] !== pair[1] && pair.every((label) => clipOf(group, label))));
+    const ballots = shuffled(playable.flatMap((group) => ballotsOf(group, pair.map((label) => (labels.includes(label) ? label : null)))));
     const first = votes.length;
     let number = -1;
     if (!ballots.length) {
@@ -437,7 +448,7 @@ function openVote(data) {
         $("vote-result").textContent = `Better: ${Object.entries(tally).map(([label, count]) => `${label} ${count}`).join(", ")}.`;
         return;
       }
-      const group = ballots[number];
+      const { group, pair } = ballots[number];
       const [left, right] = shuffled(pair);
       $("vote-prompt").textContent = group.prompt;
       $("vote-count").textContent = `${number + 1} of ${ballots.length}`;

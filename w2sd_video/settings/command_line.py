@@ -50,12 +50,12 @@ class CommandLine:
 AddOptions = Callable[[argparse.ArgumentParser], None]
 
 
-def parse(argv: list[str], command: str = "render", add_options: AddOptions | None = None) -> CommandLine:
+def parse(argv: list[str], command: str | None = "render", add_options: AddOptions | None = None) -> CommandLine:
     """Read a command line, with the configuration that it names; exits with code 2 and one line if it makes no sense.
 
     Args:
         argv: the words of the command line.
-        command: heads that line.
+        command: heads that line; with None there is none, and what makes no sense is a ConfigError.
         add_options: adds options that are no values of a configuration; without them, a file of prompts may hold
             nothing else that samples depend on.
 
@@ -89,7 +89,7 @@ def parse(argv: list[str], command: str = "render", add_options: AddOptions | No
 class _Parser(jsonargparse.ArgumentParser):
     """jsonargparse with dashes in the names of options, switches for truth values, and errors of one line."""
 
-    command = "render"
+    command: str | None = "render"
 
     def add_argument(self, *names: str, **settings: Any) -> Any:
         if names[0].startswith("--") and "_" in names[0]:
@@ -118,6 +118,8 @@ class _Parser(jsonargparse.ArgumentParser):
         return [*options, "--", *prompts] if prompts else options
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if self.command is None:
+            raise ConfigError(self._plain(message))
         fail(self._plain(message), command=self.command)
 
     def _plain(self, message: str) -> str:

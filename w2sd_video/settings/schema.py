@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from w2sd_video.messages import ConfigError as ConfigError  # where it was before
 from w2sd_video.reflection_settings import Reflection, Role
 from w2sd_video.window import Steps, Window
 
@@ -12,10 +13,6 @@ ROLES: tuple[Role, ...] = ("base", "strong", "weak")
 """All roles, in the order in which the evaluations are listed."""
 
 Value = int | float | bool | str | None
-
-
-class ConfigError(ValueError):
-    """Something asked for that cannot be done; the message is one line that names the value and what is allowed."""
 
 
 @dataclass

@@ -1,0 +1,38 @@
+"""Another scheduler for a pipeline: one that steps what its network predicts, along its own noise levels."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from w2sd_video.messages import suggest
+from w2sd_video.trajectory import Trajectory, known_schedulers
+
+
+def solver_of(pipe: Any, name: str | None) -> Any:
+    """Return a scheduler of a class by the configuration of a pipeline's own; that one itself where none is named.
+
+    Raises:
+        ValueError: a class that cannot step what this pipeline's network predicts.
+    """
+    own = pipe.scheduler
+    if name is None or name == type(own).__name__:
+        return own
+    if name not in known_schedulers():
+        raise ValueError(f"solver {name!r}: is no scheduler that is known; {suggest(name, known_schedulers())}")
+    import diffusers
+
+    kind, config = getattr(diffusers, name), dict(own.config)
+    taken = inspect.signature(kind).parameters
+    changes: dict[str, Any] = {"clip_sample": False} if "clip_sample" in taken else {}
+    if Trajectory.predicts_flow(own) and kind is not diffusers.FlowMatchEulerDiscreteScheduler:
+        if "use_flow_sigmas" not in taken:
+            raise ValueError(f"solver {name}: steps no flow predictions, which this pipeline's network makes")
+        changes |= {
+            "use_flow_sigmas": True,
+            "prediction_type": "flow_prediction",
+            "flow_shift": config.get("shift", 1.0),
+        }
+    elif not Trajectory.predicts_flow(own) and kind is diffusers.FlowMatchEulerDiscreteScheduler:
+        raise ValueError(f"solver {name}: steps flow predictions only, which this pipeline's network does not make")
+    return kind.from_config(own.config, **changes)

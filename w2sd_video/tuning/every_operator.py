@@ -1,0 +1,250 @@
+"""The whole search: every operator tried, the best ones sampled from other prompts, and what can be said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from w2sd_video.evaluation.arms import Candidate, nfe_of
+from w2sd_video.evaluation.comparison import Result
+from w2sd_video.evaluation.every_arm import Work
+from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_features
+from w2sd_video.evaluation.plan import open_folder
+from w2sd_video.evaluation.samples import Split, results_table
+from w2sd_video.evaluation.statistics import Real, measured
+from w2sd_video.jobs.folder import JobFolder
+from w2sd_video.jobs.pool import Pool, started
+from w2sd_video.jobs.pool_options import Shard
+from w2sd_video.metrics import Metric
+from w2sd_video.rendering.inputs import read_inputs
+from w2sd_video.rendering.load import LoadError, check_device
+from w2sd_video.rendering.prompts import check_before_loading
+from w2sd_video.rendering.sample import threads_for
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.tuning.operators import Operator, fitted, plain_of
+from w2sd_video.tuning.search import ByMetrics, Search, Tried, rounds_of
+from w2sd_video.tuning.tuning_plan import TuningPlan, nfe_in
+from w2sd_video.tuning.tuning_report import ClipFile, Findings, write_ballot, write_tuning_report
+from w2sd_video.tuning.verdict import PLAIN
+from w2sd_video.tuning.votes import VOTES, ByVotes, label_of, missing_votes, read_votes, win_figures
+from w2sd_video.writing import write_whole
+
+JOURNAL, BUDGET = "search.journal", "budget.json"
+"""Names in the folder of a search: of what was tried, and of the evaluations that a budget of seconds allows."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search came to.
+
+    Attributes:
+        words: what is printed.
+        failed: why samples of the report are not there, and how many of which settings.
+    """
+
+    words: str
+    failed: Sequence[str] = ()
+
+
+def tune_into(
+    folder: Path, config: RenderConfig, plan: TuningPlan, seconds: float | None = None, pool: Pool | None = None
+) -> Tuned:
+    """Search the best setting of a configuration, and write everything into a folder.
+
+    What was sampled and tried in the folder before is not done again.
+
+    Args:
+        folder: of the search.
+        config: the configuration.
+        plan: what is searched.
+        seconds: budget of a clip, of which the evaluations are worked out here, once.
+        pool: who samples; this process unless given.
+
+    Raises:
+        ConfigError: a plan that cannot be carried out, or the folder of something else.
+        LoadError: a model, or a metric that is searched by, that cannot be loaded.
+        PoolError: workers that cannot be had.
+        VideoError: a picture or a video that cannot be read.
+        OSError: a full disk.
+    """
+    pool = pool or Pool()
+    device = "auto" if pool.ray else config.device  # where a cluster is joined may be no such device
+    check_before_loading(replace(config, device=device))
+    read_inputs(config)
+    whole = plan.measured
+    metrics, missing = load_metrics(whole, str(check_device(device)), "tune")
+    for name in plan.metrics:
+        if name in missing:
+            raise LoadError(f"metric {name}: {missing[name]}")
+    real = {split.name: real_features(metrics, config, split, whole) for split in (whole.tuning, whole.report)}
+    with open_folder(folder, whole, metrics, config, Shard()) as files, threads_for(config.model.pretrained):
+        plan = plan if seconds is None else replace(plan, nfe=_nfe_of_seconds(folder, config, seconds, whole.batch))
+        first = {f"operator {one.name}": one.at(one.first[0], plan.nfe) for one in plan.operators if _is_whole(one)}
+        make_worker = MakeLaboratory(
+            config,
+            files,
+            {metric.name: whole.sources[metric.name] for metric in metrics},
+            {name: setting for name, setting in first.items() if setting is not None},
+            whole.shown,
+            metrics if pool.is_this_process else None,
+        )
+        rounds = [plan.voted] if plan.is_voted else rounds_of(whole.tuning, plan.rounds)
+        most = plan.trials * len(plan.operators) * sum(split.samples for split in rounds)
+        with (
+            started(make_worker, pool) as run,
+            tqdm(total=most, desc="samples, at most", unit="clip", smoothing=0.02) as bar,
+        ):
+            work = Work(files, run, Shard(), whole.batch, bar.update)
+            searched = [metric for metric in metrics if metric.name in plan.metrics]
+            searched.sort(key=lambda metric: plan.metrics.index(metric.name))
+            plain = _plain(config, plan.nfe)
+            if plan.is_voted:
+                return _by_votes(folder, config, plan, plain, work, files.clip_file)
+            search = Search(
+                folder / JOURNAL,
+                plan.operators,
+                {metric.name: metric.higher_is_better for metric in searched},
+                plan.nfe,
+                rounds,
+                plan.seed,
+            )
+            search.run(plan.trials, work.make, ByMetrics(work, searched, real["tuning"], rounds))
+            tried = search.tried()
+            chosen, best = chosen_of(tried, {metric.name: metric.higher_is_better for metric in searched}, plan.best)
+            chosen = {PLAIN: plain, **chosen}
+            work.make([(candidate, whole.report) for candidate in chosen.values()])
+            results = [_result(work, candidate, whole.report, metrics, real["report"]) for candidate in chosen.values()]
+        write_whole(folder / "results.csv", results_table(work.measured(), files.scores))
+        findings = Findings(plan, metrics, searched, missing, tried, search.importances(), results, best)
+        words = write_tuning_report(folder, config, findings, files.clip_file)
+        return Tuned(words, _failures(results))
+
+
+def chosen_of(
+    tried: Sequence[Tried], higher_is_better: Mapping[str, bool], best: int
+) -> tuple[dict[str, Candidate], list[str]]:
+    """Return each operator's best setting by its name, with the best few of all, and the names of those.
+
+    A further setting of an operator has a number behind its name.
+
+    Args:
+        tried: everything that was tried.
+        higher_is_better: by metric; the first decides, but of several the best few are on their front.
+        best: how many of them.
+
+    Raises:
+        ConfigError: nothing was finished.
+    """
+    finished = [each for each in tried if each.scores and each.candidate is not None]
+    if not finished:
+        reasons = list(dict.fromkeys(each.state for each in tried))
+        raise ConfigError(f"nothing that was tried gives samples: {'; '.join(reasons[:3])}")
+    signs = np.array([1 if higher else -1 for higher in higher_is_better.values()])
+    worth = {id(each): signs * [each.scores[name] for name in higher_is_better] for each in finished}
+    ranked = sorted(finished, key=lambda each: -worth[id(each)][0])
+    best_of = {each.operator: each for each in reversed(ranked)}
+    front = [each for each in ranked if not any(_beats(worth[id(other)], worth[id(each)]) for other in ranked)]
+    few = front if len(higher_is_better) > 1 else ranked
+    distinct: list[Tried] = []
+    for each in few:
+        if not any(each.candidate.config == other.candidate.config for other in distinct):  # type: ignore[union-attr]
+            distinct.append(each)
+    if len(higher_is_better) > 1 and len(distinct) > best:  # from one end of the front to the other
+        distinct = [distinct[round(k * (len(distinct) - 1) / max(best - 1, 1))] for k in range(best)]
+    chosen: dict[str, Tried] = {}
+    names: list[str] = []
+    for each in distinct[:best]:
+        rank = 1 + sum(name.split(" ")[0] == each.operator for name in names)
+        is_best = each is best_of[each.operator]
+        names.append(each.operator if is_best else f"{each.operator} {max(rank, 2)}")
+        chosen[names[-1]] = each
+    chosen = {
+        **{name: best_of[name] for name in dict.fromkeys(each.operator for each in tried) if name in best_of},
+        **chosen,
+    }
+    return {name: replace(each.candidate, arm=name) for name, each in chosen.items() if each.candidate}, names
+
+
+def _beats(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool((one >= other).all() and (one > other).any())
+
+
+def _by_votes(
+    folder: Path, config: RenderConfig, plan: TuningPlan, plain: Candidate, work: Work, clip_file: ClipFile
+) -> Tuned:
+    """Go on with a search by votes as far as those that there are lead, and write the page for the next ones."""
+    votes, higher = read_votes(plan.votes), {VOTES.name: True}
+    search = Search(folder / JOURNAL, plan.operators, higher, plan.nfe, [plan.voted], plan.seed, at_a_time=1)
+    work.make([(plain, plan.voted)])
+    unknown = search.run(plan.trials, work.make, ByVotes(votes, label_of(plain)))
+    tried = search.tried()
+    if unknown:
+        page = write_ballot(folder, config, plan.voted, [plain, *unknown], clip_file)
+        begun = max(1, round(len(tried) / len(plan.operators)) + 1)
+        return Tuned(_to_vote(page, f"{len(unknown)} settings, round {begun} of {plan.trials}"), work.failures())
+    chosen, best = chosen_of(tried, higher, plan.best)
+    chosen = {PLAIN: plain, **chosen}
+    report = plan.measured.report
+    work.make([(candidate, report) for candidate in chosen.values()])
+    labels = {label_of(candidate): candidate for candidate in chosen.values()}
+    of_report = [vote for vote in votes if vote.prompt in report.prompts]
+    if missing := missing_votes(of_report, labels):
+        page = write_ballot(folder, config, report, list(labels.values()), clip_file)
+        return Tuned(_to_vote(page, f"the report, {len(missing)} settings without a vote"), work.failures())
+    figures = win_figures(of_report, list(labels), label_of(plain))
+    results = [
+        Result(candidate, 0, work.read(candidate, report), {VOTES.name: figures[label_of(candidate)]})
+        for candidate in chosen.values()
+    ]
+    findings = Findings(plan, [VOTES], [VOTES], {}, tried, search.importances(), results, best)
+    return Tuned(write_tuning_report(folder, config, findings, clip_file), _failures(results))
+
+
+def _failures(results: Sequence[Result]) -> list[str]:
+    """Return why samples of the report failed; those of a search are told in it."""
+    return [
+        f"{int((~result.samples.there).sum())} sample(s) of {result.candidate.arm}: {reason}"
+        for result in results
+        for reason in result.failed
+    ]
+
+
+def _to_vote(page: Path, what: str) -> str:
+    return (
+        f"vote     {page} ({what}): open it, press Blind vote, save the votes, and give the file to the same command "
+        "with --votes, beside those of before"
+    )
+
+
+def _plain(config: RenderConfig, nfe: int) -> Candidate:
+    """Return the configuration without its reflection, with as many steps as the budget allows."""
+    plain = fitted(plain_of(config), nfe)
+    if plain is None:
+        raise ConfigError(f"--nfe {nfe}: not a step of this configuration fits; give more")
+    return Candidate(PLAIN, "as configured", nfe, plain, nfe_of(plain))
+
+
+def _is_whole(operator: Operator) -> bool:
+    return bool(operator.first) and operator.first[0].keys() == operator.space.keys()
+
+
+def _result(
+    work: Work, candidate: Candidate, report: Split, metrics: Sequence[Metric], real: Mapping[str, Real]
+) -> Result:
+    samples = work.read(candidate, report)
+    figures = {metric.name: measured(metric, samples, real.get(metric.name), len(report.prompts)) for metric in metrics}
+    return Result(candidate, 0, samples, figures)
+
+
+def _nfe_of_seconds(folder: Path, config: RenderConfig, seconds: float, batch: int) -> int:
+    """Return the evaluations that a budget of seconds allows; once worked out they stay, or nothing could go on."""
+    job = JobFolder(folder, {})
+    known = job.note(BUDGET)
+    if known.get("seconds") != seconds:
+        known = {"seconds": seconds, "nfe": nfe_in(config, seconds, batch)}
+        job.write_note(BUDGET, known)
+    return int(known["nfe"])

@@ -1,0 +1,40 @@
+"""What a search would cost, told without one."""
+
+from __future__ import annotations
+
+from w2sd_video.jobs.pool import Pool
+from w2sd_video.rendering.step_cost import measured_cost
+from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.words import plan_in_words
+from w2sd_video.tuning.tuning_plan import TuningPlan
+
+
+def cost_in_words(config: RenderConfig, plan: TuningPlan, seconds: float | None, pool: Pool) -> str:
+    """Say what would be loaded, how many samples and evaluations there would be at most, and what they would take.
+
+    The model is loaded to measure that, if it is on this machine.
+
+    Raises:
+        ConfigError: what this pipeline cannot be given, or a budget that is too small.
+        LoadError: a model that cannot be loaded.
+    """
+    whole = plan.measured
+    tuning = plan.voted.samples if plan.is_voted else whole.tuning.samples
+    trials, reported = plan.trials * len(plan.operators), plan.best + len(plan.operators) + 1
+    samples = trials * tuning + reported * whole.report.samples
+    cost = measured_cost(config, min(whole.batch, whole.report.samples))
+    nfe = plan.nfe
+    if seconds is not None and cost is not None:
+        nfe = int(max(seconds - max(cost.rest, 0.0), 0.0) / cost.evaluation)
+    lines = [line for line in plan_in_words(config).splitlines() if line.split()[0] not in ("clip", "steps", "NFE")]
+    lines += [f"left out {name}: {reason}" for name, reason in plan.missing.items()]
+    names = ", ".join(operator.name for operator in plan.operators)
+    lines += [
+        f"budget   {nfe} NFE a clip" if nfe else f"budget   {seconds:g} seconds a clip",
+        f"search   {len(plan.operators)} operators x {plan.trials} settings x at most {tuning} samples: {names}",
+        f"report   at most {reported} settings x {whole.report.samples} samples of other prompts",
+        f"NFE      in all: at most {samples * nfe} of {samples} samples, fewer as hopeless settings are given up",
+    ]
+    if cost is None:
+        return "\n".join([*lines, "seconds  unknown: the model is not on this machine to measure them"])
+    return "\n".join([*lines, *cost.in_words(samples, samples * nfe, pool.workers or 1)])

@@ -1,0 +1,223 @@
+"""What a search is to do, from its command line, checked before any model is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from w2sd_video.evaluation.plan import Plan, plan_of
+from w2sd_video.evaluation.samples import Split
+from w2sd_video.jobs.pool_options import add_pool_options
+from w2sd_video.rendering.step_cost import measured_cost
+from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.sources import MINIATURE
+from w2sd_video.tuning.operators import OPERATORS, Operator, fitted, operators_of, plain_of
+from w2sd_video.tuning.votes import VOTE, check_votes
+
+_NOT_FOLLOWED = dict.fromkeys(("-o", "--output"), "a search fills a folder; name it with --folder") | {
+    "--seed": "the noise of a search is always the same; --search-seed proposes other settings",
+    "--compare": "a search compares operators; name them with --operators",
+    "--steps": "the number of steps follows from --nfe or --seconds",
+    "--shard": "a search proposes settings by what it knows of others; use --workers or --ray",
+    "--arms": "name what is searched with --operators",
+    "--budgets": "a search has one budget; give it with --nfe or --seconds",
+    "--metrics": "name what is searched by with --metric, and what is only reported with --also",
+}
+"""Options of other commands that mean nothing here, and what to take instead."""
+_TUNING_CLIPS, _REPORT_CLIPS = 128, 512
+"""Clips of a miniature, which take no time, on which settings are searched and reported unless given."""
+_VOTED_PROMPTS = 4
+"""Prompts that people vote on unless given."""
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """What is searched, by what, and on what.
+
+    Attributes:
+        operators: that are searched.
+        missing: why others that were asked for are not, by their names.
+        nfe: network evaluations a clip that no setting exceeds.
+        metrics: names of what is searched by; "vote" for people's votes.
+        trials: settings of each operator that are tried.
+        rounds: parts in which the prompts are looked at.
+        best: how many of the best settings are reported, beside the best of each operator.
+        seed: of the proposals.
+        votes: files of votes.
+        measured: everything else, as an evaluation has it: prompts, metrics, real clips, batch.
+    """
+
+    operators: Sequence[Operator]
+    missing: dict[str, str]
+    nfe: int
+    metrics: Sequence[str]
+    trials: int
+    rounds: int
+    best: int
+    seed: int
+    votes: Sequence[Path]
+    measured: Plan
+
+    @property
+    def is_voted(self) -> bool:
+        """Whether people say what is better."""
+        return list(self.metrics) == [VOTE]
+
+    @property
+    def voted(self) -> Split:
+        """The prompts of the search of which clips are voted on."""
+        tuning = self.measured.tuning
+        return Split("vote", tuning.prompts[: self.measured.shown], tuning.first, 1)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("--nfe", type=int, help="budget: network evaluations a clip; unless given those of the configuration")
+    add("--seconds", type=float, help="budget: seconds a clip, of which the evaluations are worked out once, here")
+    add(
+        "--metric",
+        nargs="+",
+        metavar="NAME[=SOURCE]",
+        help="what is searched by, the first decides; vote: people do; for miniatures likelihood unless given",
+    )
+    add("--also", nargs="+", metavar="NAME[=SOURCE]", default=[], help="what is reported too, but not searched by")
+    add("--operators", nargs="+", metavar="NAME", help=f"what is searched; unless given: {', '.join(OPERATORS)}")
+    add("--trials", type=int, help="settings of each operator that are tried; 24, or 3 by votes, unless given")
+    add("--rounds", type=int, default=3, help="parts in which prompts are looked at, a few first; 1 gives nothing up")
+    add("--best", type=int, default=3, help="how many of the best settings are reported, beside each operator's best")
+    add("--search-seed", type=int, default=0, help="of the proposals")
+    add("--votes", nargs="+", metavar="FILE", default=[], help="votes that the page has saved, all of them so far")
+    add("--real", metavar="FOLDER", help="real clips, for metrics that compare with them; miniatures need none")
+    add("--number-of-prompts", type=int, help="prompts of the report")
+    add("--number-of-tuning-prompts", type=int, help="other prompts, on which settings are searched")
+    add("--number-of-seeds", type=int, help="clips a prompt of the report; 1, or for a miniature 512 in all")
+    add("--number-of-tuning-seeds", type=int, help="clips a prompt of the search; 1, or for a miniature 128 in all")
+    add("--batch", type=int, help="clips sampled together; 64 of a miniature and 1 of other models unless given")
+    add("--shown", type=int, default=_VOTED_PROMPTS, help="prompts of which clips are shown, or voted on")
+    add("--folder", help="where everything is written; runs/tune-CONFIG unless given")
+    add_pool_options(parser)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse options of other commands that a search would not follow (ConfigError)."""
+    for word in words:
+        if (name := word.split("=")[0]) in _NOT_FOLLOWED:
+            raise ConfigError(f"{name}: {_NOT_FOLLOWED[name]}")
+
+
+def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> TuningPlan:
+    """Fill in what was not given, and refuse what makes no sense.
+
+    A budget of seconds is left open, as 0 evaluations; `with_budget` works it out.
+
+    Args:
+        options: the options.
+        config: the configuration.
+        name: of the configuration, or its file.
+
+    Raises:
+        ConfigError: an unknown operator or metric, a number out of range, too few prompts, no real clips, votes that
+            cannot be read.
+    """
+    if options.shard is not None:
+        raise ConfigError(f"--shard: {_NOT_FOLLOWED['--shard']}")
+    if options.nfe is not None and options.seconds is not None:
+        raise ConfigError("--nfe and --seconds: are both a budget; leave one out")
+    _within("--nfe", options.nfe, 1, 10**4)
+    _within("--seconds", options.seconds, 1e-3, 10**6)
+    metrics = options.metric or _usual_metric(config)
+    names = [metric.partition("=")[0] for metric in metrics]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--metric {' '.join(metrics)}: names one twice")
+    if VOTE in names and (len(names) > 1 or options.also):
+        raise ConfigError("--metric vote: cannot be had beside other metrics; leave them out")
+    is_voted = names == [VOTE]
+    if options.votes and not is_voted:
+        raise ConfigError("--votes: are for a search by --metric vote")
+    for option, most, value in (
+        ("--trials", 10**4, options.trials),
+        ("--rounds", 10, options.rounds),
+        ("--best", 100, options.best),
+    ):
+        _within(option, value, 1, most)
+    _within("--search-seed", options.search_seed, 0, 2**32 - 1)
+    _within("--shown", options.shown, 2 if is_voted else 0, 1000)
+    operators, missing = operators_of(config, tuple(dict.fromkeys(options.operators or OPERATORS)))
+    usual = options.nfe or sum(evaluations(config).values())
+    if options.seconds is None:
+        _check_budget(config, usual)
+    given = vars(options) | {
+        "metrics": None if is_voted else [*metrics, *options.also],
+        "number_of_seeds": options.number_of_seeds or 1,
+        "number_of_tuning_seeds": options.number_of_tuning_seeds or 1,
+        "arms": ["strong"],
+        "against": None,
+        "budgets": [max(usual, sum(evaluations(replace(plain_of(config), steps=1)).values()))],
+        "select": None if is_voted else names[0],
+    }
+    for option in ("number_of_seeds", "number_of_tuning_seeds"):
+        _within(f"--{option.replace('_', '-')}", getattr(options, option), 1, 1000)
+    measured = plan_of(argparse.Namespace(**given), config, name)
+    if config.model.pretrained.startswith(MINIATURE):
+        tuning, report = measured.tuning, measured.report
+        if options.number_of_tuning_seeds is None:
+            tuning = replace(tuning, seeds=math.ceil(_TUNING_CLIPS / len(tuning.prompts)))
+        if options.number_of_seeds is None:
+            report = replace(report, seeds=math.ceil(_REPORT_CLIPS / len(report.prompts)))
+        measured = replace(measured, tuning=tuning, report=report)
+    if is_voted:
+        measured = replace(measured, sources={}, select=VOTE, real=None)
+        few = min(measured.shown, len(measured.tuning.prompts), len(measured.report.prompts))
+        if few < 2:
+            raise ConfigError("--metric vote: there are too few prompts; at least 2 are searched by and 2 reported")
+        report = replace(measured.report, prompts=measured.report.prompts[: measured.shown], seeds=1)
+        measured = replace(measured, report=report)
+    files = [Path(file) for file in options.votes]
+    check_votes(files)
+    trials = options.trials or (3 if is_voted else 24)
+    nfe = 0 if options.seconds is not None else usual
+    rounds, best, seed = options.rounds, options.best, options.search_seed
+    return TuningPlan(operators, missing, nfe, names, trials, rounds, best, seed, files, measured)
+
+
+def nfe_in(config: RenderConfig, seconds: float, batch: int) -> int:
+    """Return how many network evaluations a clip may have to take so many seconds on this machine.
+
+    The model is loaded, and a few steps of one batch are measured.
+
+    Raises:
+        ConfigError: fewer seconds than a step takes, or a model that is not on this machine.
+        LoadError: a model that cannot be loaded.
+    """
+    cost = measured_cost(config, batch)
+    if cost is None:
+        raise ConfigError(f"--seconds {seconds:g}: the model is not on this machine to measure it; give --nfe")
+    nfe = int((seconds - max(cost.rest, 0.0)) / cost.evaluation)
+    if nfe < 1 or fitted(plain_of(config), nfe) is None:
+        raise ConfigError(
+            f"--seconds {seconds:g}: a clip takes {max(cost.rest, 0.0):.3g} beside evaluations of "
+            f"{cost.evaluation:.3g} each; give more"
+        )
+    return min(nfe, 10**4)
+
+
+def _check_budget(config: RenderConfig, nfe: int) -> None:
+    if fitted(plain_of(config), nfe) is None:
+        least = sum(evaluations(replace(plain_of(config), steps=1)).values())
+        raise ConfigError(f"--nfe {nfe}: a step of this configuration takes {least}; give at least that")
+
+
+def _usual_metric(config: RenderConfig) -> list[str]:
+    if config.model.pretrained.startswith(MINIATURE):
+        return ["likelihood"]
+    raise ConfigError("--metric: none given; name one, such as clip_score, or vote, to choose by eye")
+
+
+def _within(name: str, number: float | None, least: float, most: float) -> None:
+    if number is not None and not least <= number <= most:
+        raise ConfigError(f"{name} {number:g}: must be from {least:g} to {most:g}")
