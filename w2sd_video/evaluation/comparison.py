@@ -9,7 +9,7 @@ import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.samples import Samples, Split
-from w2sd_video.evaluation.statistics import Figure, Real, measured, win_rate
+from w2sd_video.evaluation.statistics import Figure, Real, measured, value_of_set, win_rate
 from w2sd_video.metrics import Metric, Score
 
 Measure = Callable[[Candidate, Split], Samples]
@@ -73,7 +73,7 @@ def choose(
     """
     if len(settings) == 1:
         return settings[0], []
-    tuned = [Tuned(candidate, _value(select, measure(candidate, tuning), real)) for candidate in settings]
+    tuned = [Tuned(candidate, _value(select, measure(candidate, tuning), real, len(tuning.prompts))) for candidate in settings]
     sign = 1 if select.higher_is_better else -1
     return max(
         tuned, key=lambda candidate: sign * candidate.value if np.isfinite(candidate.value) else -np.inf
@@ -119,10 +119,10 @@ def reported(
     return Result(candidate, tried, samples, figures)
 
 
-def _value(metric: Metric, samples: Samples, real: Real | None) -> float:
+def _value(metric: Metric, samples: Samples, real: Real | None, prompts: int) -> float:
     succeeded = samples.there
     if not succeeded.any():
         return float("nan")
     if isinstance(metric, Score):
         return float(np.nanmean(samples.scores[metric.name][succeeded]))
-    return metric.between(samples.features[metric.name][succeeded], real.features if real else None)
+    return value_of_set(metric, samples.features[metric.space][succeeded], samples.prompt[succeeded], real, prompts)

@@ -12,10 +12,10 @@ import numpy as np
 
 from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
 from w2sd_video.evaluation.arms import ARMS, candidates, check_arms, nfe_of
-from w2sd_video.evaluation.samples import SampleFiles, Split
+from w2sd_video.evaluation.samples import SampleFiles, Split, spaces_of
 from w2sd_video.jobs.folder import HIDDEN, JobFolder, read_record
 from w2sd_video.jobs.pool_options import Shard, add_pool_options
-from w2sd_video.metrics import Distance, Metric, Score, check_name
+from w2sd_video.metrics import Metric, Score, check_name
 from w2sd_video.rendering.job import HASHES
 from w2sd_video.settings.files import read_config
 from w2sd_video.settings.identity import Hashes, file_hash, identity_of
@@ -204,8 +204,8 @@ def open_folder(
         "batch": plan.batch,
     }
     job = JobFolder(folder, identity)
-    of_clips, of_sets = ([metric.name for metric in metrics if isinstance(metric, kind)] for kind in (Score, Distance))
-    files = SampleFiles(folder, job.key, tuple(of_clips), tuple(of_sets))
+    scores = tuple(metric.name for metric in metrics if isinstance(metric, Score))
+    files = SampleFiles(folder, job.key, scores, tuple(spaces_of(metrics)))
     with job.opened(shard.index, shard.count, files.keys):
         job.write_note(HASHES, hashes)
         for name in ("samples", "clips"):
