@@ -14,7 +14,21 @@ import numpy as np
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SMALL = ("--config", "miniature-pixart", "--number-of-prompts", "12", "--number-of-tuning-prompts", "4")
-SMALL = (*SMALL, "--number-of-seeds", "1", "--batch", "2", "--budgets", "6", "--arms", "strong", "CFG", "W2SD")
+SMALL = (
+    *SMALL,
+    "--number-of-seeds",
+    "1",
+    "--number-of-tuning-seeds",
+    "1",
+    "--batch",
+    "2",
+    "--budgets",
+    "6",
+    "--arms",
+    "strong",
+    "CFG",
+    "W2SD",
+)
 
 
 def command(folder, *options):

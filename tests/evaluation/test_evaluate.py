@@ -14,7 +14,19 @@ from w2sd_video import evaluate
 from w2sd_video.evaluation.samples import sample_clips
 from w2sd_video.rendering.video import write_video
 
-QUICK = ["--number-of-prompts", "3", "--number-of-tuning-prompts", "2", "--number-of-seeds", "2", "--budgets", "4", "8"]
+QUICK = [
+    "--number-of-prompts",
+    "3",
+    "--number-of-tuning-prompts",
+    "2",
+    "--number-of-tuning-seeds",
+    "1",
+    "--number-of-seeds",
+    "2",
+    "--budgets",
+    "4",
+    "8",
+]
 ARMS = ["--arms", "strong", "CFG", "W2SD as configured", "--against", "W2SD as configured"]
 PIXART = ["--config", "miniature-pixart", *QUICK, *ARMS]
 

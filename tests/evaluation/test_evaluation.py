@@ -21,7 +21,6 @@ from w2sd_video.evaluation.statistics import (
     mean,
     measured,
     pareto_front,
-    resampled,
     win_rate,
 )
 from w2sd_video.jobs.pool import Pool, run_tasks
@@ -34,6 +33,8 @@ from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.schema import ConfigError, reflected_steps
 
 MINIATURES = ["animatediff", "cogvideox", "pixart", "dit-moe", "animatediff-lora"]
+TUNED = ("AutoGuidance", "skip-layer", "Z-Sampling", "FSG", "Re-Sampling", "advanced Re-Sampling", "W2SD")
+"""Arms with several settings, but for plain guidance."""
 RED, BLUE = "a red circle moving left", "a blue square moving up"
 
 
@@ -46,6 +47,10 @@ def pixart():
     pipe = load(configured("pixart"))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _guidance_window(config):
+    return (config.base.windows or {}).get("guidance_scale")
 
 
 @pytest.mark.parametrize("name", MINIATURES)
@@ -71,26 +76,70 @@ def test_arms_that_no_step_fits_have_no_settings():
 def test_an_arm_is_what_it_is_called():
     config = configured("cogvideox")
     by_name = {arm: list(settings(config).values()) for arm, settings in ARMS.items()}
-    assert {one.base.guidance_scale for one in by_name["CFG"]} == {1, 1.5, 2, 3, 5}
-    assert by_name["strong"] == [one for one in by_name["CFG"] if one.base.guidance_scale == 3]
+    plain = ARMS["CFG"](config)
+    assert {one.base.guidance_scale for one in by_name["CFG"]} == {1, 1.5, 2, 3, 4, 5, 7}
+    assert by_name["strong"] == [plain["guidance 3"]] and plain["guidance 3, late"].base.windows == {
+        "guidance_scale": (0.5, 1.0)
+    }
     assert by_name["weak"][0].base.weights == "weak"
     for arm in ("weak", "strong", "CFG", "AutoGuidance", "skip-layer"):
         assert all(one.reflection_steps == 0 for one in by_name[arm])
     for one in by_name["AutoGuidance"]:
-        assert one.weak == replace(one.base, weights="weak") and one.autoguidance > 0
+        less = one.strong if one.autoguidance_gap == "strong" else replace(one.base, windows=None)
+        assert one.weak == replace(less, weights="weak") and one.autoguidance > 0
+        assert one.autoguidance_gap == "base" or one.strong.guidance_scale == 1 < one.base.guidance_scale
     for one in by_name["skip-layer"]:
-        assert one.weak == replace(one.base, skip_layers=one.weak.skip_layers) and one.weak.skip_layers
+        assert one.weak.skip_layers and one.autoguidance > 0
+        assert one.weak == replace(one.base, skip_layers=one.weak.skip_layers, windows=None)
     for one in [*by_name["Z-Sampling"], *by_name["FSG"]]:
-        assert one.strong == one.base and one.weak == replace(one.base, guidance_scale=one.weak.guidance_scale)
+        base = replace(one.base, windows=None)
+        assert one.strong == base and one.weak == replace(base, guidance_scale=one.weak.guidance_scale)
         assert one.weak.guidance_scale < one.base.guidance_scale
-    assert all(one.span > 1 and one.reflection_steps == (0.0, 0.5) for one in by_name["FSG"])
+    assert all(one.span > 1 for one in by_name["FSG"])
     assert {one.inversion for one in by_name["Re-Sampling"]} == {"resample"}
     assert by_name["W2SD as configured"] == [config]
     assert by_name["S2WD"] == [replace(config, strong=config.weak, weak=config.strong)]
+    for arm in (*TUNED, "CFG"):
+        windows = {one.reflection_steps or one.autoguidance_steps or _guidance_window(one) for one in by_name[arm]}
+        assert windows >= {(0.0, 0.5), (0.5, 1.0), (0.25, 0.75)}, arm
+        assert {one.call.get("eta", 0) for one in by_name[arm]} == {0, 1}, arm
+        assert "Re-Sampling" in arm or {one.reuse for one in by_name[arm]} == {1, 2}, arm
     varied = {(one.inversion, one.strength, one.rounds, one.reflection_steps) for one in by_name["W2SD"]}
-    assert {each[0] for each in varied} == {"paper", "explicit", "implicit", "current"}
-    assert len({each[1] for each in varied}) > 1 and len({each[2] for each in varied}) > 1
+    assert {each[0] for each in varied} == {"paper", "current"} and len({each[1] for each in varied}) > 1
     assert {each[3] for each in varied} >= {None, (0.0, 0.5), (0.5, 1.0)}
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_arms_that_are_tuned_have_as_many_settings_as_each_other(name):
+    counts = {arm: len(ARMS[arm](configured(name))) for arm in (*TUNED, "CFG")}
+    assert min(counts.values()) >= 0.85 * max(counts.values()) >= 20, counts
+
+
+def test_noise_of_the_steps_is_only_for_schedulers_that_take_it():
+    config = configured("pixart")
+    euler = replace(config, model=replace(config.model, scheduler="EulerDiscreteScheduler"))
+    assert any("eta" in one.call for one in ARMS["CFG"](config).values())
+    assert not any("eta" in one.call for one in ARMS["CFG"](euler).values())
+
+
+def test_guidance_whose_gap_is_reused_is_guidance_where_it_is_measured(pixart):
+    """With a gap that is measured at every step, AutoGuidance by the unconditional half is plain guidance."""
+    config = replace(ARMS["CFG"](configured("pixart"))["guidance 3, late, reuse 2"], steps=6)
+    plain = replace(ARMS["CFG"](configured("pixart"))["guidance 3, late"], steps=6)
+    anew, guided, reusing = (sample_clips(pixart, one, [RED], [0]) for one in (replace(config, reuse=1), plain, config))
+    assert np.abs(anew[0].astype(int) - guided[0].astype(int)).max() <= 1
+    assert (reusing[0] != guided[0]).any()
+    assert sum(reusing[1].values()) < sum(guided[1].values()) == 9
+
+
+def test_eta_makes_a_difference_and_zero_is_the_step_without_noise(pixart):
+    arms = ARMS["W2SD"](configured("pixart"))
+    quiet, noisy = (replace(arms[name], steps=4) for name in ("guidance 1, current", "guidance 1, current, eta 1"))
+    clips = [
+        sample_clips(pixart, one, [RED], [0])[0]
+        for one in (quiet, replace(noisy, call={**noisy.call, "eta": 0.0}), noisy)
+    ]
+    assert (clips[0] == clips[1]).all() and (clips[0] != clips[2]).any()
 
 
 def test_an_unknown_arm_is_named_with_the_nearest():

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.comparison import Outcome, Result, judge_of
+from w2sd_video.evaluation.comparison import Outcome, RealAgainstReal, Result, judge_of
 from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.plot import drawn
 from w2sd_video.evaluation.samples import Split
@@ -28,6 +28,8 @@ from w2sd_video.writing import write_whole
 
 _EMBEDDED_AT_MOST = 32 * 2**20
 """Bytes of clips that the page holds itself; more of them it names, and they must be moved with it."""
+REAL = "real clips"
+"""Name of the row of real clips that are measured as if they were an arm."""
 ClipFile = Callable[[Candidate, int], Path]
 
 
@@ -68,7 +70,7 @@ def write_report(
         f"{config.model.pretrained}, {pair_in_words(config)}; {_size(plan.report, 'prompts')}, best settings by "
         f"{select.name.replace('_', ' ')} on {_size(plan.tuning, 'other prompts')}"
     )
-    tables = [_table(results, on_front, budget, metrics, plan) for budget in plan.budgets]
+    tables = [_table(outcome, on_front, budget, metrics, plan) for budget in plan.budgets]
     notes = _notes(outcome, missing, select, plan)
     sections = [line for table in tables for line in (f"**{table.title}**", "", *_markdown(table), "")]
     markdown = "\n".join([text, "", *sections, *(f"- {note}" for note in notes)])
@@ -95,7 +97,7 @@ def _size(split: Split, of: str) -> str:
 
 
 def _table(
-    results: Sequence[Result],
+    outcome: Outcome,
     on_front: Sequence[bool],
     budget: int,
     metrics: Sequence[Metric],
@@ -108,11 +110,12 @@ def _table(
     ]
     columns += [
         Column(f"{plan.select.replace('_', ' ')} less that of {plan.against}"),
+        Column("p by Holm"),
         Column(f"{plan.against} wins"),
         Column("seconds"),
     ]
-    rows = []
-    for result, is_on_front in zip(results, on_front, strict=True):
+    rows = [] if outcome.real is None else [_row_of_real(outcome.real, metrics, len(columns))]
+    for result, is_on_front in zip(outcome.results, on_front, strict=True):
         if result.candidate.budget != budget:
             continue
         difference = result.differences.get(plan.select)
@@ -123,11 +126,24 @@ def _table(
                 Cell(str(result.candidate.nfe), result.candidate.nfe),
                 *(_cell(result.figures[metric.name]) for metric in metrics),
                 Cell("", np.nan) if difference is None else _cell(difference, signed=True),
+                _cell_of_p(result.corrected.get(plan.select, np.nan)),
                 Cell("", np.nan) if result.wins is None else _cell(result.wins),
                 Cell(f"{np.mean(result.samples.seconds):.3f}", float(np.mean(result.samples.seconds))),
             ]
         )
     return Table(f"{budget} NFE", columns, rows)
+
+
+def _row_of_real(real: RealAgainstReal, metrics: Sequence[Metric], columns: int) -> list[Cell]:
+    """Return the row of real clips, which is marked as the best of nothing."""
+    cells = [Cell(REAL), Cell(f"{real.clips} against {real.others}"), Cell("", np.nan)]
+    figures = [real.figures.get(metric.name) for metric in metrics]
+    cells += [Cell("", np.nan) if figure is None else Cell(_cell(figure).text, np.nan) for figure in figures]
+    return cells + [Cell("", np.nan)] * (columns - len(cells))
+
+
+def _cell_of_p(p: float) -> Cell:
+    return Cell("", np.nan) if not np.isfinite(p) else Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p)
 
 
 def _cell(figure: Figure, signed: bool = False) -> Cell:
@@ -150,14 +166,37 @@ def _markdown(table: Table) -> list[str]:
 
 
 def _notes(outcome: Outcome, missing: Mapping[str, str], select: Metric, plan: Plan) -> list[str]:
+    compared, counts = (
+        sum(bool(result.differences) for result in outcome.results),
+        [result.tried for result in outcome.results if result.tried > 1],
+    )
     notes = [
         "In brackets behind a setting: among how many it was chosen. Behind a figure: 95 % interval over prompts, "
-        "Wilson's of a share and else of a bootstrap, paired for differences.",
+        "Wilson's of a share, of a mean by a bootstrap, of a distance by a jackknife; paired for differences. Each "
+        "holds by itself.",
+        f"p by Holm: how likely such a difference is by chance, corrected for {compared} comparisons in all.",
         f"{plan.against} wins: share of samples of the same prompt and noise in which it does better by the first "
         "score, a tie counting half.",
         f"*: on the Pareto front of {select.name.replace('_', ' ')} "
         f"({'higher' if select.higher_is_better else 'lower'} is better) over NFE, of all budgets.",
     ]
+    if outcome.real is not None:
+        notes.append(
+            f"{REAL}: {outcome.real.clips} real clips measured as an arm is, against {outcome.real.others} others: the "
+            "floor of a distance, and what a share can reach."
+            + (
+                ""
+                if outcome.real.clips == plan.report.samples
+                else f" An arm has {plan.report.samples} samples, so that its own floor is lower."
+            )
+        )
+    if counts:
+        spread = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        notes.append(
+            f"Arms that have several settings have {spread} that fit; each is tried on {plan.tuning.samples} samples."
+        )
+    if plan.warning:
+        notes.append(f"{plan.warning[0].upper()}{plan.warning[1:]}.")
     for result in outcome.results:
         if result.failed:
             count = int((~result.samples.there).sum())
@@ -176,11 +215,19 @@ def _front_csv(outcome: Outcome, metrics: Sequence[Metric], select: Metric, on_f
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     ends = [f"{metric.name}{end}" for metric in metrics for end in ("", "_low", "_high")]
-    rows.writerow(
-        ["split", "arm", "setting", "budget", "steps", "nfe", "seconds", "samples", "failed", "on_front", *ends]
-    )
+    of_difference = [f"{select.name}_difference{end}" for end in ("", "_low", "_high", "_p_by_holm")]
+    columns = ["split", "arm", "setting", "budget", "steps", "nfe", "seconds", "samples", "failed", "on_front"]
+    rows.writerow([*columns, *ends, *of_difference])
+    if (real := outcome.real) is not None:
+        figures = [real.figures.get(metric.name) for metric in metrics]
+        numbers = [f"{n:.6g}" if figure else "" for figure in figures for n in (figure.numbers if figure else [0] * 3)]
+        setting = f"against {real.others}"
+        rows.writerow(["report", REAL, setting, *[""] * 4, real.clips, 0, "", *numbers, *[""] * len(of_difference)])
     for result, is_on_front in zip(outcome.results, on_front, strict=True):
         numbers = [f"{number:.6g}" for metric in metrics for number in result.figures[metric.name].numbers]
+        difference = result.differences.get(select.name)
+        compared = [*difference.numbers, result.corrected[select.name]] if difference else []
+        numbers += [f"{number:.6g}" for number in compared] or [""] * len(of_difference)
         succeeded, seconds = result.samples.there, f"{np.mean(result.samples.seconds):.4f}"
         rows.writerow(
             [
@@ -195,7 +242,9 @@ def _front_csv(outcome: Outcome, metrics: Sequence[Metric], select: Metric, on_f
         )
     for tuned in outcome.tuned:
         values = [f"{tuned.value:.6g}" if end == select.name else "" for end in ends]
-        rows.writerow(["tuning", *_candidate_columns(tuned.candidate), "", "", "", "", *values])
+        rows.writerow(
+            ["tuning", *_candidate_columns(tuned.candidate), "", "", "", "", *values, *[""] * len(of_difference)]
+        )
     return text.getvalue()
 
 

@@ -10,9 +10,9 @@
 - A distance of a set has the interval of a jackknife over groups of prompts, by Student's t: a bootstrap repeats clips,
   which moves such a distance and makes its interval 1.3 to 1.6 times too wide. With the samples of a prompt its real
   clips are left out, where it is known which they are; else groups of real clips by themselves. A jackknife counts
-  twice what clips make in pairs, which near the floor is half of all: for biased distances, pairs of groups are left out
-  too, which tells how much that is, and it is taken off (Efron and Stein, "The jackknife estimate of variance", 1981,
-  section 5). Kernel distances, skewed for few prompts, and shares keep it, and are too wide near the floor.
+  twice what clips make in pairs, which near the floor is half of all: of biased distances, pairs of groups are left
+  out too, which tells how much that is, and it is taken off (Efron and Stein, "The jackknife estimate of variance",
+  1981, section 5). Kernel distances, skewed for few prompts, and shares keep it, and are too wide near the floor.
 - A share of a set, precision or recall, has Wilson's interval, with as many samples as give its jackknife variance.
 - A p-value is that of the interval: the figure is as many standard errors from 0 as its end on that side says. Of
   several that are looked at together each is Holm's ("A simple sequentially rejective multiple test procedure", 1979).
@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
@@ -56,13 +57,13 @@ class Real:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A distance of a set without some groups of its prompts, and without groups of its real clips where they are others'.
+    """A distance of a set without some groups of its prompts, or of its real clips where these are of others.
 
     Attributes:
         value: without none.
         single: without each group, (factors, groups).
-        double: without each two groups of a factor, (factors, groups * (groups - 1) / 2), by `np.triu_indices`; None for
-            a distance of which nothing is taken off.
+        double: without each two groups of a factor, (factors, groups * (groups - 1) / 2), in order; None
+            for a distance of which nothing is taken off.
     """
 
     value: float
@@ -305,10 +306,12 @@ def distance_of_set(
 
     if count < 3 or not np.isfinite(value):
         return Figure(value, np.nan, np.nan, np.empty(0), count)
-    factors, pairs = range(len(units)), list(zip(*np.triu_indices(count, 1), strict=True))
+    factors, pairs = range(len(units)), list(combinations(range(count), 2))
     left_out = LeftOut(value, np.array([[without(factor, group) for group in range(count)] for factor in factors]))
     if metric.is_biased and not metric.is_share:
-        left_out = replace(left_out, double=np.array([[without(factor, *pair) for pair in pairs] for factor in factors]))
+        left_out = replace(
+            left_out, double=np.array([[without(factor, *pair) for pair in pairs] for factor in factors])
+        )
     if not np.isfinite(left_out.variance):  # too few clips remain
         return Figure(value, np.nan, np.nan, np.empty(0), count)
     if not metric.is_share:
@@ -319,9 +322,7 @@ def distance_of_set(
     return Figure(value, *ends, left_out.single.ravel(), count, is_share=True)
 
 
-def value_of_set(
-    metric: Distance, features: np.ndarray, prompt: np.ndarray, real: Real | None, prompts: int
-) -> float:
+def value_of_set(metric: Distance, features: np.ndarray, prompt: np.ndarray, real: Real | None, prompts: int) -> float:
     """Return a distance as `distance_of_set` does, without its interval."""
     of_kept, units = _by_units(metric, features, prompt, real, prompts)
     return of_kept(np.ones(sum(units), bool))

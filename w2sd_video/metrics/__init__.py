@@ -144,6 +144,11 @@ METRICS = {
 }
 """Every metric, and the module of this package that has a function of its name, which loads it."""
 
+OF_FEW_FEATURES = ("frechet_principal", "frechet_efficientnet")
+"""Distances on so many principal features as they are loaded with."""
+BIASED = (*OF_FEW_FEATURES, "frechet_distance", "precision", "recall", "fid", "inception_score")
+"""Numbers of a set that depend on how many clips there are."""
+
 
 def check_name(name: str) -> None:
     """Refuse a metric that does not exist.

@@ -79,11 +79,12 @@ def load_network(device: str = "cpu") -> nn.Module:
 
 def features_of_frames(network: nn.Module, frames: np.ndarray) -> torch.Tensor:
     """Return the features (f, 1280) of frames uint8 (f, height, width, 3): those before its last, linear layer."""
-    return network.extract_features(as_seen(frames).to(next(network.parameters()).device)).mean((2, 3))
+    seen = as_seen(frames).to(next(network.parameters()).device)
+    return network.extract_features(seen).mean((2, 3))  # type: ignore[operator]
 
 
 def as_seen(frames: np.ndarray) -> torch.Tensor:
-    """Prepare frames: the shorter side to 224 by a bicubic filter, cropped to a square, (x - 127) / 128 as in training."""
+    """Prepare frames: the shorter side to 224 by a bicubic filter, cropped to a square, (x - 127) / 128."""
     pixels = rearrange(torch.tensor(frames), "f height width rgb -> f rgb height width")
     height, width = (max(SIZE, round(side * SIZE / min(frames.shape[1:3]))) for side in frames.shape[1:3])
     resized = nn.functional.interpolate(

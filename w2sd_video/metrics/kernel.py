@@ -55,9 +55,7 @@ def kernel_distance_of_units(
     return distance
 
 
-def _sums_of_units(
-    a: np.ndarray, unit: np.ndarray, b: np.ndarray, other_unit: np.ndarray, units: int
-) -> np.ndarray:
+def _sums_of_units(a: np.ndarray, unit: np.ndarray, b: np.ndarray, other_unit: np.ndarray, units: int) -> np.ndarray:
     """Return the kernel of all pairs of rows, summed over those of each pair of units, (units, units); 0 within one."""
     kernel = (a.astype(np.float64) @ b.T.astype(np.float64) / a.shape[1] + 1) ** 3
     by_unit = np.zeros((units, kernel.shape[1]))

@@ -1,4 +1,4 @@
-"""Precision and recall of a set of features, by the manifolds of nearest neighbours (Kynkäänniemi et al., 1904.06991)."""
+"""Precision and recall of a set of features, by the nearest neighbours of each (Kynkäänniemi et al., 1904.06991)."""
 
 from __future__ import annotations
 

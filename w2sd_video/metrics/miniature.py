@@ -76,7 +76,7 @@ def frechet_distance() -> Distance:
 
 
 def frechet_principal(number: int = 16) -> Distance:
-    """Fréchet distance on the first principal features of real clips, so few that it hardly depends on the clips' number.
+    """Fréchet distance on the first principal features of real clips, so few that their number hardly tells.
 
     Args:
         number: of features; an evaluation takes one for each 32 samples of its report.
