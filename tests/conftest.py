@@ -43,15 +43,3 @@ def open_page(chromium, request):
     for context in contexts:
         context.close()
     assert troubles == []
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "thorough: more of the same cases, in minutes; run with -m thorough")
-
-
-def pytest_collection_modifyitems(config, items):
-    """Leave out what takes minutes unless it is asked for."""
-    if "thorough" not in config.getoption("-m"):
-        for item in items:
-            if item.get_closest_marker("thorough"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes: -m thorough"))

@@ -37,6 +37,7 @@ def reflection(
     carried: Carried = "held",
     autoguidance_steps: Steps = None,
     autoguidance_gap: Literal["base", "strong"] = "base",
+    grid: float = 1.0,
 ) -> Iterator[Run]:
     """Reflect every call of a diffusers pipeline inside the block (algorithm 1 of the paper).
 
@@ -69,6 +70,7 @@ def reflection(
         carried: how: "held" or "linear".
         autoguidance_steps: where AutoGuidance acts, like `reflection_steps`; None for all steps.
         autoguidance_gap: "base" or "strong": whose prediction weak's is taken from there.
+        grid: ρ: timesteps that are denser at low noise above 1 (``Reflection``); 1 leaves them to the scheduler.
 
     Yields:
         A ``Run``, filled in by each call of the pipeline.
@@ -94,6 +96,7 @@ def reflection(
         carried,
         autoguidance_steps,
         autoguidance_gap,
+        grid,
     )
     branches: dict[Role, Branch] = {"base": Branch() if base is None else base, "strong": strong, "weak": weak}
     for role, branch in branches.items():

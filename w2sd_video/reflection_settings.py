@@ -51,6 +51,8 @@ class Reflection:
         reuse: k: the gap is measured at every k-th step that wants it, at the last of them, and at a change of stage;
             between them it is carried on, and costs nothing.
         carried: how: "held", or "linear", as it went between the last two measurements.
+        grid: ρ, above 0: exponent of a spacing of the timesteps that is denser at low noise above 1 (`time_grid`); 1
+            leaves the timesteps to the scheduler.
 
     Numbers of numpy are numbers, and kept as Python's own.
 
@@ -71,6 +73,7 @@ class Reflection:
     carried: Carried = "held"
     autoguidance_steps: Steps = None
     autoguidance_gap: Literal["base", "strong"] = "base"
+    grid: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and keep numbers as Python's own."""
@@ -82,6 +85,9 @@ class Reflection:
         for name in ("strength", "autoguidance"):
             if not isinstance(getattr(self, name), StrengthSchedule):
                 object.__setattr__(self, name, real_number(name, getattr(self, name)))
+        object.__setattr__(self, "grid", real_number("grid", self.grid))
+        if self.grid <= 0:
+            raise ValueError(f"grid must be above 0, got {self.grid}")
         for name in ("reflection_steps", "autoguidance_steps"):
             object.__setattr__(self, name, as_steps(name, getattr(self, name)))
         if self.reuse > 1 and self.inversion.startswith("resample"):

@@ -19,6 +19,7 @@ from w2sd_video.inversions import Draw, Request, reflect_step
 from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role, WeakInversion
 from w2sd_video.reuse import Carried
 from w2sd_video.strength import StrengthSchedule, as_strength
+from w2sd_video.time_grid import with_grid
 from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Steps
 
@@ -66,6 +67,7 @@ def sample(
     carried: Carried = "held",
     autoguidance_steps: Steps = None,
     autoguidance_gap: Literal["base", "strong"] = "base",
+    grid: float = 1.0,
     generator: torch.Generator | list[torch.Generator] | None = None,
     callback: Callable[[int, torch.Tensor], None] | None = None,
 ) -> Sampled:
@@ -79,7 +81,7 @@ def sample(
         latents: initial noise, already multiplied by ``scheduler.init_noise_sigma``; floating-point, of any shape.
         scheduler: a diffusers scheduler of a known kind; it is copied, and left as it is.
         num_inference_steps: T; None uses the timesteps that ``set_timesteps`` has put into the scheduler.
-        reflection_steps: see ``Reflection``, as of all settings down to ``autoguidance_gap``.
+        reflection_steps: see ``Reflection``, as of all settings down to ``grid``.
         strength: a number, or a ``StrengthSchedule`` or the name of its file.
         generator: for schedulers whose own step draws noise, and for Re-Sampling; a list has one a sample.
         callback: ``(step, latents)``, called after each step.
@@ -109,6 +111,7 @@ def sample(
         carried,
         autoguidance_steps,
         autoguidance_gap,
+        grid,
     )
     check_latents(latents)
     check_finite("latents", latents)
@@ -119,7 +122,10 @@ def sample(
     Trajectory.check(scheduler)
     scheduler = copy.deepcopy(scheduler)
     if num_inference_steps is not None:
-        scheduler.set_timesteps(whole_number("num_inference_steps", num_inference_steps, 1), device=latents.device)
+        steps = {"num_inference_steps": whole_number("num_inference_steps", num_inference_steps, 1)}
+        scheduler.set_timesteps(**with_grid(scheduler, {**steps, "device": latents.device}, settings.grid))
+    elif settings.grid != 1.0:
+        raise ValueError(f"grid={settings.grid:g} spaces num_inference_steps, which are not given")
     trajectory = Trajectory(scheduler)
     trajectory.level_below(0, settings.span)
     take_step = _step_function(scheduler, generator)

@@ -84,6 +84,11 @@ class Trajectory:
         """Refuse a scheduler that is not known, before its timesteps are set (TypeError, listing the known ones)."""
         _reader(scheduler)
 
+    @staticmethod
+    def predicts_flow(scheduler: Any) -> bool:
+        """Return whether the networks that a known scheduler steps with predict the flow."""
+        return _prediction_type(scheduler) in ("flow", "inverted_flow")
+
     def __len__(self) -> int:
         """Return the number of steps."""
         return len(self._levels)

@@ -408,3 +408,10 @@ def test_text_is_encoded_once_more_and_only_where_a_branch_has_one(build, weak, 
     with reflection(pipe, strong=Branch(), weak=weak):
         run(pipe, call)
     assert len(runs) - stock == stock * (1 + more)
+
+
+def test_a_callback_in_inference_mode_is_called():
+    pipe, call = tiny.stable_diffusion()
+    with torch.inference_mode(), reflection(pipe, strong=Branch(), weak=Branch(prompt="a cat")) as done:
+        run(pipe, call, callback_on_step_end=lambda pipe, i, t, shown: shown)
+    assert done.reflected_steps == done.steps - 1

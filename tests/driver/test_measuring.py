@@ -178,3 +178,19 @@ def test_at_a_scale_of_0_a_network_that_is_given_more_channels_than_it_gives_is_
     with reflection(pipe, strong=Branch(guidance_scale=4.0), weak=Branch(guidance_scale=0.0)) as reflected:
         assert run(pipe, call | {"num_inference_steps": 3}).isfinite().all()
     assert reflected.nfe == {"base": 6, "strong": 4, "weak": 2}
+
+
+def test_a_stage_without_guidance_of_its_own_is_not_given_another_scale():
+    pipe, call = tiny.wan(two_stage=True)
+    scales = {role: Branch(guidance_scale=(scale, 1.0)) for role, scale in (("base", 3), ("strong", 4), ("weak", 2))}
+    results = []
+    for own in (2.0, 1.0):
+        call |= {"guidance_scale": 3.0, "guidance_scale_2": own, "num_inference_steps": 6}
+        with reflection(pipe, **scales):
+            results.append(run(pipe, call))
+    assert torch.allclose(*results)
+    with (
+        reflection(pipe, strong=Branch(guidance_scale=4.0), weak=Branch()),
+        pytest.raises(ValueError, match="neither 0"),
+    ):
+        run(pipe, call)

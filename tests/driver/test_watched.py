@@ -1,5 +1,7 @@
 """What a loop does to more turns than steps is seen before any network runs: loops written for it, with one fault."""
 
+from itertools import zip_longest
+
 import diffusers
 import pytest
 import tiny
@@ -54,6 +56,12 @@ class Counter(Loop):
         return prediction
 
 
+class Multistep(Loop):
+    def kept(self, prediction, memory, generator):
+        before, memory["before"] = memory.get("before", prediction), prediction
+        return 1.5 * prediction - 0.5 * before
+
+
 class Draws(Loop):
     def kept(self, prediction, memory, generator):
         torch.randn(1, generator=generator)
@@ -69,6 +77,34 @@ class InPlace(Loop):
 class Edits(Loop):
     def edited(self, latents):
         return torch.cat([torch.zeros_like(latents[:, :, :2]), latents[:, :, 2:]], 2)
+
+
+class ReadsAhead(Loop):
+    @torch.no_grad()
+    def __call__(self, prompt, generator=None, num_inference_steps=6, **kwargs):
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+        text, _ = self.encode_prompt(prompt, "cpu", 1, True)
+        timesteps = self.scheduler.timesteps
+        for t, _ in zip_longest(timesteps, timesteps[1:]):
+            assert t in list(self.scheduler.timesteps)
+            latents = self.scheduler.step(self.unet(latents, t, text).sample, t, latents).prev_sample
+        return (latents,)
+
+
+class GuidedAtFirst(Loop):
+    @torch.no_grad()
+    def __call__(self, prompt, generator=None, guidance_scale=5.0, num_inference_steps=6, **kwargs):
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+        text, empty = self.encode_prompt(prompt, "cpu", 1, True)
+        for i, t in enumerate(self.scheduler.timesteps):
+            uncond = self.unet(latents, t, empty).sample if i < 3 else None
+            prediction = self.unet(latents, t, text).sample
+            if uncond is not None:
+                prediction = uncond + guidance_scale * (prediction - uncond)
+            latents = self.scheduler.step(prediction, t, latents).prev_sample
+        return (latents,)
 
 
 class RisingGuidance(Loop):
@@ -97,6 +133,7 @@ def test_a_loop_that_keeps_nothing_is_reflected(inversion):
     [
         (Momentum, "keeps memory"),
         (Counter, "keeps self.turns"),
+        (Multistep, "keeps prediction"),
         (Draws, "keeps generator"),
         (InPlace, "keeps memory"),
         (Edits, "changes its latents"),
@@ -118,6 +155,24 @@ def test_state_by_turns_is_refused_before_any_network_runs(cls, what, inversion,
         assert torch.equal(run(pipe, call), run(pipe, call))
 
 
+def test_timesteps_may_be_read_beside_the_loop():
+    pipe, call = of(ReadsAhead)
+    with reflection(pipe, strong=Branch(), weak=Branch(), reflection_steps=0) as off:
+        assert torch.equal(run(pipe, call), run(of(ReadsAhead)[0], call))
+    assert off.steps == 6
+    with reflection(pipe, strong=Branch(), weak=Branch()), pytest.raises(ValueError, match="keeps _"):
+        run(pipe, call)
+
+
+def test_an_evaluation_that_is_left_out_later_is_not_mistaken_for_the_other_one():
+    pipe, call = of(GuidedAtFirst)
+    with reflection(pipe, strong=STRONG, weak=WEAK, reflection_steps=3) as done:
+        run(pipe, call)
+    assert done.nfe == {"base": 9, "strong": 6, "weak": 3}
+    with reflection(pipe, strong=STRONG, weak=WEAK), pytest.raises(ValueError, match="fewer rows"):
+        run(pipe, call)
+
+
 def test_weights_that_change_over_the_steps_are_seen_where_a_branch_depends_on_them():
     pipe, call = of(RisingGuidance)
     with reflection(pipe, strong=STRONG, weak=WEAK), pytest.raises(ValueError, match="changes over the steps"):
@@ -137,6 +192,17 @@ def test_constant_weights_are_not_taken_for_changing_ones_in_any_precision(dtype
     with reflection(pipe, strong=STRONG, weak=WEAK) as done:
         run(pipe, call)
     assert done.reflected_steps == 5
+
+
+def test_latents_that_are_rounded_to_the_networks_precision_are_not_taken_for_edited_ones():
+    pipe, call = tiny.mochi()
+    pipe.to(torch.bfloat16)
+    stock = run(pipe, call)
+    with reflection(pipe, strong=STRONG, weak=STRONG, inversion="current"):
+        assert torch.allclose(run(pipe, call), stock, rtol=0.05, atol=0.05)
+    with reflection(pipe, strong=STRONG, weak=WEAK) as done:
+        assert not torch.equal(run(pipe, call), stock)
+    assert done.reflected_steps == done.steps - 1
 
 
 @pytest.mark.parametrize(

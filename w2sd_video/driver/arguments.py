@@ -32,6 +32,13 @@ def with_text(arguments: Mapping[str, Any], prompt: Any, negative_prompt: Any, p
     return changed
 
 
+def check_no_own_timesteps(arguments: Mapping[str, Any], grid: float) -> None:
+    """Refuse a grid beside timesteps of the user's own (ValueError)."""
+    for name in ("timesteps", "sigmas"):
+        if arguments.get(name) is not None:
+            raise ValueError(f"grid={grid:g} spaces the timesteps, but the call has {name}; leave one of them out")
+
+
 def _belongs_to(name: str, other: str, value: Any) -> bool:
     """Return whether an argument is a form of a prompt: embeddings, or the text for another encoder (``prompt_2``)."""
     if other.removeprefix(f"{name}_").isdigit():

@@ -16,10 +16,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from w2sd_video.branch import Branch
-from w2sd_video.driver.arguments import call_back_after_steps, drawing_as, with_text
+from w2sd_video.driver.arguments import call_back_after_steps, check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
-from w2sd_video.driver.guards import Momentum
+from w2sd_video.driver.guards import Momentum, written
 from w2sd_video.driver.loop_state import LoopState
 from w2sd_video.driver.networks import in_use
 from w2sd_video.driver.parts import (
@@ -160,6 +160,8 @@ class PipelineCall:
             running.append(self)
             stack.callback(running.remove, self)
             arguments = defaults(self._signature) | given
+            if self._settings.grid != 1.0:
+                check_no_own_timesteps(arguments, self._settings.grid)
             scale = arguments.get("guidance_scale")
             self._state.guidance_scale = scale if isinstance(scale, (int, float)) else None
             self._state.measures = any(
@@ -254,7 +256,7 @@ class PipelineCall:
     def _checked(self, callback: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Refuse that a callback changes the text where a branch has its own, learnt before the first step."""
         tensors = dict(args[-1]) if args and isinstance(args[-1], dict) else {}
-        versions = {name: tensor._version for name, tensor in tensors.items() if hasattr(tensor, "_version")}
+        versions = {name: written(tensor) for name, tensor in tensors.items()}
         result = callback(*args, **kwargs)
         if self._pipe.scheduler is not self._walk.wrapped and self._settings.is_on:
             raise ValueError(
@@ -262,7 +264,7 @@ class PipelineCall:
             )
         returned = result.items() if isinstance(result, dict) and self._state.rehearsals else ()
         for name, after in returned:
-            is_unchanged = after is tensors.get(name) and getattr(after, "_version", None) == versions.get(name)
+            is_unchanged = after is tensors.get(name) and written(after) == versions.get(name)
             if "prompt" in name and not is_unchanged:
                 raise ValueError(
                     f"a callback changed {name}, but a branch has a text of its own, encoded before the first step; "

@@ -29,7 +29,7 @@ class HandedBack:
 
     def remember(self, latents: torch.Tensor | None) -> None:
         """Keep what is handed back; nothing after a step, which a pipeline may edit."""
-        self._latents, self._version = latents, 0 if latents is None else _version(latents)
+        self._latents, self._version = latents, 0 if latents is None else written(latents)
 
     def check(self, latents: torch.Tensor) -> None:
         """Compare what the pipeline steps from.
@@ -38,13 +38,15 @@ class HandedBack:
             ValueError: it is something else; the first time that it has to be looked at.
         """
         given = self._latents
-        if given is None or (latents is given and _version(given) == self._version):
+        if given is None or (latents is given and written(given) == self._version):
             return
         if latents is given or latents.shape != given.shape:
             raise ValueError(EDITED)
         repeated = torch.cat([given[: len(given) // 2]] * 2) if len(given) % 2 == 0 else given
-        # A pipeline that steps both halves of guidance alike (DiT) goes on with the first one, twice.
-        equal = (latents == given).all() | (latents == repeated).all()
+        # A pipeline that steps both halves of guidance alike (DiT) goes on with the first one, twice; one that steps in
+        # float32 (Mochi) goes on in the precision of its network.
+        alike = (given, repeated, given.to(torch.bfloat16), given.to(torch.float16))
+        equal = torch.stack([(latents == other).all() for other in alike]).any()
         if self._equal is None and not equal:
             raise ValueError(EDITED)
         self._equal = equal if self._equal is None else self._equal & equal
@@ -109,6 +111,6 @@ EDITED = (
 )
 
 
-def _version(latents: torch.Tensor) -> int:
-    """Return how often a tensor was written into, where it is counted."""
-    return 0 if latents.is_inference() else latents._version
+def written(value: Any) -> int:
+    """Return how often a tensor was written into, where it is counted (not in inference mode)."""
+    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0

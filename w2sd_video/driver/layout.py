@@ -10,6 +10,9 @@ import torch
 
 from w2sd_video.guidance import guided
 
+_NO_WEIGHT = 0.02
+"""Share that a row is taken to have none of the weight below: it could only be had with all of its rounding."""
+
 Kind = Literal["affine", "rescaled", "by slice", "not affine"]
 
 
@@ -117,9 +120,9 @@ def answered(layout: Layout, scale: float, call: int, outputs: Mapping[int, torc
         elif pair.uncond in rows and (together or pair.cond < pair.uncond):
             if cond is None:
                 assert uncond is not None
-                rows[pair.uncond] = uncond / uncond_weight
+                rows[pair.uncond] = uncond * _multiple(1.0, uncond_weight)
             else:
-                rows[pair.uncond] = _moved(uncond, cond, (wanted_cond - cond_weight) / uncond_weight)
+                rows[pair.uncond] = _moved(uncond, cond, _multiple(wanted_cond - cond_weight, uncond_weight))
         elif pair.cond in rows and pair.uncond < pair.cond:
             if layout.kind != "affine":
                 raise ValueError(
@@ -128,9 +131,9 @@ def answered(layout: Layout, scale: float, call: int, outputs: Mapping[int, torc
                 )
             if uncond is None:
                 assert cond is not None
-                rows[pair.cond] = cond * (wanted_cond / cond_weight)
+                rows[pair.cond] = cond * _multiple(wanted_cond, cond_weight)
             else:
-                rows[pair.cond] = _moved(cond, uncond, (cond_weight - wanted_cond) / cond_weight)
+                rows[pair.cond] = _moved(cond, uncond, _multiple(cond_weight - wanted_cond, cond_weight))
     return list(rows.values())
 
 
@@ -142,6 +145,22 @@ def _weights_at(layout: Layout, scale: float) -> tuple[float, float]:
         weight + sign * (scale - layout.scale) for weight, sign in zip(layout.weights, (1, -1), strict=True)
     )
     return cond, 0.0 if abs(uncond) < 1e-3 else uncond
+
+
+def _multiple(part: float, weight: float) -> float:
+    """Return what part of a row's weight is.
+
+    Raises:
+        ValueError: the pipeline's own scale leaves the row no weight, so that nothing can be had of it.
+    """
+    if abs(weight) > _NO_WEIGHT:
+        return part / weight
+    if abs(part) > _NO_WEIGHT:
+        raise ValueError(
+            "the pipeline's own guidance scale (of this stage) gives one of its two evaluations no weight, so a branch "
+            "cannot set another; call it with a scale that is neither 0 nor 1"
+        )
+    return 0.0
 
 
 def _guided(cond: torch.Tensor | None, uncond: torch.Tensor | None, scale: float) -> torch.Tensor:

@@ -25,6 +25,7 @@ from w2sd_video.driver.signatures import as_given, by_name, declared_signature, 
 from w2sd_video.driver.timesteps import Timesteps, at_index
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection, Role
+from w2sd_video.time_grid import with_grid
 from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Moment
 
@@ -47,8 +48,8 @@ class ProbeRequest:
 
     @property
     def rows(self) -> int:
-        """Which rows the network's are: always the same while the loop is watched."""
-        return self.number if self.purpose == "measure" else 0
+        """Which rows the network's are: the two turns that have to be alike come after others, and after each other."""
+        return self.number if self.purpose == "measure" else int(self.number < WATCH_TURNS - 2)
 
 
 WATCH_TURNS = 4
@@ -105,6 +106,7 @@ class Walk:
         self._state = state
         self._begin = 0
         self._moments: dict[int, Moment] = {}
+        self._is_under_way = False
         self._positional = 0
         self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
@@ -150,8 +152,12 @@ class Walk:
         )
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        self.wrapped.set_timesteps(*args, **kwargs)
-        self.turns, self.at = [], 0
+        if self._settings.grid == 1.0:
+            self.wrapped.set_timesteps(*args, **kwargs)
+        else:
+            signature = declared_signature(type(self.wrapped), "set_timesteps")
+            self.wrapped.set_timesteps(**with_grid(self.wrapped, by_name(signature, args, kwargs), self._settings.grid))
+        self.turns, self.at, self._is_under_way = [], 0, False
 
     def _walked(self, calls: range) -> Iterator[torch.Tensor]:
         """Go through the turns of some calls of the wrapped scheduler.
@@ -159,22 +165,26 @@ class Walk:
         A call is gone on from when no step was taken in it: then its timesteps are only being read.
         """
         timesteps = self.wrapped.timesteps
-        if 0 < self.at < len(self.turns) or not calls:  # read inside a loop that is under way
+        if self._is_under_way or not calls:  # read beside a loop, as by zip(timesteps, timesteps[1:])
             yield from timesteps[calls.start : calls.stop]
             return
         self._handed_back.forget()
         self._plan(calls)
         self.on_loop()
         at, call = 0, calls.start
-        while call in calls:
-            turn = self.turns[at]
-            self._shown = turn if turn.call == call else None
-            self._state.in_turn = self._shown is not None
-            yield at_index(call - calls.start, turn.timestep if turn.call == call else timesteps[call])
-            if self.at == len(self.turns):
-                return
-            call = call + 1 if self.at == at else self.turns[self.at].call
-            at = self.at
+        self._is_under_way = True
+        try:
+            while call in calls:
+                turn = self.turns[at]
+                self._shown = turn if turn.call == call else None
+                self._state.in_turn = self._shown is not None
+                yield at_index(call - calls.start, turn.timestep if turn.call == call else timesteps[call])
+                if self.at == len(self.turns):
+                    return
+                call = call + 1 if self.at == at else self.turns[self.at].call
+                at = self.at
+        finally:
+            self._is_under_way = False
 
     def _plan(self, calls: range) -> None:
         """Lay out the turns for some calls of the wrapped scheduler; steps are counted from the first of them."""
@@ -335,6 +345,11 @@ class Walk:
         assert self._algorithm is not None
         if self._state.answered:
             layout, rows = self._state.layouts[self._state.answering], list(chain(*self._state.answered))
+            if len(rows) < sum(layout.calls) and any(pair.uncond < len(rows) for pair in layout.pairs):
+                raise ValueError(  # the row that was answered as the unconditional one may be the only one
+                    f"{self.pipeline} evaluates fewer rows than in its first step, so a branch cannot set its "
+                    "guidance_scale; leave it out, or reflect the steps before (reflection_steps)"
+                )
             self._drift.note(layout, rows, arguments["model_output"], latents)
         asked = self._algorithm.send(without_variance(arguments["model_output"], latents))
         return self._take_step(asked, arguments) if isinstance(asked, Step) else self._result(asked.latents, arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch import nn
 
 from w2sd_video.backends import registered
 from w2sd_video.branch import STAGES
+from w2sd_video.gaps.swaps import swapped
 from w2sd_video.messages import first_line, is_out_of_memory
 from w2sd_video.rendering.call_arguments import base_is_pipelines, call_arguments
 from w2sd_video.rendering.video import to_uint8
@@ -21,13 +23,14 @@ from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ROLES, BranchConfig, ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
 from w2sd_video.strength import StrengthSchedule
+from w2sd_video.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from w2sd_video.plugin import Run
 
 _OF_A_REFLECTION = (
     *("strength", "rounds", "inversion", "iterations", "autoguidance", "span"),
-    *("reading", "reuse", "carried", "autoguidance_gap"),
+    *("reading", "reuse", "carried", "autoguidance_gap", "grid"),
 )
 """Arguments of `reflection` that are settings of the same name."""
 
@@ -81,10 +84,38 @@ def reflected(pipe: Any, config: RenderConfig) -> Iterator[Run]:
 
     with ExitStack() as stack:
         try:
+            stack.enter_context(swapped([(pipe, {"scheduler": solver_of(pipe, config.solver)})]))
             run = stack.enter_context(reflection(pipe, **reflection_arguments(pipe, config)))
         except (TypeError, ValueError) as error:
             raise ConfigError(first_line(error)) from error
         yield run
+
+
+def solver_of(pipe: Any, name: str | None) -> Any:
+    """Return a scheduler of a class by the configuration of a pipeline's own; that one itself where none is named.
+
+    Raises:
+        ValueError: a class that cannot step what this pipeline's network predicts.
+    """
+    own = pipe.scheduler
+    if name is None or name == type(own).__name__:
+        return own
+    import diffusers
+
+    kind, config = getattr(diffusers, name), dict(own.config)
+    taken = inspect.signature(kind).parameters
+    changes: dict[str, Any] = {"clip_sample": False} if "clip_sample" in taken else {}
+    if Trajectory.predicts_flow(own) and kind is not diffusers.FlowMatchEulerDiscreteScheduler:
+        if "use_flow_sigmas" not in taken:
+            raise ValueError(f"solver {name}: steps no flow predictions, which this pipeline's network makes")
+        changes |= {
+            "use_flow_sigmas": True,
+            "prediction_type": "flow_prediction",
+            "flow_shift": config.get("shift", 1.0),
+        }
+    elif not Trajectory.predicts_flow(own) and kind is diffusers.FlowMatchEulerDiscreteScheduler:
+        raise ValueError(f"solver {name}: steps flow predictions only, which this pipeline's network does not make")
+    return kind.from_config(own.config, **changes)
 
 
 def reflection_arguments(pipe: Any, config: RenderConfig) -> dict[str, Any]:

@@ -124,6 +124,10 @@ class RenderConfig:
     """A gap is measured at every so many of its steps, and carried to the others, 1 to 1000."""
     carried: Literal["held", "linear"] = "held"
     """How a gap comes to the steps that do not measure it."""
+    solver: str | None = None
+    """Class of scheduler that takes the steps, for example DPMSolverMultistepScheduler; null: the pipeline's own."""
+    grid: float = 1.0
+    """Exponent of the timesteps' spacing, 0.2 to 5; above 1 they are denser at low noise, 1: the scheduler's own."""
     height: int | None = None
     """Pixels, 8 to 4096; null: as the model was trained."""
     width: int | None = None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from w2sd_video.branch import STAGES
+from w2sd_video.messages import suggest
 from w2sd_video.settings.schema import (
     FAMILY_OPTIONS,
     ROLES,
@@ -27,6 +28,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "iterations": (1, 100),
     "span": (1, 1000),
     "reuse": (1, 1000),
+    "grid": (0.2, 5),
     "height": (8, 4096),
     "width": (8, 4096),
     "frames": (1, 1024),
@@ -82,6 +84,7 @@ def check(config: RenderConfig) -> None:
     for role in ROLES:
         _check_branch(role, getattr(config, role), config.model)
     _check_reflection(config)
+    _check_solver(config.solver)
     for name in config.call:
         if name in _OWN_ARGUMENTS:
             raise ConfigError(f"call.{name}: is set by its own option, and cannot be set here")
@@ -192,6 +195,13 @@ def _check_reflection(config: RenderConfig) -> None:
 def _check_window(name: str, window: Any) -> None:
     if isinstance(window, (tuple, list)) and not 0 <= window[0] <= window[1] <= 1:
         raise ConfigError(f"{name} {list(window)}: a window must be [start, stop], 0 <= start <= stop <= 1")
+
+
+def _check_solver(name: str | None) -> None:
+    from w2sd_video.trajectory import known_schedulers
+
+    if name is not None and name not in known_schedulers():
+        raise ConfigError(f"solver {name!r}: is no scheduler that is known; {suggest(name, known_schedulers())}")
 
 
 def _check_windows(role: str, branch: BranchConfig) -> None:

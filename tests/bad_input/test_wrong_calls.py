@@ -3,6 +3,7 @@
 # ruff: noqa: E501 -- a table, a call a line
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -241,7 +242,9 @@ def test_every_metric_that_has_a_function_is_a_score_or_a_distance_and_so_looks_
     assert all(isinstance(load_metric(name), Score | Distance) for name in own) and len(own) == 8
 
 
-@pytest.mark.parametrize(("call", "error", "said"), [row[1:] for row in CALLS], ids=[row[0] for row in CALLS])
+@pytest.mark.parametrize(
+    ("call", "error", "said"), [row[1:] for row in CALLS], ids=[re.sub(r" at 0x[0-9a-f]+", "", row[0]) for row in CALLS]
+)
 def test_a_wrong_call_says_what_is_wrong(call, error, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error) as raised:
