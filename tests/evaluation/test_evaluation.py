@@ -70,7 +70,7 @@ def test_the_evaluations_of_an_arm_are_those_that_are_made(arm, pixart):
 
 def test_arms_that_no_step_fits_have_no_settings():
     assert at_budget(configured("animatediff"), 3) is None
-    assert candidates("FSG", configured("animatediff"), 8) == []
+    assert candidates("FSG", configured("animatediff"), 4) == []
 
 
 def test_an_arm_is_what_it_is_called():
@@ -119,7 +119,9 @@ def test_noise_of_the_steps_is_only_for_schedulers_that_take_it():
     config = configured("pixart")
     euler = replace(config, model=replace(config.model, scheduler="EulerDiscreteScheduler"))
     assert any("eta" in one.call for one in ARMS["CFG"](config).values())
-    assert not any("eta" in one.call for one in ARMS["CFG"](euler).values())
+    assert not any("eta" in one.call or one.solver for one in ARMS["CFG"](euler).values())
+    assert any(one.solver and one.grid > 1 for one in ARMS["CFG"](config).values())
+    assert all(one.config.steps <= 100 for one in candidates("CFG", config, 400) if one.config.grid > 1)
 
 
 def test_guidance_whose_gap_is_reused_is_guidance_where_it_is_measured(pixart):
@@ -350,9 +352,9 @@ def test_a_distance_of_too_few_prompts_or_clips_has_no_interval():
 
 def test_p_values_are_those_of_the_textbook():
     """Of 40 independent numbers, one a prompt: Student's test, within what 1000 resamples tell."""
-    values = np.random.default_rng(3).normal(0.7, 1, 40)
+    values = np.random.default_rng(3).normal(0.35, 1, 40)
     found = mean(values, np.arange(40), 40)
-    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.5)
+    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.4)
     for shift in np.linspace(-1.5, 0.2, 9):
         one = mean(values + shift, np.arange(40), 40)
         assert (one.p_value < 0.05) == (one.low > 0 or one.high < 0)

@@ -122,7 +122,7 @@ def test_precision_and_recall_are_shares_within_balls_of_the_third_neighbour(shi
 
 def test_a_few_good_clips_have_precision_and_no_recall_and_a_spread_has_recall_and_less_precision():
     real = np.random.default_rng(0).normal(size=(300, 2))
-    few, wide = real[:6] * 0.1, np.random.default_rng(1).normal(size=(300, 2)) * 3
+    few, wide = real[:6] * 0.1, np.random.default_rng(1).normal(size=(300, 2)) * 5
     assert precision(few, real) == 1 and recall(few, real) < 0.2
     assert recall(wide, real) > 0.9 and precision(wide, real) < 0.5
     assert precision(real, real) == recall(real, real) == 1
@@ -177,7 +177,17 @@ def test_features_of_a_clip_are_the_mean_of_its_frames_of_any_size():
     both, first, second = (metric.features(each) for each in (clips, clips[:, :1], clips[:, 1:]))
     assert both.shape == (1, 1280) and both == pytest.approx((first + second) / 2, abs=1e-5)
     assert load_metric("frechet_efficientnet").space == metric.space == "efficientnet"
-    assert metric.features(clips[:, :, :, 12:52]) == pytest.approx(both, abs=0.05), "the middle square is what is seen"
+
+
+def test_of_a_wide_frame_the_middle_square_is_seen():
+    from w2sd_video.metrics.efficientnet import as_seen
+
+    frames = np.zeros((1, 40, 64, 3), np.uint8)
+    frames[:, :, :12] = frames[:, :, 52:] = 255
+    frames[:, 20:, 12:52] = 127
+    seen = as_seen(frames)
+    assert seen.shape == (1, 3, 224, 224)
+    assert seen[0, :, 10, 10:-10].numpy() == pytest.approx(-127 / 128) and seen[0, 0, -10, 112] == 0
 
 
 def test_weights_of_efficientnet_are_read_without_running_code(monkeypatch):

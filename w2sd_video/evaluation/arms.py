@@ -31,17 +31,21 @@ WEIGHTS = (1.0, 0.5, 2.0)
 
 @dataclass(frozen=True)
 class Place:
-    """Where, how often and with how much noise an arm does what it does: the same places for every arm.
+    """Where, how often, with which steps and how much noise an arm does what it does: the same for every arm.
 
     Attributes:
         window: of the steps; all that is added to the strong model's own prediction, its guidance too, is on in it.
         eta: noise of each step, of schedulers that take it (DDIM's).
         reuse: a gap is measured at every so many steps.
+        is_second_order: whether DPM-Solver++ of second order takes the steps, in place of DDIM.
+        grid: exponent of the timesteps' spacing.
     """
 
     window: tuple[float, float] | None = None
     eta: float = 0.0
     reuse: int = 1
+    is_second_order: bool = False
+    grid: float = 1.0
 
 
 PLACES = {
@@ -52,8 +56,14 @@ PLACES = {
     "eta 1": Place(eta=1.0),
     "late, eta 1": Place((0.5, 1.0), eta=1.0),
     "late, reuse 2": Place((0.5, 1.0), reuse=2),
+    "late, 2M": Place((0.5, 1.0), is_second_order=True),
+    "late, 2M, grid 1.3": Place((0.5, 1.0), is_second_order=True, grid=1.3),
 }
 """The places by what they are called; the first two are those of all settings."""
+_FIRST_ORDER = ("DDIMScheduler", "DDPMScheduler")
+"""Schedulers whose noise levels a second-order solver has too, by their configuration."""
+_MOST_STEPS_OF_A_GRID = 100
+"""Beyond about 150 steps two of a grid are at one timestep."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +260,11 @@ def check_arms(names: Iterable[str]) -> None:
 def candidates(arm: str, config: RenderConfig, budget: int) -> list[Candidate]:
     """Return the settings of an arm with as many steps as a budget allows; without those that no steps fit."""
     fitted = ((name, at_budget(variant, budget)) for name, variant in ARMS[arm](config).items())
-    return [Candidate(arm, name, budget, variant, nfe_of(variant)) for name, variant in fitted if variant is not None]
+    return [
+        Candidate(arm, name, budget, variant, nfe_of(variant))
+        for name, variant in fitted
+        if variant is not None and (variant.grid == 1.0 or variant.steps <= _MOST_STEPS_OF_A_GRID)
+    ]
 
 
 def at_budget(config: RenderConfig, budget: int) -> RenderConfig | None:
@@ -350,6 +364,10 @@ def _at_place(config: RenderConfig, place: Place) -> RenderConfig | None:
         return None
     if place.reuse > 1 and config.inversion.startswith("resample") and config.reflection_steps != 0:
         return None
+    if place.is_second_order and _scheduler_name(config) not in _FIRST_ORDER:
+        return None
+    if place.is_second_order:
+        config = replace(config, solver="DPMSolverMultistepScheduler", grid=place.grid)
     if place.eta:
         config = replace(config, call={**config.call, "eta": place.eta})
     if place.reuse > 1:
@@ -372,13 +390,17 @@ def _takes_eta(config: RenderConfig) -> bool:
 
     from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
 
-    index = index_of(config.model)
-    scheduler: Any = getattr(diffusers, config.model.scheduler or (index.get("scheduler") or ["", ""])[1] or "", None)
-    of_diffusers = getattr(diffusers, index.get("_class_name", ""), None)
+    scheduler: Any = getattr(diffusers, _scheduler_name(config), None)
+    of_diffusers = getattr(diffusers, index_of(config.model).get("_class_name", ""), None)
     pipeline: Any = DiTMoEPipeline if config.model.family == "dit_moe" else of_diffusers
     if scheduler is None or pipeline is None:
         return False
     return all("eta" in inspect.signature(one).parameters for one in (scheduler.step, pipeline.__call__))
+
+
+def _scheduler_name(config: RenderConfig) -> str:
+    """Return the class of a pipeline's scheduler, known before it is loaded; empty for any other."""
+    return config.model.scheduler or (index_of(config.model).get("scheduler") or ["", ""])[1] or ""
 
 
 def _is_told_guidance(config: RenderConfig) -> bool:
