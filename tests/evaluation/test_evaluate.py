@@ -109,8 +109,10 @@ def test_one_folder_holds_samples_figures_table_and_page(tmp_path, capsys):
     assert all(clip["files"][0].startswith("data:image/png;base64,") for group in groups for clip in group["clips"])
     assert len({group["prompt"] for group in groups} & reported) == 3
     assert page.count('<b title="the best of this column">best</b>') >= 2 * 3 and "lower is better" in page
-    assert "machine" in page and (folder / "front.svg").read_text() != (folder / "front-score.svg").read_text()
+    assert "machine" in page and (folder / "front.svg").read_text() != (folder / "front-distance.svg").read_text()
     assert "pretrained: miniature:pixart" in page
+    of_real = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*real clips(?:(?!</tr>).)*</tr>", page, re.DOTALL)
+    assert len(of_real) == 2 and not any(">best<" in row for row in of_real), "real clips are no arm"
     assert json.loads((folder / "job.json").read_text())["model"]["pretrained"] == "miniature:pixart"
     assert not list(folder.rglob("*part*"))
 

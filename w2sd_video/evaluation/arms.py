@@ -35,7 +35,7 @@ class Place:
 
     Attributes:
         window: of the steps; all that is added to the strong model's own prediction, its guidance too, is on in it.
-        eta: noise of each step, of schedulers that take it (DDIM's).
+        eta: noise of each step of DDIM.
         reuse: a gap is measured at every so many steps.
         is_second_order: whether DPM-Solver++ of second order takes the steps, in place of DDIM.
         grid: exponent of the timesteps' spacing.
@@ -60,6 +60,8 @@ PLACES = {
     "late, 2M, grid 1.3": Place((0.5, 1.0), is_second_order=True, grid=1.3),
 }
 """The places by what they are called; the first two are those of all settings."""
+_ADDS_NOISE = ("DDIMScheduler",)
+"""Schedulers whose steps have an eta; CogVideoX's DDIM has the argument, and does nothing with it."""
 _FIRST_ORDER = ("DDIMScheduler", "DDPMScheduler")
 """Schedulers whose noise levels a second-order solver has too, by their configuration."""
 _MOST_STEPS_OF_A_GRID = 100
@@ -385,17 +387,15 @@ def _at_place(config: RenderConfig, place: Place) -> RenderConfig | None:
 
 
 def _takes_eta(config: RenderConfig) -> bool:
-    """Return whether a pipeline of diffusers, known before it is loaded, hands noise of the steps to its scheduler."""
+    """Return whether a pipeline, known before it is loaded, hands noise of the steps to a scheduler that adds it."""
     import diffusers
 
     from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
 
-    scheduler: Any = getattr(diffusers, _scheduler_name(config), None)
     of_diffusers = getattr(diffusers, index_of(config.model).get("_class_name", ""), None)
     pipeline: Any = DiTMoEPipeline if config.model.family == "dit_moe" else of_diffusers
-    if scheduler is None or pipeline is None:
-        return False
-    return all("eta" in inspect.signature(one).parameters for one in (scheduler.step, pipeline.__call__))
+    takes_it = pipeline is not None and "eta" in inspect.signature(pipeline.__call__).parameters
+    return takes_it and _scheduler_name(config) in _ADDS_NOISE
 
 
 def _scheduler_name(config: RenderConfig) -> str:

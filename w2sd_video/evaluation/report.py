@@ -17,7 +17,7 @@ from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.plot import drawn
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.evaluation.statistics import Figure, pareto_front
-from w2sd_video.metrics import Metric
+from w2sd_video.metrics import Distance, Metric
 from w2sd_video.page import Cell, Clip, Column, Group, Page, Table, embedded, write_page
 from w2sd_video.page.write import TEMPLATE as TEMPLATE  # where it was before
 from w2sd_video.rendering.outputs import machine, plain, today, versions
@@ -42,7 +42,9 @@ def write_report(
     outcome: Outcome,
     clip_file: ClipFile,
 ) -> str:
-    """Write front.csv, front.svg, front-score.svg, table.md and report.html, and return the table in Markdown.
+    """Write front.csv, front.svg, table.md, report.html and a plot of a second metric; return the table in Markdown.
+
+    That is front-score.svg, or front-distance.svg where settings are chosen by the first score.
 
     Args:
         folder: of the evaluation.
@@ -59,12 +61,14 @@ def write_report(
         [(float(result.candidate.nfe), result.figures[select.name].value) for result in results],
         select.higher_is_better,
     )
-    judge = judge_of(metrics)
+    second: Metric | None = judge_of(metrics)
+    if second is select:
+        second = next((metric for metric in metrics if isinstance(metric, Distance)), None)
     plots = {
         f"{metric.name.replace('_', ' ')} of every arm at every budget": drawn(
             results, metric, on_front if metric is select else [False] * len(results)
         )
-        for metric in ([select] if judge in (None, select) else [select, judge])
+        for metric in ([select] if second in (None, select) else [select, second])
     }
     text = (
         f"{config.model.pretrained}, {pair_in_words(config)}; {_size(plan.report, 'prompts')}, best settings by "
@@ -85,7 +89,8 @@ def write_report(
         configurations={"Configuration": yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)},
     )
     write_whole(folder / "front.csv", _front_csv(outcome, metrics, select, on_front))
-    for name, plot in zip(("front.svg", "front-score.svg"), plots.values(), strict=False):
+    name_of_second = "front-distance.svg" if isinstance(second, Distance) else "front-score.svg"
+    for name, plot in zip(("front.svg", name_of_second), plots.values(), strict=False):
         write_whole(folder / name, plot)
     write_whole(folder / "table.md", markdown + "\n")
     write_page(folder / "report.html", page)
