@@ -88,6 +88,7 @@ class DiTMoEPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         num_inference_steps: int = 50,
         latents: torch.Tensor | None = None,
+        eta: float = 0.0,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
@@ -101,6 +102,7 @@ class DiTMoEPipeline(DiffusionPipeline):
             generator: of the noise; a list holds one a sample.
             num_inference_steps: steps of the scheduler.
             latents: noise to begin with instead, (samples, in_channels, sample_size, sample_size).
+            eta: noise of each step, 0 to 1, of schedulers that take it (DDIM's; Song et al., arXiv 2010.02502, eq. 16).
             output_type: "pil", "np", "pt", or "latent" for latents as the network sees them.
             return_dict: whether to return an output object instead of a tuple.
             callback_on_step_end: called after each step with the pipeline, the step's index, its timestep and the
@@ -112,7 +114,7 @@ class DiTMoEPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: no class labels, one out of range, a generator list of another length, latents of another
-                shape, an unknown output type or callback tensor.
+                shape, an unknown output type or callback tensor, or an eta that the scheduler does not take.
         """
         config, device = self.transformer.config, self._execution_device
         shape = (len(class_labels), config.in_channels, config.sample_size, config.sample_size)
@@ -133,8 +135,7 @@ class DiTMoEPipeline(DiffusionPipeline):
             self.scheduler.set_timesteps(sigmas=sigmas, device=device)
         else:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        step_arguments = {"generator": generator} if takes_generator else {}
+        step_arguments = self._step_arguments({"generator": generator, "eta": eta})
         latents = latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(self.scheduler.timesteps):
@@ -163,6 +164,18 @@ class DiTMoEPipeline(DiffusionPipeline):
             images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _step_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return those arguments that a step of the scheduler has.
+
+        Raises:
+            ValueError: an eta that it has not.
+        """
+        known = inspect.signature(self.scheduler.step).parameters
+        if arguments["eta"] and "eta" not in known:
+            name = type(self.scheduler).__name__
+            raise ValueError(f"eta {arguments['eta']}: {name} takes none; leave it out, or take a DDIMScheduler")
+        return {name: value for name, value in arguments.items() if name in known}
 
     def _check(
         self,

@@ -22,6 +22,7 @@ import jsonargparse
 import pytest
 from pages import PAGES, ROOT, Block, blocks_of, inline_code_of
 
+import w2sd_video.__main__
 import w2sd_video.calibrate
 import w2sd_video.evaluate
 import w2sd_video.render
@@ -143,6 +144,8 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             parser.parse_args(rest)
         case ["cp", *_]:
             pass
+        case ["w2sd-video", command, *_]:
+            assert command in w2sd_video.__main__.COMMANDS
         case _:
             check_tool(words)
 

@@ -13,7 +13,18 @@ from pathlib import Path
 import numpy as np
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-COMMON = ("--config", "miniature-pixart", "--number-of-seeds", "1", "--batch", "2", "--budgets", "6")
+COMMON = (
+    "--config",
+    "miniature-pixart",
+    "--number-of-seeds",
+    "1",
+    "--number-of-tuning-seeds",
+    "1",
+    "--batch",
+    "2",
+    "--budgets",
+    "6",
+)
 SMALL = (*COMMON, "--number-of-prompts", "6", "--number-of-tuning-prompts", "3", "--arms", "strong", "CFG")
 LARGE = (*COMMON, "--number-of-prompts", "12", "--number-of-tuning-prompts", "4", "--arms", "strong", "CFG", "W2SD")
 

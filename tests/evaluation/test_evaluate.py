@@ -1,5 +1,6 @@
 """The command that compares arms: few prompts, few steps, real weights."""
 
+import argparse
 import csv
 import json
 import re
@@ -11,10 +12,25 @@ import tiny
 import yaml
 
 from w2sd_video import evaluate
+from w2sd_video.evaluation.arms import candidates
+from w2sd_video.evaluation.plan import add_options, plan_of
 from w2sd_video.evaluation.samples import sample_clips
 from w2sd_video.rendering.video import write_video
+from w2sd_video.settings.command_line import parse
 
-QUICK = ["--number-of-prompts", "3", "--number-of-tuning-prompts", "2", "--number-of-seeds", "2", "--budgets", "4", "8"]
+QUICK = [
+    "--number-of-prompts",
+    "3",
+    "--number-of-tuning-prompts",
+    "2",
+    "--number-of-tuning-seeds",
+    "1",
+    "--number-of-seeds",
+    "2",
+    "--budgets",
+    "4",
+    "8",
+]
 ARMS = ["--arms", "strong", "CFG", "W2SD as configured", "--against", "W2SD as configured"]
 PIXART = ["--config", "miniature-pixart", *QUICK, *ARMS]
 
@@ -36,30 +52,52 @@ def test_one_folder_holds_samples_figures_table_and_page(tmp_path, capsys):
     for budget in (4, 8):
         assert f"**{budget} NFE**" in table
     heads = [line for line in table.splitlines() if line.startswith("| arm")]
-    assert heads[0].startswith("| arm | best setting | NFE | likelihood | adherence | frechet distance |")
-    assert re.search(r"\| CFG \*? ?\| guidance [\d.]+ \(5\) \|", table), "chosen among five"
+    sets = "kid | frechet distance | frechet principal | precision | recall"
+    assert heads[0].startswith(f"| arm | best setting | NFE | likelihood | adherence | {sets} |")
+    assert "| likelihood less that of W2SD as configured | p by Holm | W2SD as configured wins |" in heads[0]
+    tried = {budget: len(candidates("CFG", parse(PIXART[:2]).config, budget)) for budget in (4, 8)}
+    assert tried[4] == tried[8] > 30
+    for budget, count in tried.items():
+        assert re.search(rf"\| CFG \*? ?\| guidance [^|]+ \({count}\) \|", table), (budget, "says among how many")
+    assert f"- Arms that have several settings have {tried[4]} that fit; each is tried on 2 samples." in table
+    assert "- Each setting is tried on 2 samples only" in table and "corrected for 4 comparisons in all" in table
+    rows_of_real = [
+        line.split("|")[1:] for line in table.splitlines() if line.startswith("| real clips | 6 against 24 |")
+    ]
+    assert len(rows_of_real) == 2 and rows_of_real[0] == rows_of_real[1]
+    floor = {name.strip(): cell.strip() for name, cell in zip(heads[0].split("|")[1:], rows_of_real[0], strict=True)}
+    assert floor["likelihood"] == "" and float(floor["frechet distance"].split()[0]) > 100, "of six clips, all bias"
 
     rows = list(csv.DictReader((folder / "results.csv").open()))
-    # CFG has five settings on two tuning prompts, and each of three arms one on 3 x 2 samples, at two budgets.
-    assert len(rows) == 2 * (5 * 2 + 3 * 3 * 2) and all(row["error"] == "" for row in rows)
+    # CFG has its settings on two tuning prompts, and each of three arms one on 3 x 2 samples, at two budgets.
+    assert len(rows) == 2 * sum(tried.values()) + 2 * 3 * 3 * 2 and all(row["error"] == "" for row in rows)
     assert all(int(row["nfe"]) <= int(row["budget"]) for row in rows)
     tuned, reported = ({row["prompt"] for row in rows if row["split"] == name} for name in ("tuning", "report"))
     assert len(tuned) == 2 and len(reported) == 3 and not tuned & reported
 
     figures = list(csv.DictReader((folder / "front.csv").open()))
-    of_report = [row for row in figures if row["split"] == "report"]
-    assert len(of_report) == 6 and len(figures) == 6 + 2 * 5
+    of_report = [row for row in figures if row["split"] == "report" and row["arm"] != "real clips"]
+    (real,) = [row for row in figures if row["arm"] == "real clips"]
+    assert len(of_report) == 6 and len(figures) == 1 + 6 + sum(tried.values())
+    assert real["frechet_distance"][:3] == floor["frechet distance"][:3] and real["likelihood"] == ""
+    assert [row["likelihood_difference"] == "" for row in of_report] == [False, False, True] * 2
+    for row in of_report:
+        differences = [each for each in of_report if each["budget"] == row["budget"]]
+        if row["likelihood_difference"]:
+            apart = float(row["likelihood"]) - float(differences[-1]["likelihood"])
+            assert float(row["likelihood_difference"]) == pytest.approx(apart, abs=1e-4)
+            assert 0 <= float(row["likelihood_difference_p_by_holm"]) <= 1
     own = [float(row["likelihood"]) for row in rows if row["split"] == "report" and row["arm"] == "strong"]
     told = [float(row["likelihood"]) for row in of_report if row["arm"] == "strong"]
     assert [np.mean(own[:6]), np.mean(own[6:])] == pytest.approx(told, rel=1e-3)
     for budget in ("4", "8"):
         worths = {
-            row["setting"]: float(row["frechet_distance"])
+            row["setting"]: float(row["likelihood"])
             for row in figures
             if row["split"] == "tuning" and row["budget"] == budget
         }
         chosen = next(row["setting"] for row in of_report if row["arm"] == "CFG" and row["budget"] == budget)
-        assert worths[chosen] == min(worths.values())
+        assert worths[chosen] == max(worths.values())
 
     page = (folder / "report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:|#)", page) and page.count("data:image/svg+xml;base64,") == 2
@@ -71,8 +109,10 @@ def test_one_folder_holds_samples_figures_table_and_page(tmp_path, capsys):
     assert all(clip["files"][0].startswith("data:image/png;base64,") for group in groups for clip in group["clips"])
     assert len({group["prompt"] for group in groups} & reported) == 3
     assert page.count('<b title="the best of this column">best</b>') >= 2 * 3 and "lower is better" in page
-    assert "machine" in page and (folder / "front.svg").read_text() != (folder / "front-score.svg").read_text()
+    assert "machine" in page and (folder / "front.svg").read_text() != (folder / "front-distance.svg").read_text()
     assert "pretrained: miniature:pixart" in page
+    of_real = re.findall(r"<tr[^>]*>(?:(?!</tr>).)*real clips(?:(?!</tr>).)*</tr>", page, re.DOTALL)
+    assert len(of_real) == 2 and not any(">best<" in row for row in of_real), "real clips are no arm"
     assert json.loads((folder / "job.json").read_text())["model"]["pretrained"] == "miniature:pixart"
     assert not list(folder.rglob("*part*"))
 
@@ -135,7 +175,7 @@ def tiny_model(tmp_path, monkeypatch):
 
 
 def test_any_model_is_measured_and_a_metric_that_cannot_be_had_is_left_out(tiny_model, capsys, monkeypatch):
-    argv = [*tiny_model, "--metrics", "frechet_distance", "clip_score=nowhere", "--real", "real", "--budgets", "12"]
+    argv = [*tiny_model, "--metrics", "kid", "clip_score=nowhere", "--real", "real", "--budgets", "12"]
     monkeypatch.setattr("w2sd_video.miniatures.judges.features", lambda clips: clips.reshape(len(clips), -1)[:, :5])
     assert evaluate.main(argv) == 0
     told = capsys.readouterr()
@@ -149,10 +189,11 @@ def test_any_model_is_measured_and_a_metric_that_cannot_be_had_is_left_out(tiny_
     ("argv", "said", "code"),
     [
         (["--metrics", "clip_score=nowhere"], "select clip_score: ", 1),
-        (["--metrics", "frechet_distance"], "frechet_distance: compares with real clips; name a folder", 2),
+        (["--metrics", "kid"], "kid: compares with real clips; name a folder", 2),
+        (["--metrics", "fid", "--real", "real"], "select fid: on 2 samples it tells their number more than", 2),
         (["--prompts", "one.txt"], "prompts: 1 given; at least 2 are needed", 2),
-        (["--metrics", "frechet_distance", "--real", "real", "--number-of-prompts", "1"], "report: 1 sample, but", 2),
-        (["--metrics", "frechet_distance", "--real", "damaged"], "damaged/a.mp4: not a video that can be decoded", 2),
+        (["--metrics", "kid", "--real", "real", "--number-of-prompts", "1"], "report: 1 sample, but", 2),
+        (["--metrics", "kid", "--real", "damaged"], "damaged/a.mp4: not a video that can be decoded", 2),
         (["--real", "nowhere"], "clips nowhere: no such folder", 2),
     ],
 )
@@ -164,6 +205,22 @@ def test_what_a_model_lacks_is_said_in_one_line(tiny_model, argv, said, code, ca
         evaluate.main([*tiny_model, *argv])
     error = capsys.readouterr().err.strip().splitlines()
     assert stopped.value.code == code and said in error[-1] and not Path("runs").exists()
+
+
+def test_a_distance_chooses_settings_of_enough_samples_alone():
+    def planned(*words):
+        parser = argparse.ArgumentParser()
+        add_options(parser)
+        config = parse(PIXART[:2]).config
+        return plan_of(parser.parse_args(words), config, "miniature-pixart")
+
+    usual = planned()
+    assert usual.select == "likelihood" and usual.tuning.samples >= 500 and not usual.warning
+    assert planned("--select", "frechet_distance").select == "frechet_distance"
+    few = planned("--number-of-tuning-seeds", "1")
+    assert few.tuning.samples == 64 and "64 samples only" in few.warning
+    nothing_to_choose = planned("--number-of-tuning-seeds", "1", "--select", "recall", "--arms", "strong", "weak")
+    assert not nothing_to_choose.warning, "arms with one setting have none to choose"
 
 
 @pytest.mark.parametrize(
@@ -191,6 +248,10 @@ def test_what_a_model_lacks_is_said_in_one_line(tiny_model, argv, said, code, ca
         (["--arms", "nothing at all"], "unknown arm 'nothing at all'; known are weak, strong, CFG"),
         (["--metrics", "adherance"], "unknown metric 'adherance'; did you mean 'adherence'?"),
         (["--metrics", "adherence=folder"], "metric 'adherence' has no option 'source'; it has none"),
+        (
+            ["--select", "recall", "--number-of-tuning-seeds", "7"],
+            "select recall: on 448 samples it tells their number",
+        ),
         (["--select", "comets"], "select comets: is not among the metrics, likelihood, adherence"),
         (["--config", "miniature-animatediff-control"], "inputs.conditioning_frames: this miniature cannot be"),
     ],

@@ -5,21 +5,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from w2sd_video.evaluation import samples as sampling
 from w2sd_video.evaluation.arms import ARMS, Candidate, at_budget, candidates, check_arms, nfe_of
 from w2sd_video.evaluation.comparison import choose, compare, reported
 from w2sd_video.evaluation.every_arm import Work
-from w2sd_video.evaluation.samples import Laboratory, SampleFiles, Samples, Split, key_of, results_table
+from w2sd_video.evaluation.samples import Laboratory, SampleFiles, Samples, Split, key_of, results_table, spaces_of
 from w2sd_video.evaluation.statistics import (
+    GROUPS,
     RESAMPLES,
-    RESAMPLES_OF_SETS,
     Real,
     figure,
+    holm,
     mean,
     measured,
     pareto_front,
-    resampled,
     win_rate,
 )
 from w2sd_video.jobs.pool import Pool, run_tasks
@@ -32,6 +33,8 @@ from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.schema import ConfigError, reflected_steps
 
 MINIATURES = ["animatediff", "cogvideox", "pixart", "dit-moe", "animatediff-lora"]
+TUNED = ("AutoGuidance", "skip-layer", "Z-Sampling", "FSG", "Re-Sampling", "advanced Re-Sampling", "W2SD")
+"""Arms with several settings, but for plain guidance."""
 RED, BLUE = "a red circle moving left", "a blue square moving up"
 
 
@@ -44,6 +47,10 @@ def pixart():
     pipe = load(configured("pixart"))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _guidance_window(config):
+    return (config.base.windows or {}).get("guidance_scale")
 
 
 @pytest.mark.parametrize("name", MINIATURES)
@@ -63,32 +70,79 @@ def test_the_evaluations_of_an_arm_are_those_that_are_made(arm, pixart):
 
 def test_arms_that_no_step_fits_have_no_settings():
     assert at_budget(configured("animatediff"), 3) is None
-    assert candidates("FSG", configured("animatediff"), 8) == []
+    assert candidates("FSG", configured("animatediff"), 4) == []
 
 
 def test_an_arm_is_what_it_is_called():
     config = configured("cogvideox")
     by_name = {arm: list(settings(config).values()) for arm, settings in ARMS.items()}
-    assert {one.base.guidance_scale for one in by_name["CFG"]} == {1, 1.5, 2, 3, 5}
-    assert by_name["strong"] == [one for one in by_name["CFG"] if one.base.guidance_scale == 3]
+    plain = ARMS["CFG"](config)
+    assert {one.base.guidance_scale for one in by_name["CFG"]} == {1, 1.5, 2, 3, 4, 5, 7}
+    assert by_name["strong"] == [plain["guidance 3"]] and plain["guidance 3, late"].base.windows == {
+        "guidance_scale": (0.5, 1.0)
+    }
     assert by_name["weak"][0].base.weights == "weak"
     for arm in ("weak", "strong", "CFG", "AutoGuidance", "skip-layer"):
         assert all(one.reflection_steps == 0 for one in by_name[arm])
     for one in by_name["AutoGuidance"]:
-        assert one.weak == replace(one.base, weights="weak") and one.autoguidance > 0
+        less = one.strong if one.autoguidance_gap == "strong" else replace(one.base, windows=None)
+        assert one.weak == replace(less, weights="weak") and one.autoguidance > 0
+        assert one.autoguidance_gap == "base" or one.strong.guidance_scale == 1 < one.base.guidance_scale
     for one in by_name["skip-layer"]:
-        assert one.weak == replace(one.base, skip_layers=one.weak.skip_layers) and one.weak.skip_layers
+        assert one.weak.skip_layers and one.autoguidance > 0
+        assert one.weak == replace(one.base, skip_layers=one.weak.skip_layers, windows=None)
     for one in [*by_name["Z-Sampling"], *by_name["FSG"]]:
-        assert one.strong == one.base and one.weak == replace(one.base, guidance_scale=one.weak.guidance_scale)
+        base = replace(one.base, windows=None)
+        assert one.strong == base and one.weak == replace(base, guidance_scale=one.weak.guidance_scale)
         assert one.weak.guidance_scale < one.base.guidance_scale
-    assert all(one.span > 1 and one.reflection_steps == (0.0, 0.5) for one in by_name["FSG"])
+    assert all(one.span > 1 for one in by_name["FSG"])
     assert {one.inversion for one in by_name["Re-Sampling"]} == {"resample"}
     assert by_name["W2SD as configured"] == [config]
     assert by_name["S2WD"] == [replace(config, strong=config.weak, weak=config.strong)]
+    for arm in (*TUNED, "CFG"):
+        windows = {one.reflection_steps or one.autoguidance_steps or _guidance_window(one) for one in by_name[arm]}
+        assert windows >= {(0.0, 0.5), (0.5, 1.0), (0.25, 0.75)}, arm
+        assert {one.call.get("eta", 0) for one in ARMS[arm](configured("pixart")).values()} == {0, 1}, arm
+        assert {one.call.get("eta", 0) for one in by_name[arm]} == {0}, "CogVideoX's scheduler makes nothing of it"
+        assert "Re-Sampling" in arm or {one.reuse for one in by_name[arm]} == {1, 2}, arm
     varied = {(one.inversion, one.strength, one.rounds, one.reflection_steps) for one in by_name["W2SD"]}
-    assert {each[0] for each in varied} == {"paper", "explicit", "implicit", "current"}
-    assert len({each[1] for each in varied}) > 1 and len({each[2] for each in varied}) > 1
+    assert {each[0] for each in varied} == {"paper", "current"} and len({each[1] for each in varied}) > 1
     assert {each[3] for each in varied} >= {None, (0.0, 0.5), (0.5, 1.0)}
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_arms_that_are_tuned_have_as_many_settings_as_each_other(name):
+    counts = {arm: len(ARMS[arm](configured(name))) for arm in (*TUNED, "CFG")}
+    assert min(counts.values()) >= 0.8 * max(counts.values()) and min(counts.values()) >= 18, counts
+
+
+def test_noise_of_the_steps_is_only_for_schedulers_that_take_it():
+    config = configured("pixart")
+    euler = replace(config, model=replace(config.model, scheduler="EulerDiscreteScheduler"))
+    assert any("eta" in one.call for one in ARMS["CFG"](config).values())
+    assert not any("eta" in one.call or one.solver for one in ARMS["CFG"](euler).values())
+    assert any(one.solver and one.grid > 1 for one in ARMS["CFG"](config).values())
+    assert all(one.config.steps <= 100 for one in candidates("CFG", config, 400) if one.config.grid > 1)
+
+
+def test_guidance_whose_gap_is_reused_is_guidance_where_it_is_measured(pixart):
+    """With a gap that is measured at every step, AutoGuidance by the unconditional half is plain guidance."""
+    config = replace(ARMS["CFG"](configured("pixart"))["guidance 3, late, reuse 2"], steps=6)
+    plain = replace(ARMS["CFG"](configured("pixart"))["guidance 3, late"], steps=6)
+    anew, guided, reusing = (sample_clips(pixart, one, [RED], [0]) for one in (replace(config, reuse=1), plain, config))
+    assert np.abs(anew[0].astype(int) - guided[0].astype(int)).max() <= 1
+    assert (reusing[0] != guided[0]).any()
+    assert sum(reusing[1].values()) < sum(guided[1].values()) == 9
+
+
+def test_eta_makes_a_difference_and_zero_is_the_step_without_noise(pixart):
+    arms = ARMS["W2SD"](configured("pixart"))
+    quiet, noisy = (replace(arms[name], steps=4) for name in ("guidance 1, current", "guidance 1, current, eta 1"))
+    clips = [
+        sample_clips(pixart, one, [RED], [0])[0]
+        for one in (quiet, replace(noisy, call={**noisy.call, "eta": 0.0}), noisy)
+    ]
+    assert (clips[0] == clips[1]).all() and (clips[0] != clips[2]).any()
 
 
 def test_an_unknown_arm_is_named_with_the_nearest():
@@ -108,8 +162,8 @@ def work_of(folder, pipe, names=("adherence", "frechet_distance"), batch=3, show
     for name in ("samples", "clips"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     metrics = [load_metric(name) for name in names]
-    of_clips, of_sets = ([one.name for one in metrics if isinstance(one, kind)] for kind in (Score, Distance))
-    files, counted = SampleFiles(folder, "key", tuple(of_clips), tuple(of_sets)), []
+    scores = tuple(one.name for one in metrics if isinstance(one, Score))
+    files, counted = SampleFiles(folder, "key", scores, tuple(spaces_of(metrics))), []
 
     def run(tasks, on_done, on_failed):
         run_tasks(lambda: Laboratory(files, pipe, metrics, {}, shown), tasks, Pool(), on_done, on_failed)
@@ -140,7 +194,7 @@ def test_samples_are_those_of_the_pipeline_and_are_kept(tmp_path, pixart):
     clips = sample_clips(pixart, one.config, [RED, BLUE, RED, BLUE], [0, 1, 10000, 10001])[0]
     expected = load_metric("likelihood").of(clips, [RED, BLUE, RED, BLUE])
     np.testing.assert_allclose(found.scores["likelihood"], expected, rtol=1e-2, atol=1e-3)
-    assert found.prompt.tolist() == [0, 1, 0, 1] and found.features["frechet_distance"].shape == (4, 256)
+    assert found.prompt.tolist() == [0, 1, 0, 1] and found.features["classifier"].shape == (4, 256)
     rows = list(csv.DictReader(results_table(work.measured(), ["likelihood"]).splitlines()))
     assert [row["prompt"] for row in rows] == [RED, BLUE, RED, BLUE] and [row["seed"] for row in rows][2] == "10000"
     assert np.allclose([float(row["likelihood"]) for row in rows], found.scores["likelihood"], rtol=1e-4)
@@ -175,14 +229,14 @@ def test_what_is_damaged_or_of_something_else_is_made_again(tmp_path, pixart, mo
         lambda: stored(seconds=None),
         lambda: stored(seed=arrays["seed"] + 1),
         lambda: stored(**{"score adherence": arrays["score adherence"][:1]}),
-        lambda: stored(**{"features frechet_distance": None}),
+        lambda: stored(**{"features classifier": None}),
         lambda: stored(error=np.array(["it failed", "", ""])),  # what failed is tried again
     ]
     for number, damage in enumerate(damages):
         damage()
         again = measured_of(tmp_path, pixart, one, split)
         assert made == [[RED, BLUE, RED]] * (number + 1), number
-        assert (again.features["frechet_distance"] == whole.features["frechet_distance"]).all()
+        assert (again.features["classifier"] == whole.features["classifier"]).all()
         assert (again.scores["adherence"] == whole.scores["adherence"]).all() and again.there.all()
 
 
@@ -195,7 +249,7 @@ def test_a_failed_sample_is_recorded_and_the_others_are_made(tmp_path):
     found = work.read(one, split)
     assert found.there.tolist() == [True, False, True] and "'a purple cow'" in found.error[1]
     assert np.isnan(found.scores["adherence"]).tolist() == [False, True, False]
-    assert np.isnan(found.features["frechet_distance"]).all(1).tolist() == [False, True, False]
+    assert np.isnan(found.features["classifier"]).all(1).tolist() == [False, True, False]
     assert work.failures() == [f"1 sample(s) of strong: {found.error[1]}"]
     rows = list(csv.DictReader(results_table(work.measured(), ["adherence"]).splitlines()))
     assert [bool(row["error"]) for row in rows] == [False, True, False]
@@ -211,7 +265,7 @@ def test_shards_share_out_the_batches_and_wait_for_each_other(tmp_path, pixart):
     second.make([(one, split)])
     assert second.missing([(one, split)]) == 0
     alone = measured_of(tmp_path / "alone", pixart, one, split, batch=1)
-    assert (second.read(one, split).features["frechet_distance"] == alone.features["frechet_distance"]).all()
+    assert (second.read(one, split).features["classifier"] == alone.features["classifier"]).all()
 
 
 def test_what_a_killed_run_has_not_finished_is_removed_but_by_a_shard(tmp_path):
@@ -263,24 +317,56 @@ def test_a_difference_is_paired():
     assert [shifted.value, shifted.low, shifted.high] == pytest.approx([1, 1, 1])
 
 
-def test_a_distance_is_resampled_like_a_mean_and_put_around_its_own_value():
-    values, prompt = np.random.default_rng(1).normal(0, 1, 60), np.repeat(np.arange(30), 2)
-    of_features = Distance("d", False, lambda clips: clips, lambda own, real: float(own.mean()) + 7, needs_real=False)
-    found = measured(of_features, drawn_samples(values, prompt, features={"d": values[:, None]}), None, 30)
-    expected = mean(values, prompt, 30)
-    np.testing.assert_allclose(found.draws, expected.draws[:RESAMPLES_OF_SETS] + 7)
+OF_FEATURES = Distance("d", False, lambda clips: clips, lambda own, real: float(own.mean()) + 7, needs_real=False)
+
+
+def test_the_interval_of_a_linear_distance_is_that_of_the_standard_error_of_its_prompts():
+    values, prompt = np.random.default_rng(1).normal(0, 1, 200), np.repeat(np.arange(100), 2)
+    found = measured(OF_FEATURES, drawn_samples(values, prompt, features={"d": values[:, None]}), None, 100)
+    of_groups = [values[_group_of_prompt(100)[prompt] == group].mean() for group in range(GROUPS)]
+    half = stats.t.ppf(0.975, GROUPS - 1) * np.std(of_groups, ddof=1) / np.sqrt(GROUPS)
     assert found.value == pytest.approx(values.mean() + 7)
-    assert (found.low + found.high) / 2 == pytest.approx(found.value, abs=0.2)
-    gap = replace(of_features, between=lambda own, real: float(own.mean() - real.mean()), needs_real=True)
+    assert [found.low, found.high] == pytest.approx([found.value - half, found.value + half])
+
+
+def _group_of_prompt(prompts):
+    return np.random.default_rng(0).permutation(prompts) % GROUPS
+
+
+def test_real_clips_of_a_prompt_are_left_out_with_it_and_others_by_themselves():
+    values, prompt = np.random.default_rng(1).normal(0, 1, 60), np.repeat(np.arange(30), 2)
+    gap = replace(OF_FEATURES, between=lambda own, real: float(own.mean() - real.mean()) + 9, needs_real=True)
     drawn = drawn_samples(values, prompt, features={"d": values[:, None]})
     same = measured(gap, drawn, Real(values[:, None] - 3, prompt), 30)
-    assert [same.value, same.low, same.high] == pytest.approx([3, 3, 3]), "real clips of a prompt are drawn with it"
-    apart = measured(gap, drawn, Real(values[:, None] - 3), 30)
-    assert apart.high - apart.low == pytest.approx(expected.high - expected.low, rel=0.1), "of fewer resamples"
-    distinct = replace(of_features, between=lambda own, real: float(len(np.unique(own))))
-    found = measured(distinct, drawn_samples(values, prompt, features={"d": values[:, None]}), None, 30)
-    assert found.draws.max() < 60 == found.value and found.low < 60 < found.high
-    assert resampled(30).shape == (RESAMPLES, 30) and (resampled(30).sum(1) == 30).all()
+    assert [same.value, same.low, same.high] == pytest.approx([12, 12, 12])
+    apart = measured(gap, drawn, Real(np.random.default_rng(2).normal(0, 1, (60, 1))), 30)
+    alone = measured(gap, drawn, Real(np.zeros((60, 1))), 30)
+    assert apart.high - apart.low > 1.2 * (alone.high - alone.low), "others vary by themselves"
+
+
+def test_a_distance_of_too_few_prompts_or_clips_has_no_interval():
+    values = np.random.default_rng(1).normal(0, 1, 6)
+    few = measured(OF_FEATURES, drawn_samples(values, [0, 0, 0, 1, 1, 1], features={"d": values[:, None]}), None, 2)
+    assert np.isfinite(few.value) and np.isnan([few.low, few.high]).all() and np.isnan((few - few).low)
+    assert np.isnan(few.p_value)
+
+
+def test_p_values_are_those_of_the_textbook():
+    """Of 40 independent numbers, one a prompt: Student's test, within what 1000 resamples tell."""
+    values = np.random.default_rng(3).normal(0.35, 1, 40)
+    found = mean(values, np.arange(40), 40)
+    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.4)
+    for shift in np.linspace(-1.5, 0.2, 9):
+        one = mean(values + shift, np.arange(40), 40)
+        assert (one.p_value < 0.05) == (one.low > 0 or one.high < 0)
+
+
+def test_holm_is_that_of_the_textbook():
+    """The example of Holm's step-down rule: 0.01, 0.04, 0.03 and 0.005."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    corrected = holm([0.02, float("nan"), 0.9])
+    assert corrected[0] == pytest.approx(0.04) and np.isnan(corrected[1]) and corrected[2] == pytest.approx(0.9)
+    assert holm([0.8, 0.7]) == [1.0, 1.0] and holm([]) == []
 
 
 def test_wins_ties_and_failures():

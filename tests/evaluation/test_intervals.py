@@ -1,12 +1,14 @@
 """How often intervals hold what they should, simulated: the truth is known, and drawn from again and again."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from w2sd_video.evaluation.samples import Samples
-from w2sd_video.evaluation.statistics import Figure, Real, mean, measured, share
-from w2sd_video.metrics import Distance
-from w2sd_video.metrics.frechet import frechet_distance
+from w2sd_video.evaluation.statistics import Figure, Real, distance_of_set, holm, mean, share, value_of_set
+from w2sd_video.metrics import load_metric
+from w2sd_video.metrics.distances import distance, kernel_distance_metric
+from w2sd_video.metrics.frechet import frechet_distance, frechet_principal
 
 SEEDS = 3
 """Samples a prompt."""
@@ -59,26 +61,78 @@ def test_the_interval_of_a_difference_of_shares_holds_it(likely, rival):
     assert coverage(difference, likely - rival, 300) >= 0.93
 
 
-@pytest.mark.parametrize("shift", [0.0, 1.0])
-def test_the_interval_of_a_distance_holds_what_new_samples_give_on_average(shift):
-    rng, prompts, width = np.random.default_rng(0), 20, 6
-    metric = Distance("d", False, lambda clips: clips, frechet_distance)
-    of_prompt, of_real = np.repeat(np.arange(prompts), SEEDS), np.tile(np.arange(prompts), 8)
+WIDTHS = 2.0 ** -np.arange(6)
+"""Standard deviations of features: some axes are principal."""
+SHIFTED, NARROW = "shifted", "narrow"
 
-    def features():
-        own = rng.normal(0, 0.7, (prompts, 1, width)) + rng.normal(0, 0.7, (prompts, SEEDS, width)) + shift
-        return own.reshape(-1, width), rng.normal(0, 1, (len(of_real), width))
 
-    def distance():
-        own, real = features()
-        count = len(own)
-        samples = Samples(of_prompt, np.arange(count), np.ones(count), np.full(count, ""), {}, {"d": own})
-        return measured(metric, samples, Real(real, of_real), prompts)
+def _as_they_are(clips):
+    return clips
 
-    truth = np.mean([frechet_distance(*features()) for _ in range(300)])
-    found = [distance() for _ in range(40)]
-    assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.9
-    assert all(one.low >= 0 for one in found)
+
+DISTANCES = {
+    "frechet": distance("d", frechet_distance, _as_they_are, "d"),
+    "principal": distance("d", partial(frechet_principal, number=2), _as_they_are, "d"),
+    "kid": kernel_distance_metric("d", _as_they_are, "d"),
+    "precision": load_metric("precision"),
+    "recall": load_metric("recall"),
+}
+
+
+def drawn_sets(rng, prompts, how="same"):
+    """Draw features of 3 samples and 6 real clips a prompt, alike where they are of one prompt."""
+    centre = rng.normal(0, 0.7, (prompts, 1, 6))
+    samples, real = (centre + rng.normal(0, 0.7, (prompts, count, 6)) for count in (SEEDS, 6))
+    samples = samples + (how == SHIFTED) if how != NARROW else 0.6 * samples
+    return (samples * WIDTHS).reshape(-1, 6), (real * WIDTHS).reshape(-1, 6)
+
+
+def figures_and_values(metric, how, prompts, times, more):
+    """Return figures of sets that were drawn, and the numbers of these and of more sets."""
+    rng, of_samples, of_real = np.random.default_rng(1), *(np.repeat(np.arange(prompts), k) for k in (SEEDS, 6))
+    drawn = [drawn_sets(rng, prompts, how) for _ in range(times + more)]
+    sets = [(metric, own, of_samples, Real(real, of_real), prompts) for own, real in drawn]
+    values = [value_of_set(*each) for each in sets[times:]]
+    return [distance_of_set(*each) for each in sets[:times]], values
+
+
+@pytest.mark.parametrize("how", ["same", SHIFTED, NARROW])
+@pytest.mark.parametrize("name", DISTANCES)
+def test_the_interval_of_a_distance_holds_what_new_samples_give_on_average(name, how):
+    times = {"frechet": 80, "principal": 80, "kid": 100}.get(name, 40)
+    found, values = figures_and_values(DISTANCES[name], how, 40, times, 300)
+    held = np.mean([one.low <= np.mean(values) <= one.high for one in found])
+    assert held >= 0.85
+    width = np.mean([one.high - one.low for one in found]) / (2 * 2.093 * np.std(values))
+    widest = {"frechet": 1.2, "principal": 1.2, "kid": 1.6}.get(name, 2.5 if np.mean(values) < 0.98 else np.inf)
+    assert 0.7 < width < widest, "by the standard error; of a share near 1 it cannot be known"
+    assert name == "kid" or all(one.low >= 0 for one in found)
+    assert name not in ("precision", "recall") or all(one.high <= 1 for one in found)
+
+
+@pytest.mark.parametrize("name", ["frechet", "kid"])
+def test_two_arms_of_one_distribution_differ_by_chance_as_often_as_they_should(name):
+    rng, prompts, wrong = np.random.default_rng(2), 30, []
+    of_samples, of_real = (np.repeat(np.arange(prompts), k) for k in (SEEDS, 6))
+    for _ in range(60):
+        own, real = drawn_sets(rng, prompts, SHIFTED)
+        other = own + rng.normal(0, 0.3, own.shape) * WIDTHS
+        again = own + rng.normal(0, 0.3, own.shape) * WIDTHS
+        one, two = (
+            distance_of_set(DISTANCES[name], x, of_samples, Real(real, of_real), prompts) for x in (other, again)
+        )
+        wrong.append((one - two).p_value < 0.05)
+    assert np.mean(wrong) <= 0.11
+
+
+def test_of_ten_arms_without_a_difference_holm_seldom_finds_any():
+    rng, of_prompt, wrong = np.random.default_rng(4), np.repeat(np.arange(40), SEEDS), {"alone": 0, "corrected": 0}
+    for _ in range(100):
+        arms = [mean(rng.normal(0, 1, 40 * SEEDS), of_prompt, 40) for _ in range(11)]
+        p_values = [(arm - arms[0]).p_value for arm in arms[1:]]
+        wrong["alone"] += min(p_values) < 0.05
+        wrong["corrected"] += min(holm(p_values)) < 0.05
+    assert wrong["alone"] > 20 and wrong["corrected"] <= 10, "of 100"
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

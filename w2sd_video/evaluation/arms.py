@@ -6,28 +6,68 @@ skip-layer guidance are all a ``RenderConfig``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 from w2sd_video.messages import suggest
 from w2sd_video.presets import PRESETS
-from w2sd_video.reflection_settings import WeakInversion
 from w2sd_video.settings.evaluations import evaluations
 from w2sd_video.settings.panels import panels, weak_panel
 from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig, reflected_steps, stage_scales
-from w2sd_video.settings.sources import denoiser_of
+from w2sd_video.settings.sources import denoiser_of, index_of
 
 Settings = dict[str, RenderConfig]
 """Configurations by what they are called, their number of steps left open."""
 
-GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
-"""The sweep of plain guidance: from none, past what the miniatures' configurations have."""
-WEIGHTS = (0.25, 0.5, 1.0, 2.0)
-"""The sweep of AutoGuidance and of skip-layer guidance."""
+SETTINGS, EVERYWHERE = 6, 3
+"""Of each arm: settings that are tried at all steps and late, and how many, the first ones, at every place."""
+GUIDANCE_SCALES = (2.0, 3.0, 5.0, 1.5, 4.0, 7.0)
+"""The scales of plain guidance, past what the miniatures' configurations have."""
+WEIGHTS = (1.0, 0.5, 2.0)
+"""The weights of skip-layer guidance."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where, how often, with which steps and how much noise an arm does what it does: the same for every arm.
+
+    Attributes:
+        window: of the steps; all that is added to the strong model's own prediction, its guidance too, is on in it.
+        eta: noise of each step of DDIM.
+        reuse: a gap is measured at every so many steps.
+        is_second_order: whether DPM-Solver++ of second order takes the steps, in place of DDIM.
+        grid: exponent of the timesteps' spacing.
+    """
+
+    window: tuple[float, float] | None = None
+    eta: float = 0.0
+    reuse: int = 1
+    is_second_order: bool = False
+    grid: float = 1.0
+
+
 EARLY, LATE = (0.0, 0.5), (0.5, 1.0)
 """Windows of the steps."""
+PLACES = {
+    "": Place(),
+    "late": Place(LATE),
+    "early": Place(EARLY),
+    "middle": Place((0.25, 0.75)),
+    "eta 1": Place(eta=1.0),
+    "late, eta 1": Place(LATE, eta=1.0),
+    "late, reuse 2": Place(LATE, reuse=2),
+    "late, 2M": Place(LATE, is_second_order=True),
+    "late, 2M, grid 1.3": Place(LATE, is_second_order=True, grid=1.3),
+}
+"""The places by what they are called; the first two are those of all settings."""
+_ADDS_NOISE = ("DDIMScheduler",)
+"""Schedulers whose steps have an eta; CogVideoX's DDIM has the argument, and does nothing with it."""
+_FIRST_ORDER = ("DDIMScheduler", "DDPMScheduler")
+"""Schedulers whose noise levels a second-order solver has too, by their configuration."""
+_MOST_STEPS_OF_A_GRID = 100
+"""Beyond about 150 steps two of a grid are at one timestep."""
 
 
 @dataclass(frozen=True)
@@ -60,23 +100,35 @@ def weak(config: RenderConfig) -> Settings:
 
 
 def cfg(config: RenderConfig) -> Settings:
-    """Plain guidance of the strong model, over a sweep of scales."""
+    """Plain guidance of the strong model, over scales; of a gap that is reused, as AutoGuidance by the other half."""
     unreflected = _without_reflection(config)
-    return {
-        _guidance_label(variant): variant
-        for variant in (_with_guidance(unreflected, scale) for scale in GUIDANCE_SCALES)
-    }
+    unguided = _with_guidance(unreflected, 1.0)
+    scales = {f"guidance {scale:g}": _with_guidance(unreflected, scale) for scale in GUIDANCE_SCALES}
+    reusing = {} if _is_told_guidance(config) else {name: _guidance_as_a_gap(one) for name, one in scales.items()}
+    return {"guidance 1": unguided, **_at_places(scales, reusing)}
 
 
 def autoguidance(config: RenderConfig) -> Settings:
-    """AutoGuidance: the prediction pushed away from the weak model's, over a sweep of weights."""
-    return {
-        f"{_guidance_label(variant)}, weight {weight:g}": replace(
-            _without_reflection(variant), weak=weak_panel(variant), autoguidance=weight
-        )
-        for variant in _unguided_and_guided(config)
-        for weight in WEIGHTS
-    }
+    """AutoGuidance: the prediction pushed away from the weak model's, over weights.
+
+    Beside a guided base the gap is that of the guided predictions, or that without guidance, which takes a row less.
+    """
+    unguided, guided = (_without_reflection(variant) for variant in _unguided_and_guided(config))
+    alone, beside = (replace(variant, weak=weak_panel(variant)) for variant in (unguided, guided))
+    plain = replace(beside, strong=alone.base, weak=alone.weak, autoguidance_gap="strong")
+    return _at_places(
+        {
+            f"{_guidance_label(variant)}{label}, weight {weight:g}": replace(variant, autoguidance=weight)
+            for variant, label, weight in (
+                (alone, "", 1.0),
+                (plain, ", gap unguided", 1.0),
+                (beside, "", 0.5),
+                (alone, "", 2.0),
+                (plain, ", gap unguided", 0.5),
+                (beside, "", 1.0),
+            )
+        }
+    )
 
 
 def w2sd_as_configured(config: RenderConfig) -> Settings:
@@ -90,47 +142,66 @@ def w2sd_recommended(config: RenderConfig) -> Settings:
 
 
 def w2sd(config: RenderConfig) -> Settings:
-    """W2SD: each inversion, and windows, strengths and rounds of the paper's and of the cheapest one."""
-    changes_by_label = {
-        "paper": {},
-        "paper, strength 0.5": {"strength": 0.5},
-        "paper, early": {"reflection_steps": EARLY},
-        "explicit": {"inversion": "explicit"},
-        "implicit": {"inversion": "implicit"},
-        "current": {"inversion": "current"},
-        "current, strength 0.5": {"inversion": "current", "strength": 0.5},
-        "current, 2 rounds": {"inversion": "current", "rounds": 2},
-        "current, early": {"inversion": "current", "reflection_steps": EARLY},
-        "current, late": {"inversion": "current", "reflection_steps": LATE},
-    }
-    return {
-        f"{_guidance_label(variant)}, {label}": replace(variant, **changes)  # type: ignore[arg-type]
-        for variant in _unguided_and_guided(config)
-        for label, changes in changes_by_label.items()
-    }
+    """W2SD: the cheapest inversion and the paper's, with base unguided and guided, and a half of the strength."""
+    unguided, guided = _unguided_and_guided(config)
+    return _at_places(
+        {
+            f"{_guidance_label(variant)}, {inversion}{label}": replace(
+                variant,
+                inversion=inversion,  # type: ignore[arg-type]
+                strength=strength,
+            )
+            for variant, inversion, strength, label in (
+                (unguided, "current", 1.0, ""),
+                (guided, "current", 1.0, ""),
+                (unguided, "paper", 1.0, ""),
+                (guided, "paper", 1.0, ""),
+                (unguided, "current", 0.5, ", strength 0.5"),
+                (guided, "current", 0.5, ", strength 0.5"),
+            )
+        }
+    )
 
 
 def z_sampling(config: RenderConfig) -> Settings:
     """Z-Sampling: a reflection whose gap is guidance alone, high over low."""
-    inversions: tuple[WeakInversion, ...] = ("paper", "current")
-    return {
-        f"{_guidance_label(variant)} over {low:g}, {inversion}": replace(
-            _guidance_gap(variant, low), inversion=inversion
-        )
-        for variant in _guided_variants(config)
-        for low, inversion in product((0.0, 1.0), inversions)
-    }
+    first, second = _guided_variants(config)
+    return _at_places(
+        {
+            f"{_guidance_label(variant)} over {low:g}, {inversion}": replace(
+                _guidance_gap(variant, low),
+                inversion=inversion,  # type: ignore[arg-type]
+            )
+            for variant, low, inversion in (
+                (first, 1.0, "current"),
+                (first, 0.0, "paper"),
+                (second, 1.0, "current"),
+                (first, 1.0, "paper"),
+                (second, 0.0, "current"),
+                (second, 1.0, "paper"),
+            )
+        }
+    )
 
 
 def fsg(config: RenderConfig) -> Settings:
-    """Foresight guidance: a few longer reflections of a guidance gap at the early steps."""
-    return {
-        f"{_guidance_label(variant)} over {low:g}, span {span}, rounds {rounds}": replace(
-            _guidance_gap(variant, low), span=span, rounds=rounds, reflection_steps=EARLY
-        )
-        for variant in _guided_variants(config)
-        for low, (span, rounds) in product((0.0, 1.0), ((2, 1), (2, 2), (3, 1)))
-    }
+    """Foresight guidance: a few longer reflections of a guidance gap."""
+    first, second = _guided_variants(config)
+    return _at_places(
+        {
+            f"{_guidance_label(variant)} over {low:g}, span {span}, rounds {rounds}": replace(
+                _guidance_gap(variant, low), span=span, rounds=rounds
+            )
+            for variant, low, span, rounds in (
+                (first, 1.0, 2, 1),
+                (first, 0.0, 2, 1),
+                (second, 1.0, 2, 1),
+                (first, 1.0, 3, 1),
+                (first, 1.0, 2, 2),
+                (second, 0.0, 2, 1),
+            )
+        }
+    )
 
 
 def resampling(config: RenderConfig) -> Settings:
@@ -149,15 +220,15 @@ def s2wd(config: RenderConfig) -> Settings:
 
 
 def skip_layers(config: RenderConfig) -> Settings:
-    """Skip-layer guidance: pushed away from the same network without a block, over a sweep of weights."""
-    return {
-        f"{_guidance_label(variant)}, {label}, weight {weight:g}": replace(
-            _without_reflection(variant), weak=branch, autoguidance=weight
-        )
-        for variant in _unguided_and_guided(config)
+    """Skip-layer guidance: pushed away from the same network without a block, over weights."""
+    unguided, guided = (_without_reflection(variant) for variant in _unguided_and_guided(config))
+    settings = {
+        f"{_guidance_label(variant)}, {label}, weight {weight:g}": replace(variant, weak=branch, autoguidance=weight)
+        for weight in WEIGHTS
+        for variant in (unguided, guided)
         for label, branch in without_a_block(variant).items()
-        for weight in WEIGHTS[1:]
     }
+    return _at_places(dict(list(settings.items())[:SETTINGS]))
 
 
 ARMS: dict[str, Callable[[RenderConfig], Settings]] = {
@@ -193,7 +264,11 @@ def check_arms(names: Iterable[str]) -> None:
 def candidates(arm: str, config: RenderConfig, budget: int) -> list[Candidate]:
     """Return the settings of an arm with as many steps as a budget allows; without those that no steps fit."""
     fitted = ((name, at_budget(variant, budget)) for name, variant in ARMS[arm](config).items())
-    return [Candidate(arm, name, budget, variant, nfe_of(variant)) for name, variant in fitted if variant is not None]
+    return [
+        Candidate(arm, name, budget, variant, nfe_of(variant))
+        for name, variant in fitted
+        if variant is not None and (variant.grid == 1.0 or variant.steps <= _MOST_STEPS_OF_A_GRID)
+    ]
 
 
 def at_budget(config: RenderConfig, budget: int) -> RenderConfig | None:
@@ -245,10 +320,9 @@ def _unguided_and_guided(config: RenderConfig) -> list[RenderConfig]:
 
 
 def _guided_variants(config: RenderConfig) -> list[RenderConfig]:
-    """Return a configuration at its own guidance and at others, all above 1."""
-    as_configured = [config] if _is_guided(config) else []
-    at_other_scales = [_with_guidance(config, scale) for scale in (1.5, 3.0)]
-    return as_configured + [variant for variant in at_other_scales if variant not in as_configured]
+    """Return a configuration at its own guidance, or at 2 if it has none, and at another, both above 1."""
+    _, guided = _unguided_and_guided(config)
+    return [guided, _with_guidance(config, 1.5 if stage_scales(guided.base.guidance_scale) == (3.0,) else 3.0)]
 
 
 def _is_guided(config: RenderConfig) -> bool:
@@ -260,22 +334,87 @@ def _guidance_gap(config: RenderConfig, low: float) -> RenderConfig:
 
 
 def _resampled(config: RenderConfig, inversion: Literal["resample", "resample-advanced"]) -> Settings:
-    changes_by_label = {
-        "all steps": {},
-        "early": {"reflection_steps": EARLY},
-        "early, 2 rounds": {"reflection_steps": EARLY, "rounds": 2},
-    }
-    return {
-        f"{_guidance_label(variant)}, {label}": replace(
-            variant,
-            strong=variant.base,
-            weak=weak_panel(variant),
-            inversion=inversion,
-            **changes,  # type: ignore[arg-type]
-        )
-        for variant in _unguided_and_guided(config)
-        for label, changes in changes_by_label.items()
-    }
+    unguided, guided = _unguided_and_guided(config)
+    return _at_places(
+        {
+            f"{_guidance_label(variant)}, rounds {rounds}": replace(
+                variant, strong=variant.base, weak=weak_panel(variant), inversion=inversion, rounds=rounds
+            )
+            for variant, rounds in ((unguided, 1), (guided, 1), (guided, 2), (unguided, 2), (unguided, 3), (guided, 3))
+        }
+    )
+
+
+def _at_places(settings: Settings, reusing: Settings | None = None) -> Settings:
+    """Return settings at the places of an arm, but for those that they cannot have.
+
+    Args:
+        settings: those of the arm, those that matter most first.
+        reusing: how those are written that reuse a gap, where that is otherwise.
+    """
+    found = {}
+    for number, (name, setting) in enumerate(settings.items()):
+        for label, place in list(PLACES.items())[: len(PLACES) if number < EVERYWHERE else 2]:
+            one = setting if place.reuse == 1 or reusing is None else reusing.get(name)
+            if one is None or (placed := _at_place(one, place)) is None:
+                continue
+            found[f"{name}, {label}" if label else name] = placed
+    return found
+
+
+def _at_place(config: RenderConfig, place: Place) -> RenderConfig | None:
+    """Return a configuration at a place; None where it has no such thing: noise of the steps, or a gap to reuse."""
+    if place.eta and not _takes_eta(config):
+        return None
+    if place.reuse > 1 and config.inversion.startswith("resample") and config.reflection_steps != 0:
+        return None
+    if place.is_second_order and _scheduler_name(config) not in _FIRST_ORDER:
+        return None
+    if place.is_second_order:
+        config = replace(config, solver="DPMSolverMultistepScheduler", grid=place.grid)
+    if place.eta:
+        config = replace(config, call={**config.call, "eta": place.eta})
+    if place.reuse > 1:
+        config = replace(config, reuse=place.reuse)
+    if place.window is None:
+        return config
+    if config.reflection_steps != 0:
+        config = replace(config, reflection_steps=place.window)
+    if config.autoguidance:
+        config = replace(config, autoguidance_steps=place.window)
+    if _is_guided(config) and not _is_told_guidance(config):
+        windows = {**(config.base.windows or {}), "guidance_scale": place.window}
+        config = replace(config, base=replace(config.base, windows=windows))
+    return config
+
+
+def _takes_eta(config: RenderConfig) -> bool:
+    """Return whether a pipeline, known before it is loaded, hands noise of the steps to a scheduler that adds it."""
+    import diffusers
+
+    from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
+
+    of_diffusers = getattr(diffusers, index_of(config.model).get("_class_name", ""), None)
+    pipeline: Any = DiTMoEPipeline if config.model.family == "dit_moe" else of_diffusers
+    takes_it = pipeline is not None and "eta" in inspect.signature(pipeline.__call__).parameters
+    return takes_it and _scheduler_name(config) in _ADDS_NOISE
+
+
+def _scheduler_name(config: RenderConfig) -> str:
+    """Return the class of a pipeline's scheduler, known before it is loaded; empty for any other."""
+    return config.model.scheduler or (index_of(config.model).get("scheduler") or ["", ""])[1] or ""
+
+
+def _is_told_guidance(config: RenderConfig) -> bool:
+    """Return whether the network is told the guidance scale, so that there is no other half."""
+    return bool(denoiser_of(config.model).get("guidance_embeds"))
+
+
+def _guidance_as_a_gap(config: RenderConfig) -> RenderConfig:
+    """Return plain guidance as AutoGuidance by the unconditional prediction, which is the same, and can be reused."""
+    (scale,) = stage_scales(config.base.guidance_scale)
+    unguided = _with_guidance(config, 1.0)
+    return replace(unguided, weak=replace(config.base, guidance_scale=0.0), autoguidance=scale - 1)
 
 
 def without_a_block(config: RenderConfig) -> dict[str, BranchConfig]:

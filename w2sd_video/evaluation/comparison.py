@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.samples import Samples, Split
-from w2sd_video.evaluation.statistics import Figure, Real, measured, win_rate
+from w2sd_video.evaluation.statistics import Figure, Real, holm, measured, value_of_set, win_rate
 from w2sd_video.metrics import Metric, Score
 
 Measure = Callable[[Candidate, Split], Samples]
@@ -26,6 +26,7 @@ class Result:
         figures: by metric.
         differences: by metric, from the arm that all are compared with at this budget; none of its own.
         wins: share of samples in which the arm that all are compared with does better; None of its own.
+        corrected: by metric, the p-value of the difference by Holm's correction over all arms and budgets compared.
     """
 
     candidate: Candidate
@@ -34,6 +35,7 @@ class Result:
     figures: dict[str, Figure]
     differences: dict[str, Figure] = field(default_factory=dict)
     wins: Figure | None = None
+    corrected: dict[str, float] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[str]:
@@ -50,6 +52,21 @@ class Tuned:
 
 
 @dataclass(frozen=True)
+class RealAgainstReal:
+    """Real clips, measured as if they were an arm.
+
+    Attributes:
+        figures: by metric: of a distance its floor, of a share what can be reached.
+        clips: how many were measured.
+        others: with how many they were compared.
+    """
+
+    figures: dict[str, Figure]
+    clips: int
+    others: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What an evaluation found.
 
@@ -57,11 +74,13 @@ class Outcome:
         results: of every arm at every budget.
         tuned: what every setting was worth where it was chosen.
         too_dear: arms of which no step fits a budget.
+        real: real clips measured as an arm; None where nothing compares with them.
     """
 
     results: Sequence[Result]
     tuned: Sequence[Tuned]
     too_dear: Sequence[str]
+    real: RealAgainstReal | None = None
 
 
 def choose(
@@ -73,7 +92,10 @@ def choose(
     """
     if len(settings) == 1:
         return settings[0], []
-    tuned = [Tuned(candidate, _value(select, measure(candidate, tuning), real)) for candidate in settings]
+    tuned = [
+        Tuned(candidate, _value(select, measure(candidate, tuning), real, len(tuning.prompts)))
+        for candidate in settings
+    ]
     sign = 1 if select.higher_is_better else -1
     return max(
         tuned, key=lambda candidate: sign * candidate.value if np.isfinite(candidate.value) else -np.inf
@@ -81,7 +103,10 @@ def choose(
 
 
 def compare(results: Sequence[Result], against: str, metrics: Sequence[Metric], prompts: int) -> list[Result]:
-    """Return results with their differences from one arm at the same budget, and the share of its wins."""
+    """Return results with their differences from one arm at the same budget, and the share of its wins.
+
+    The p-values of the differences by a metric are corrected for their number, over all arms and budgets.
+    """
     judge = judge_of(metrics)
     rivals = {result.candidate.budget: result for result in results if result.candidate.arm == against}
     compared = []
@@ -95,8 +120,19 @@ def compare(results: Sequence[Result], against: str, metrics: Sequence[Metric], 
             judge.name in samples.scores for samples in (result.samples, rival.samples)
         )
         wins = win_rate(judge, rival.samples, result.samples, prompts) if is_scored and judge else None
-        compared.append(Result(result.candidate, result.tried, result.samples, result.figures, differences, wins))
-    return compared
+        compared.append(replace(result, differences=differences, wins=wins))
+    corrected = {metric.name: _corrected(compared, metric.name) for metric in metrics}
+    return [
+        replace(
+            result, corrected={name: values[place] for name, values in corrected.items()} if result.differences else {}
+        )
+        for place, result in enumerate(compared)
+    ]
+
+
+def _corrected(results: Sequence[Result], metric: str) -> list[float]:
+    """Return the p-value of each result's difference by a metric, corrected; NaN where there is none."""
+    return holm([result.differences[metric].p_value if result.differences else np.nan for result in results])
 
 
 def judge_of(metrics: Sequence[Metric]) -> Score | None:
@@ -115,14 +151,17 @@ def reported(
     """Measure a chosen setting on the prompts of the report."""
     samples = measure(candidate, report)
     prompts = len(report.prompts)
-    figures = {metric.name: measured(metric, samples, real.get(metric.name), prompts) for metric in metrics}
+    figures = {
+        metric.name: measured(metric, samples, None if isinstance(metric, Score) else real.get(metric.space), prompts)
+        for metric in metrics
+    }
     return Result(candidate, tried, samples, figures)
 
 
-def _value(metric: Metric, samples: Samples, real: Real | None) -> float:
+def _value(metric: Metric, samples: Samples, real: Real | None, prompts: int) -> float:
     succeeded = samples.there
     if not succeeded.any():
         return float("nan")
     if isinstance(metric, Score):
         return float(np.nanmean(samples.scores[metric.name][succeeded]))
-    return metric.between(samples.features[metric.name][succeeded], real.features if real else None)
+    return value_of_set(metric, samples.features[metric.space][succeeded], samples.prompt[succeeded], real, prompts)

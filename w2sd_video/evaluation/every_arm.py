@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +13,14 @@ from tqdm import tqdm
 
 from w2sd_video.evaluation.arms import Candidate, candidates
 from w2sd_video.evaluation.comparison import Outcome, Result, Tuned, choose, compare, reported
-from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_features
+from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_against_real, real_features
 from w2sd_video.evaluation.plan import Plan, open_folder
 from w2sd_video.evaluation.report import write_report
 from w2sd_video.evaluation.samples import SampleFiles, Samples, Split, batches_of, failed, joined, results_table
 from w2sd_video.evaluation.statistics import Real
 from w2sd_video.jobs.pool import Pool, Run, Task, started
 from w2sd_video.jobs.pool_options import Shard
-from w2sd_video.metrics import Metric
+from w2sd_video.metrics import Metric, Score
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import check_device
 from w2sd_video.rendering.prompts import check_before_loading
@@ -84,6 +85,8 @@ def evaluate_into(
     check_before_loading(replace(config, device=device))
     read_inputs(config)
     metrics, missing = load_metrics(plan, str(check_device(device)))
+    if plan.warning:
+        print(f"w2sd_video.evaluate: {plan.warning}", file=sys.stderr)
     real = {split.name: real_features(metrics, config, split, plan) for split in (plan.tuning, plan.report)}
     arms = arms_of(config, plan)
     with open_folder(folder, plan, metrics, config, shard) as files, threads_for(config.model.pretrained):
@@ -103,6 +106,7 @@ def evaluate_into(
             outcome = evaluate(arms, plan, work, metrics, real)
         table = None
         if outcome is not None and shard.count == 1:
+            outcome = replace(outcome, real=real_against_real(metrics, config, plan, real["report"]))
             table = write_report(
                 folder, config, plan, metrics, missing, outcome, lambda one, place: files.clip_file(one.config, place)
             )
@@ -131,7 +135,7 @@ def evaluate(
         plan: what is compared.
         work: measures, and reads what was measured.
         metrics: those that can be had.
-        real: features of real clips by metric, for each of the two splits.
+        real: features of real clips by their space, for each of the two splits.
 
     Returns:
         What was found; None where other shards have still work to do.
@@ -143,7 +147,7 @@ def evaluate(
     if work.shard.count > 1 and (unfinished := work.missing(to_tune)):
         work.unfinished = unfinished
         return None
-    real_tuning = real["tuning"].get(select.name)
+    real_tuning = None if isinstance(select, Score) else real["tuning"].get(select.space)
     chosen: list[Candidate] = []
     tuned: list[Tuned] = []
     for _, _, settings in asked:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from w2sd_video.calibration.real_clips import real_clips
+from w2sd_video.calibration.real_clips import Clip, real_clips
+from w2sd_video.evaluation.comparison import RealAgainstReal
 from w2sd_video.evaluation.plan import Plan
-from w2sd_video.evaluation.samples import SEEDS, Laboratory, SampleFiles, Split
-from w2sd_video.evaluation.statistics import Real
+from w2sd_video.evaluation.samples import SEEDS, Laboratory, SampleFiles, Split, spaces_of
+from w2sd_video.evaluation.statistics import Real, distance_of_set
 from w2sd_video.messages import first_line
-from w2sd_video.metrics import Distance, Metric, MetricUnavailableError, load_metric
+from w2sd_video.metrics import OF_FEW_FEATURES, Distance, Metric, MetricUnavailableError, load_metric
+from w2sd_video.metrics.frechet import principal_features
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import LoadError, check_device, load, quiet
@@ -24,6 +26,10 @@ from w2sd_video.settings.sources import MINIATURE
 
 REAL_CLIPS = 8
 """Clips a prompt of the miniatures' world that samples are compared with; their seeds are no sample's."""
+
+
+_FIRST_SEED = 100 * SEEDS
+"""Of the real clips that samples are compared with; those that are measured as an arm have twice that."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def load_metrics(plan: Plan, device: str, command: str = "evaluate") -> tuple[li
     metrics, missing = [], {}
     for name, source in plan.sources.items():
         try:
-            metrics.append(load_metric(name, device=device, **_options(source)))
+            metrics.append(load_metric(name, device=device, **_options(source), **_number_of_features(name, plan)))
         except MetricUnavailableError as error:
             if name == plan.select:
                 raise LoadError(f"select {name}: {error}") from error
@@ -103,7 +109,7 @@ def load_metrics(plan: Plan, device: str, command: str = "evaluate") -> tuple[li
 
 
 def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split, plan: Plan) -> dict[str, Real]:
-    """Return the features of real clips by metric: of those given, or of clips of the miniatures' world.
+    """Return the features of real clips by their space: of those given, or of clips of the miniatures' world.
 
     Raises:
         ConfigError: a distance of a single sample, or one that compares with real clips where nobody can make them.
@@ -112,23 +118,75 @@ def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split,
     if of_sets := [metric.name for metric in metrics if isinstance(metric, Distance)]:
         if len(split.prompts) * split.seeds < 2:
             raise ConfigError(f"{split.name}: 1 sample, but {of_sets[0]} is of a set; take more prompts or seeds")
-    distances = [metric for metric in metrics if isinstance(metric, Distance) and metric.needs_real]
+    distances = _distances(metrics)
     if not distances:
         return {}
     if plan.real is None and not config.model.pretrained.startswith(MINIATURE):
         raise ConfigError(f"metrics {distances[0].name}: compares with real clips; name a folder of them with --real")
-    clips = plan.real or real_clips(config, list(split.prompts) * REAL_CLIPS, 100 * SEEDS)
-    features: dict[str, list[np.ndarray]] = {metric.name: [] for metric in distances}
-    for clip in tqdm(clips, desc=f"real clips, {split.name}", leave=False):
+    clips = plan.real or real_clips(config, list(split.prompts) * REAL_CLIPS, _FIRST_SEED)
+    prompt = None if plan.real else np.arange(len(clips)) % len(split.prompts)
+    features = _features_of(clips, distances, f"real clips, {split.name}")
+    return {space: Real(rows, prompt) for space, rows in features.items()}
+
+
+def real_against_real(
+    metrics: Sequence[Metric], config: RenderConfig, plan: Plan, real: Mapping[str, Real]
+) -> RealAgainstReal | None:
+    """Measure real clips as an arm of the report is: what a distance is when nothing is wrong, of as many samples.
+
+    In the miniatures' world they are new clips of the same prompts; of a folder, some of its clips against the others,
+    as many as there are samples or half of them.
+
+    Returns:
+        What was measured; None where no metric compares with real clips, or there are too few of them.
+
+    Raises:
+        VideoError: a real clip that cannot be read.
+    """
+    distances, split = _distances(metrics), plan.report
+    if not distances:
+        return None
+    if plan.real is None:
+        prompt, prompts = np.arange(split.samples) % len(split.prompts), len(split.prompts)
+        clips = real_clips(config, list(split.prompts) * split.seeds, 2 * _FIRST_SEED)
+        features, others = _features_of(clips, distances, "real clips, as an arm"), dict(real)
+    else:
+        count = len(plan.real)
+        order, taken = np.random.default_rng(0).permutation(count), min(split.samples, count // 2)
+        prompt, prompts = np.arange(taken), taken  # each clip by itself, for of prompts nothing is known
+        features = {space: rows.features[order[:taken]] for space, rows in real.items()}
+        others = {space: Real(rows.features[order[taken:]]) for space, rows in real.items()}
+    if prompts < 2:
+        return None
+    figures = {
+        metric.name: distance_of_set(metric, features[metric.space], prompt, others[metric.space], prompts)
+        for metric in distances
+    }
+    return RealAgainstReal(figures, len(prompt), len(next(iter(others.values())).features))
+
+
+def _distances(metrics: Sequence[Metric]) -> list[Distance]:
+    return [metric for metric in metrics if isinstance(metric, Distance) and metric.needs_real]
+
+
+def _features_of(clips: Sequence[Clip], distances: Sequence[Distance], of: str) -> dict[str, np.ndarray]:
+    """Return the features of clips by their space, (n, d)."""
+    parts: dict[str, list[np.ndarray]] = {metric.space: [] for metric in distances}
+    features_by_space = spaces_of(distances)
+    for clip in tqdm(clips, desc=of, leave=False):
         frames = clip.read()[None]
-        for metric in distances:
+        for space, features_of in features_by_space.items():
             try:
-                features[metric.name].append(metric.features(frames))
+                parts[space].append(features_of(frames))
             except ValueError as error:
                 raise ConfigError(f"real clips: {clip.name}: {first_line(error)}") from error
-    prompt = None if plan.real else np.arange(len(clips)) % len(split.prompts)
-    return {name: Real(np.concatenate(parts), prompt) for name, parts in features.items()}
+    return {space: np.concatenate(rows) for space, rows in parts.items()}
 
 
 def _options(source: str) -> dict[str, str]:
     return {"source": source} if source else {}
+
+
+def _number_of_features(name: str, plan: Plan) -> dict[str, int]:
+    """Return on how many principal features a distance is taken, so that the samples of the report bear it."""
+    return {"number": principal_features(plan.report.samples)} if name in OF_FEW_FEATURES else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,10 +13,10 @@ import numpy as np
 
 from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
 from w2sd_video.evaluation.arms import ARMS, candidates, check_arms, nfe_of
-from w2sd_video.evaluation.samples import SampleFiles, Split
+from w2sd_video.evaluation.samples import SampleFiles, Split, spaces_of
 from w2sd_video.jobs.folder import HIDDEN, JobFolder, read_record
 from w2sd_video.jobs.pool_options import Shard, add_pool_options
-from w2sd_video.metrics import Distance, Metric, Score, check_name
+from w2sd_video.metrics import BIASED, Metric, Score, check_name
 from w2sd_video.rendering.job import HASHES
 from w2sd_video.settings.files import read_config
 from w2sd_video.settings.identity import Hashes, file_hash, identity_of
@@ -24,10 +25,21 @@ from w2sd_video.settings.sources import MINIATURE
 
 MOST_PROMPTS, MOST_TUNING_PROMPTS = 171, 64
 """Prompts of the report, and those on which settings are chosen, unless given: as far as there are as many."""
-OF_THE_WORLD = ("likelihood", "adherence", "motion_error", "frechet_distance")
+OF_THE_WORLD = (
+    "likelihood",
+    "adherence",
+    "motion_error",
+    "kid",
+    "frechet_distance",
+    "frechet_principal",
+    "precision",
+    "recall",
+)
 """Metrics of the miniatures unless given."""
 OF_ANYTHING = ("clip_score", "aesthetics", "motion_smoothness", "flicker", "dynamic_degree")
 """Metrics of other models unless given."""
+SAMPLES_TO_CHOOSE_ON = 500
+"""Samples of a setting below which chance decides among those that are near each other."""
 _OF_VIDEO = ("motion_error", "motion_smoothness", "flicker", "dynamic_degree")
 """Metrics that compare frames, so that a model of images is not measured by them."""
 
@@ -54,6 +66,7 @@ class Plan:
         real: clips to compare with; None for the miniatures' world.
         batch: clips sampled together.
         shown: prompts of the report whose clips are kept and shown.
+        warning: what is to be said of how settings are chosen; empty if nothing.
     """
 
     arms: Sequence[str]
@@ -66,6 +79,7 @@ class Plan:
     real: Sequence[Clip] | None
     batch: int
     shown: int
+    warning: str = ""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +96,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--budgets", nargs="+", type=int, metavar="NFE", help="evaluations a clip; unless given those of W2SD, and half"
     )
     add("--metrics", nargs="+", metavar="NAME[=SOURCE]", help="what is measured; a source is a folder with its weights")
-    add("--select", metavar="METRIC", help="by which settings are chosen; frechet_distance or the first unless given")
+    add("--select", metavar="METRIC", help="by which settings are chosen; likelihood, kid or the first unless given")
     add(
         "--real",
         metavar="FOLDER",
@@ -91,7 +105,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--number-of-prompts", type=int, help=f"prompts of the report; {MOST_PROMPTS}, or two of three, unless given")
     add("--number-of-tuning-prompts", type=int, help="other prompts, on which settings are chosen")
     add("--number-of-seeds", type=int, default=3, help="clips a prompt of the report")
-    add("--number-of-tuning-seeds", type=int, default=1, help="clips a prompt on which settings are chosen")
+    add(
+        "--number-of-tuning-seeds",
+        type=int,
+        help=f"clips a prompt on which settings are chosen; of a miniature as many as make {SAMPLES_TO_CHOOSE_ON}",
+    )
     add("--batch", type=int, help="clips sampled together; 64 of a miniature and 1 of other models unless given")
     add("--shown", type=int, default=4, help="prompts of the report whose clips are shown in it")
     add("--folder", help="where everything is written; runs/CONFIG unless given")
@@ -134,7 +152,7 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
         raise ConfigError(f"--against {against}: is not among the arms that are compared, {', '.join(arms)}")
     is_miniature = config.model.pretrained.startswith(MINIATURE)
     sources = _sources(options.metrics or _usual_metrics(config, is_miniature))
-    select = options.select or ("frechet_distance" if "frechet_distance" in sources else next(iter(sources)))
+    select = options.select or next((name for name in ("likelihood", "kid") if name in sources), next(iter(sources)))
     if select not in sources:
         raise ConfigError(f"select {select}: is not among the metrics, {', '.join(sources)}")
     if config.inputs and is_miniature:
@@ -151,9 +169,13 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
     )
     for budget in options.budgets or []:
         _within("budgets", budget, 1, 10**4)
-    seeds, tuning_seeds = (
-        _within(option, getattr(options, option), 1, 1000) for option in ("number_of_seeds", "number_of_tuning_seeds")
+    seeds = _within("number_of_seeds", options.number_of_seeds, 1, 1000)
+    enough = math.ceil(SAMPLES_TO_CHOOSE_ON / tuning_count)
+    tuning_seeds = _within(
+        "number_of_tuning_seeds", options.number_of_tuning_seeds, enough if is_miniature else 1, 1000
     )
+    is_chosen = any(len(ARMS[arm](config)) > 1 for arm in arms)
+    warning = _warning(select, tuning_count * tuning_seeds, enough) if is_chosen else ""
     budgets = sorted(set(options.budgets or [max(nfe_of(config) // 2, 1), nfe_of(config)]))
     for arm in options.arms or [against]:  # of those that nobody named, it is only noted
         if not any(candidates(arm, config, budget) for budget in budgets):
@@ -172,6 +194,26 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
         real=_real_clips(Path(options.real), config) if options.real else None,
         batch=_within("batch", options.batch, 64 if is_miniature else 1, 1024),
         shown=_within("shown", options.shown, 4, 1000, least=0),
+        warning=warning,
+    )
+
+
+def _warning(select: str, samples: int, enough: int) -> str:
+    """Return what is to be said of settings that are chosen by a metric on so many samples.
+
+    Raises:
+        ConfigError: a distance that would choose by how many samples there are, and not by how good they are.
+    """
+    if samples >= SAMPLES_TO_CHOOSE_ON:
+        return ""
+    if select in BIASED:
+        raise ConfigError(
+            f"select {select}: on {samples} samples it tells their number more than how good they are, and chooses "
+            f"by chance; take a score or kid, or {SAMPLES_TO_CHOOSE_ON} samples with --number-of-tuning-seeds {enough}"
+        )
+    return (
+        f"each setting is tried on {samples} samples only, and chance decides among those that are near each other; "
+        f"--number-of-tuning-seeds {enough} makes {SAMPLES_TO_CHOOSE_ON} of them"
     )
 
 
@@ -204,8 +246,8 @@ def open_folder(
         "batch": plan.batch,
     }
     job = JobFolder(folder, identity)
-    of_clips, of_sets = ([metric.name for metric in metrics if isinstance(metric, kind)] for kind in (Score, Distance))
-    files = SampleFiles(folder, job.key, tuple(of_clips), tuple(of_sets))
+    scores = tuple(metric.name for metric in metrics if isinstance(metric, Score))
+    files = SampleFiles(folder, job.key, scores, tuple(spaces_of(metrics)))
     with job.opened(shard.index, shard.count, files.keys):
         job.write_note(HASHES, hashes)
         for name in ("samples", "clips"):

@@ -12,12 +12,12 @@ import numpy as np
 import yaml
 
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.comparison import Outcome, Result, judge_of
+from w2sd_video.evaluation.comparison import Outcome, RealAgainstReal, Result, judge_of
 from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.plot import drawn
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.evaluation.statistics import Figure, pareto_front
-from w2sd_video.metrics import Metric
+from w2sd_video.metrics import Distance, Metric
 from w2sd_video.page import Cell, Clip, Column, Group, Page, Table, embedded, write_page
 from w2sd_video.page.write import TEMPLATE as TEMPLATE  # where it was before
 from w2sd_video.rendering.outputs import machine, plain, today, versions
@@ -28,6 +28,8 @@ from w2sd_video.writing import write_whole
 
 _EMBEDDED_AT_MOST = 32 * 2**20
 """Bytes of clips that the page holds itself; more of them it names, and they must be moved with it."""
+REAL = "real clips"
+"""Name of the row of real clips that are measured as if they were an arm."""
 ClipFile = Callable[[Candidate, int], Path]
 
 
@@ -40,7 +42,9 @@ def write_report(
     outcome: Outcome,
     clip_file: ClipFile,
 ) -> str:
-    """Write front.csv, front.svg, front-score.svg, table.md and report.html, and return the table in Markdown.
+    """Write front.csv, front.svg, table.md, report.html and a plot of a second metric; return the table in Markdown.
+
+    That is front-score.svg, or front-distance.svg where settings are chosen by the first score.
 
     Args:
         folder: of the evaluation.
@@ -57,18 +61,20 @@ def write_report(
         [(float(result.candidate.nfe), result.figures[select.name].value) for result in results],
         select.higher_is_better,
     )
-    judge = judge_of(metrics)
+    second: Metric | None = judge_of(metrics)
+    if second is select:
+        second = next((metric for metric in metrics if isinstance(metric, Distance)), None)
     plots = {
         f"{metric.name.replace('_', ' ')} of every arm at every budget": drawn(
             results, metric, on_front if metric is select else [False] * len(results)
         )
-        for metric in ([select] if judge in (None, select) else [select, judge])
+        for metric in ([select] if second in (None, select) else [select, second])
     }
     text = (
         f"{config.model.pretrained}, {pair_in_words(config)}; {_size(plan.report, 'prompts')}, best settings by "
         f"{select.name.replace('_', ' ')} on {_size(plan.tuning, 'other prompts')}"
     )
-    tables = [_table(results, on_front, budget, metrics, plan) for budget in plan.budgets]
+    tables = [_table(outcome, on_front, budget, metrics, plan) for budget in plan.budgets]
     notes = _notes(outcome, missing, select, plan)
     sections = [line for table in tables for line in (f"**{table.title}**", "", *markdown_of(table), "")]
     markdown = "\n".join([text, "", *sections, *(f"- {note}" for note in notes)])
@@ -83,7 +89,8 @@ def write_report(
         configurations={"Configuration": yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)},
     )
     write_whole(folder / "front.csv", _front_csv(outcome, metrics, select, on_front))
-    for name, plot in zip(("front.svg", "front-score.svg"), plots.values(), strict=False):
+    name_of_second = "front-distance.svg" if isinstance(second, Distance) else "front-score.svg"
+    for name, plot in zip(("front.svg", name_of_second), plots.values(), strict=False):
         write_whole(folder / name, plot)
     write_whole(folder / "table.md", markdown + "\n")
     write_page(folder / "report.html", page)
@@ -95,7 +102,7 @@ def _size(split: Split, of: str) -> str:
 
 
 def _table(
-    results: Sequence[Result],
+    outcome: Outcome,
     on_front: Sequence[bool],
     budget: int,
     metrics: Sequence[Metric],
@@ -108,11 +115,12 @@ def _table(
     ]
     columns += [
         Column(f"{plan.select.replace('_', ' ')} less that of {plan.against}"),
+        Column("p by Holm"),
         Column(f"{plan.against} wins"),
         Column("seconds"),
     ]
-    rows = []
-    for result, is_on_front in zip(results, on_front, strict=True):
+    rows = [] if outcome.real is None else [_row_of_real(outcome.real, metrics, len(columns))]
+    for result, is_on_front in zip(outcome.results, on_front, strict=True):
         if result.candidate.budget != budget:
             continue
         difference = result.differences.get(plan.select)
@@ -123,11 +131,24 @@ def _table(
                 Cell(str(result.candidate.nfe), result.candidate.nfe),
                 *(cell_of(result.figures[metric.name]) for metric in metrics),
                 Cell("", np.nan) if difference is None else cell_of(difference, signed=True),
+                _cell_of_p(result.corrected.get(plan.select, np.nan)),
                 Cell("", np.nan) if result.wins is None else cell_of(result.wins),
                 Cell(f"{np.mean(result.samples.seconds):.3f}", float(np.mean(result.samples.seconds))),
             ]
         )
     return Table(f"{budget} NFE", columns, rows)
+
+
+def _row_of_real(real: RealAgainstReal, metrics: Sequence[Metric], columns: int) -> list[Cell]:
+    """Return the row of real clips, which is marked as the best of nothing."""
+    cells = [Cell(REAL), Cell(f"{real.clips} against {real.others}"), Cell("", np.nan)]
+    figures = [real.figures.get(metric.name) for metric in metrics]
+    cells += [Cell("", np.nan) if figure is None else Cell(cell_of(figure).text, np.nan) for figure in figures]
+    return cells + [Cell("", np.nan)] * (columns - len(cells))
+
+
+def _cell_of_p(p: float) -> Cell:
+    return Cell("", np.nan) if not np.isfinite(p) else Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p)
 
 
 def cell_of(figure: Figure, signed: bool = False) -> Cell:
@@ -152,14 +173,37 @@ def markdown_of(table: Table) -> list[str]:
 
 
 def _notes(outcome: Outcome, missing: Mapping[str, str], select: Metric, plan: Plan) -> list[str]:
+    compared, counts = (
+        sum(bool(result.differences) for result in outcome.results),
+        [result.tried for result in outcome.results if result.tried > 1],
+    )
     notes = [
         "In brackets behind a setting: among how many it was chosen. Behind a figure: 95 % interval over prompts, "
-        "Wilson's of a share and else of a bootstrap, paired for differences.",
+        "Wilson's of a share, of a mean by a bootstrap, of a distance by a jackknife; paired for differences. Each "
+        "holds by itself.",
+        f"p by Holm: how likely such a difference is by chance, corrected for {compared} comparisons in all.",
         f"{plan.against} wins: share of samples of the same prompt and noise in which it does better by the first "
         "score, a tie counting half.",
         f"*: on the Pareto front of {select.name.replace('_', ' ')} "
         f"({'higher' if select.higher_is_better else 'lower'} is better) over NFE, of all budgets.",
     ]
+    if outcome.real is not None:
+        notes.append(
+            f"{REAL}: {outcome.real.clips} real clips measured as an arm is, against {outcome.real.others} others: the "
+            "floor of a distance, and what a share can reach."
+            + (
+                ""
+                if outcome.real.clips == plan.report.samples
+                else f" An arm has {plan.report.samples} samples, so that its own floor is lower."
+            )
+        )
+    if counts:
+        spread = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        notes.append(
+            f"Arms that have several settings have {spread} that fit; each is tried on {plan.tuning.samples} samples."
+        )
+    if plan.warning:
+        notes.append(f"{plan.warning[0].upper()}{plan.warning[1:]}.")
     for result in outcome.results:
         if result.failed:
             count = int((~result.samples.there).sum())
@@ -178,11 +222,19 @@ def _front_csv(outcome: Outcome, metrics: Sequence[Metric], select: Metric, on_f
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     ends = [f"{metric.name}{end}" for metric in metrics for end in ("", "_low", "_high")]
-    rows.writerow(
-        ["split", "arm", "setting", "budget", "steps", "nfe", "seconds", "samples", "failed", "on_front", *ends]
-    )
+    of_difference = [f"{select.name}_difference{end}" for end in ("", "_low", "_high", "_p_by_holm")]
+    columns = ["split", "arm", "setting", "budget", "steps", "nfe", "seconds", "samples", "failed", "on_front"]
+    rows.writerow([*columns, *ends, *of_difference])
+    if (real := outcome.real) is not None:
+        figures = [real.figures.get(metric.name) for metric in metrics]
+        numbers = [f"{n:.6g}" if figure else "" for figure in figures for n in (figure.numbers if figure else [0] * 3)]
+        setting = f"against {real.others}"
+        rows.writerow(["report", REAL, setting, *[""] * 4, real.clips, 0, "", *numbers, *[""] * len(of_difference)])
     for result, is_on_front in zip(outcome.results, on_front, strict=True):
         numbers = [f"{number:.6g}" for metric in metrics for number in result.figures[metric.name].numbers]
+        difference = result.differences.get(select.name)
+        compared = [*difference.numbers, result.corrected[select.name]] if difference else []
+        numbers += [f"{number:.6g}" for number in compared] or [""] * len(of_difference)
         succeeded, seconds = result.samples.there, f"{np.mean(result.samples.seconds):.4f}"
         rows.writerow(
             [
@@ -197,7 +249,9 @@ def _front_csv(outcome: Outcome, metrics: Sequence[Metric], select: Metric, on_f
         )
     for tuned in outcome.tuned:
         values = [f"{tuned.value:.6g}" if end == select.name else "" for end in ends]
-        rows.writerow(["tuning", *_candidate_columns(tuned.candidate), "", "", "", "", *values])
+        rows.writerow(
+            ["tuning", *_candidate_columns(tuned.candidate), "", "", "", "", *values, *[""] * len(of_difference)]
+        )
     return text.getvalue()
 
 

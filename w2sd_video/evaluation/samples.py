@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.messages import first_line, is_disk_full
-from w2sd_video.metrics import Metric, Score
+from w2sd_video.metrics import Distance, Metric, Score
 from w2sd_video.rendering.outputs import write_clips
 from w2sd_video.rendering.sample import sample_clips, threads_for
 from w2sd_video.settings.schema import RenderConfig
@@ -79,7 +79,7 @@ class Samples:
         seconds: that each took, its share of a batch, (n,).
         error: why there is no sample, (n,) of text; empty where there is one.
         scores: by metric, (n,); NaN where there is no sample.
-        features: by metric, (n, d); NaN where there is no sample.
+        features: by the name of their space, (n, d); NaN where there is no sample.
     """
 
     prompt: np.ndarray
@@ -135,7 +135,7 @@ class SampleFiles:
         folder: of the evaluation.
         key: of everything that all samples depend on.
         scores: names of the metrics that judge each clip.
-        features: names of the metrics that compare sets of clips.
+        features: names of the features by which metrics compare sets of clips; see ``Distance.space``.
     """
 
     folder: Path
@@ -230,8 +230,13 @@ class Laboratory:
             if split.name in SHOWN and place < self._shown and seed < SEEDS:  # of the first seed of each prompt
                 write_clips(self._files.clip_file(config, split.first + place), {"": clip}, config.fps)
         scores = {metric.name: metric.of(clips, prompts) for metric in self._metrics if isinstance(metric, Score)}
-        features = {metric.name: metric.features(clips) for metric in self._metrics if not isinstance(metric, Score)}
+        features = {space: features_of(clips) for space, features_of in spaces_of(self._metrics).items()}
         return _samples(places_and_seeds, seconds, "", scores, features)
+
+
+def spaces_of(metrics: Sequence[Metric]) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return what finds the features that metrics compare, by the name of their space: once for all of a space."""
+    return {metric.space: metric.features for metric in reversed(metrics) if isinstance(metric, Distance)}
 
 
 def results_table(measured: Iterable[tuple[Candidate, Split, Samples]], scores: Sequence[str]) -> str:

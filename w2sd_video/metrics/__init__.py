@@ -22,6 +22,9 @@ class MetricUnavailableError(Exception):
     """A metric whose weights or packages cannot be had; the message is one line."""
 
 
+OfUnits = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Callable[[np.ndarray], float]]
+
+
 @dataclass(frozen=True)
 class Score:
     """A number for each clip.
@@ -68,6 +71,13 @@ class Distance:
         between: ``(features, real features) -> number``; the real ones are None for a metric that needs none. NaN for
             no features; it raises ValueError for features that are not finite or not of clips, or without real ones.
         needs_real: whether it compares with real clips.
+        space: name of the features; metrics of one space have the same, which are then found once. The metric's own
+            name unless given.
+        is_biased: whether on the average it depends on how many clips there are; if not it may be negative.
+        of_units: ``(features, unit, real features, real unit) -> (kept -> number)``, the number as a function of which
+            units are kept, bool (units,), for units that are drawn independently: prompts, with their clips numbered
+            from 0. It is `between` of what is kept unless given.
+        is_share: whether it is a share, 0 to 1.
     """
 
     name: str
@@ -75,6 +85,10 @@ class Distance:
     features: Callable[[np.ndarray], np.ndarray]
     between: Callable[[np.ndarray, np.ndarray | None], float]
     needs_real: bool = True
+    space: str = ""
+    is_biased: bool = True
+    of_units: OfUnits | None = None
+    is_share: bool = False
 
     def __post_init__(self) -> None:
         """Have what is compared looked at, whatever the metric does with it."""
@@ -97,6 +111,7 @@ class Distance:
 
         object.__setattr__(self, "features", checked_features)
         object.__setattr__(self, "between", checked_distance)
+        object.__setattr__(self, "space", self.space or self.name)
 
 
 _AXES = ("clips", "frames", "height", "width")
@@ -110,6 +125,12 @@ METRICS = {
     "comets": "miniature",
     "motion_error": "miniature",
     "frechet_distance": "miniature",
+    "frechet_principal": "miniature",
+    "kid": "miniature",
+    "precision": "miniature",
+    "recall": "miniature",
+    "frechet_efficientnet": "efficientnet",
+    "kid_efficientnet": "efficientnet",
     "clip_score": "clip",
     "pick_score": "clip",
     "aesthetics": "clip",
@@ -122,6 +143,11 @@ METRICS = {
     "inception_score": "inception",
 }
 """Every metric, and the module of this package that has a function of its name, which loads it."""
+
+OF_FEW_FEATURES = ("frechet_principal", "frechet_efficientnet")
+"""Distances on so many principal features as they are loaded with."""
+BIASED = (*OF_FEW_FEATURES, "frechet_distance", "precision", "recall", "fid", "inception_score")
+"""Numbers of a set that depend on how many clips there are."""
 
 
 def check_name(name: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
-from w2sd_video.metrics import Distance, Score
+from w2sd_video.metrics import Distance, OfUnits, Score, manifold
+from w2sd_video.metrics.distances import SetDistance, distance, kernel_distance_metric
 from w2sd_video.metrics.frechet import frechet_distance as distance_of
+from w2sd_video.metrics.frechet import frechet_principal as principal_distance_of
 from w2sd_video.miniatures import judges, world
 
 
@@ -69,9 +72,32 @@ def _motion_errors(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
 
 def frechet_distance() -> Distance:
     """Fréchet distance of the classifier's features to those of real clips; it depends on how many there are."""
+    return distance("frechet_distance", distance_of, judges.features, "classifier")
 
-    def between(features: np.ndarray, real: np.ndarray | None) -> float:
-        assert real is not None
-        return distance_of(features, real) if len(features) > 1 else float("nan")
 
-    return Distance("frechet_distance", False, judges.features, between)
+def frechet_principal(number: int = 16) -> Distance:
+    """Fréchet distance on the first principal features of real clips, so few that their number hardly tells.
+
+    Args:
+        number: of features; an evaluation takes one for each 32 samples of its report.
+    """
+    return distance("frechet_principal", partial(principal_distance_of, number=number), judges.features, "classifier")
+
+
+def kid() -> Distance:
+    """Kernel distance (KID) of the classifier's features to those of real clips: unbiased, 0 for real clips."""
+    return kernel_distance_metric("kid", judges.features, "classifier")
+
+
+def precision() -> Distance:
+    """Share of clips within the manifold of real ones, in the classifier's features."""
+    return _share_in_manifold("precision", manifold.precision, manifold.precision_of_units)
+
+
+def recall() -> Distance:
+    """Share of real clips within the manifold of those that are measured, in the classifier's features."""
+    return _share_in_manifold("recall", manifold.recall, manifold.recall_of_units)
+
+
+def _share_in_manifold(name: str, share: SetDistance, of_units: OfUnits) -> Distance:
+    return distance(name, share, judges.features, "classifier", True, of_units=of_units, is_share=True)

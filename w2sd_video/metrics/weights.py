@@ -21,12 +21,13 @@ _FAILURES = (LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.U
 
 
 @contextmanager
-def loading(name: str, source: str = "") -> Iterator[None]:
+def loading(name: str, source: str = "", extra: str = "metrics") -> Iterator[None]:
     """Say in one line what is missing where a metric cannot be loaded.
 
     Args:
         name: of the metric.
         source: what its weights are loaded from.
+        extra: of this package, with what it needs.
 
     Raises:
         MetricUnavailableError: the body failed for want of a package, or of the right files.
@@ -35,7 +36,7 @@ def loading(name: str, source: str = "") -> Iterator[None]:
         yield
     except ImportError as error:
         missing = f"{name} needs the package {error.name!r}"
-        raise MetricUnavailableError(f'{missing}: pip install "w2sd-video[metrics]"') from error
+        raise MetricUnavailableError(f'{missing}: pip install "w2sd-video[{extra}]"') from error
     except _FAILURES as error:
         reason = f"it holds no {error}" if isinstance(error, KeyError) else str(error)
         short_reason = textwrap.shorten(reason, 160, placeholder=" ...").rstrip(".")

@@ -45,6 +45,8 @@ def base_is_pipelines(pipe: Any, config: RenderConfig) -> bool:
 
     Then its own rule of guidance is base's, also where it rescales, changes over the steps or keeps a norm.
     """
+    if "guidance_scale" in (config.base.windows or {}):
+        return False
     scale = _call_guidance(pipe, config)
     given = _guidance_arguments(pipe, config)
     set_otherwise = any(config.call.get(name, number) != number for name, number in given.items())

@@ -236,7 +236,10 @@ def _result(
     work: Work, candidate: Candidate, report: Split, metrics: Sequence[Metric], real: Mapping[str, Real]
 ) -> Result:
     samples = work.read(candidate, report)
-    figures = {metric.name: measured(metric, samples, real.get(metric.name), len(report.prompts)) for metric in metrics}
+    figures = {
+        metric.name: measured(metric, samples, real.get(getattr(metric, "space", metric.name)), len(report.prompts))
+        for metric in metrics
+    }
     return Result(candidate, 0, samples, figures)
 
 

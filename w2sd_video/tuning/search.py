@@ -301,11 +301,11 @@ class ByMetrics:
         if isinstance(metric, Score):
             values = samples.scores[metric.name]
             return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-        real = self._real.get(metric.name)
+        real = self._real.get(metric.space)
         features = real.features if real else None
         if real is not None and real.prompt is not None:
             features = real.features[real.prompt < prompts]
-        return metric.between(samples.features[metric.name], features)
+        return metric.between(samples.features[metric.space], features)
 
 
 def rounds_of(tuning: Split, rounds: int) -> list[Split]:

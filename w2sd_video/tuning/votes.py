@@ -15,13 +15,15 @@ import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.samples import key_of
-from w2sd_video.evaluation.statistics import RESAMPLES_OF_SETS, Figure, figure, resampled
+from w2sd_video.evaluation.statistics import Figure, figure, resampled
 from w2sd_video.messages import shortened
 from w2sd_video.metrics import Score
 from w2sd_video.settings.schema import ConfigError
 from w2sd_video.text_files import parse_json, read_text
 
 VOTE = "vote"
+_DRAWS = 200
+"""Resamples of the prompts: each solves for all strengths anew."""
 """The name of the metric."""
 
 
@@ -105,10 +107,10 @@ def win_figures(votes: Sequence[Vote], labels: Sequence[str], plain: str) -> dic
     prompts = list(dict.fromkeys(vote.prompt for vote in votes))
     by_prompt = np.array([_wins([vote for vote in votes if vote.prompt == prompt], labels) for prompt in prompts])
     if not len(prompts):
-        return {label: figure(np.nan, np.full(RESAMPLES_OF_SETS, np.nan), 0) for label in labels}
+        return {label: figure(np.nan, np.full(_DRAWS, np.nan), 0) for label in labels}
     number = labels.index(plain)
     draws = np.array(
-        [_shares(np.tensordot(counts, by_prompt, 1), number) for counts in resampled(len(prompts))[:RESAMPLES_OF_SETS]]
+        [_shares(np.tensordot(counts, by_prompt, 1), number) for counts in resampled(len(prompts))[:_DRAWS]]
     )
     values = _shares(by_prompt.sum(0), number)
     return {label: figure(values[i], draws[:, i], len(prompts)) for i, label in enumerate(labels)}
