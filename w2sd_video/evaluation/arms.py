@@ -48,16 +48,18 @@ class Place:
     grid: float = 1.0
 
 
+EARLY, MIDDLE, LATE = (0.0, 0.5), (0.25, 0.75), (0.5, 1.0)
+"""Windows of the steps."""
 PLACES = {
     "": Place(),
-    "late": Place((0.5, 1.0)),
-    "early": Place((0.0, 0.5)),
-    "middle": Place((0.25, 0.75)),
+    "late": Place(LATE),
+    "early": Place(EARLY),
+    "middle": Place(MIDDLE),
     "eta 1": Place(eta=1.0),
-    "late, eta 1": Place((0.5, 1.0), eta=1.0),
-    "late, reuse 2": Place((0.5, 1.0), reuse=2),
-    "late, 2M": Place((0.5, 1.0), is_second_order=True),
-    "late, 2M, grid 1.3": Place((0.5, 1.0), is_second_order=True, grid=1.3),
+    "late, eta 1": Place(LATE, eta=1.0),
+    "late, reuse 2": Place(LATE, reuse=2),
+    "late, 2M": Place(LATE, is_second_order=True),
+    "late, 2M, grid 1.3": Place(LATE, is_second_order=True, grid=1.3),
 }
 """The places by what they are called; the first two are those of all settings."""
 _ADDS_NOISE = ("DDIMScheduler",)
