@@ -48,13 +48,13 @@ class Place:
     grid: float = 1.0
 
 
-EARLY, LATE = (0.0, 0.5), (0.5, 1.0)
+EARLY, MIDDLE, LATE = (0.0, 0.5), (0.25, 0.75), (0.5, 1.0)
 """Windows of the steps."""
 PLACES = {
     "": Place(),
     "late": Place(LATE),
     "early": Place(EARLY),
-    "middle": Place((0.25, 0.75)),
+    "middle": Place(MIDDLE),
     "eta 1": Place(eta=1.0),
     "late, eta 1": Place(LATE, eta=1.0),
     "late, reuse 2": Place(LATE, reuse=2),
