@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from w2sd_video.step_functions import reflect
     from w2sd_video.strength import StrengthSchedule
     from w2sd_video.trajectory import Trajectory
+    from w2sd_video.window import Window
 
 __version__ = "0.3.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "Sampled",
     "StrengthSchedule",
     "Trajectory",
+    "Window",
     "known_schedulers",
     "load_settings",
     "reflect",
@@ -51,6 +53,7 @@ _MODULES = {
     "Sampled": "sampler",
     "StrengthSchedule": "strength",
     "Trajectory": "trajectory",
+    "Window": "window",
     "known_schedulers": "scheduler_levels",
     "load_settings": "rendering.settings_file",
     "reflect": "step_functions",
