@@ -7,7 +7,8 @@ from scipy import stats
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import Result
 from w2sd_video.evaluation.samples import Samples
-from w2sd_video.evaluation.statistics import mean
+from w2sd_video.evaluation.statistics import Real, distance_of_set, mean
+from w2sd_video.metrics import load_metric
 from w2sd_video.settings.command_line import parse
 from w2sd_video.tuning.verdict import differences_of, holm, in_words
 
@@ -94,3 +95,23 @@ def test_a_setting_is_not_compared_with_itself():
     results = [result("guidance", [1.0, 2.0], 4), result("W2SD", [2.0, 3.0], 5)]
     told = differences_of(results, ["W2SD", "guidance"], ["guidance", "W2SD"], {"likelihood": True})
     assert [(one.ours, one.theirs) for one in told] == [("W2SD", "guidance"), ("guidance", "W2SD")]
+
+
+@pytest.mark.parametrize("name", ["kid", "frechet_distance", "recall"])
+def test_a_difference_of_distances_is_tested_by_their_own_standard_errors(name):
+    """Two settings alike but for noise are seldom told apart, and a collapsed one is."""
+    rng, prompts, metric = np.random.default_rng(0), 24, load_metric(name)
+    of_samples, of_real = np.repeat(np.arange(prompts), 3), np.repeat(np.arange(prompts), 4)
+    told_apart = []
+    for _ in range(20):
+        centre = rng.normal(0, 1, (prompts, 1, 4))
+        one, other = ((centre + rng.normal(0, 0.5, (prompts, 3, 4)) + 0.3).reshape(-1, 4) for _ in range(2))
+        real = Real((centre + rng.normal(0, 0.5, (prompts, 4, 4))).reshape(-1, 4), of_real)
+        figures_of_sets = [
+            distance_of_set(metric, features, of_samples, real, prompts) for features in (one, other, 0.1 * other)
+        ]
+        differences = [figure - figures_of_sets[0] for figure in figures_of_sets[1:]]
+        assert all(np.isfinite(difference.standard_error) for difference in differences)
+        told_apart.append([low > 0 or high < 0 for low, high in holm(differences)])
+    alike, collapsed = np.sum(told_apart, 0)
+    assert alike <= 3 and collapsed >= 6, "of 20; the kernel distance is the least sure"

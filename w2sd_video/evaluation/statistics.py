@@ -108,7 +108,7 @@ class Figure:
         draws: the number on every resample of the prompts, (resamples,).
         prompts: of how many prompts there are samples; of a distance of a set, of how many groups.
         is_share: whether the interval is Wilson's.
-        left_out: of a distance of a set, in place of draws.
+        left_out: of a distance of a set, in place of draws; a share of a set has both.
     """
 
     value: float
@@ -123,11 +123,21 @@ class Figure:
         """Return the difference, paired."""
         value, draws = self.value - other.value, self.draws - other.draws
         prompts = min(self.prompts, other.prompts)
+        left_out = None if self.left_out is None or other.left_out is None else self.left_out - other.left_out
         if self.is_share and other.is_share:
-            return Figure(value, *_ends_of_difference(self, other), draws, prompts)
-        if self.left_out is not None and other.left_out is not None:
-            return figure_of_set(value, self.left_out - other.left_out)
+            return Figure(value, *_ends_of_difference(self, other), draws, prompts, left_out=left_out)
+        if left_out is not None:
+            return figure_of_set(value, left_out)
         return figure(value, draws, prompts)
+
+    @property
+    def standard_error(self) -> float:
+        """The spread that the number has over new prompts; NaN where it cannot be told."""
+        if self.left_out is not None:
+            return math.sqrt(self.left_out.variance)
+        if self.prompts < 2 or not np.isfinite(self.draws).any():
+            return float("nan")
+        return float(np.nanstd(self.draws)) * math.sqrt(self.prompts / (self.prompts - 1))
 
     @property
     def p_value(self) -> float:
@@ -319,7 +329,7 @@ def distance_of_set(
     variance = left_out.variance  # 0 where all are alike
     samples = float(np.clip(value * (1 - value) / variance, 1, len(features))) if variance else float(prompts)
     ends = _wilson(value, samples, _quantile(count))
-    return Figure(value, *ends, left_out.single.ravel(), count, is_share=True)
+    return Figure(value, *ends, left_out.single.ravel(), count, is_share=True, left_out=left_out)
 
 
 def value_of_set(metric: Distance, features: np.ndarray, prompt: np.ndarray, real: Real | None, prompts: int) -> float:

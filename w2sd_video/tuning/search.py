@@ -19,7 +19,7 @@ import numpy as np
 from w2sd_video.evaluation.arms import Candidate, nfe_of
 from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.samples import Samples, Split, joined
-from w2sd_video.evaluation.statistics import Real
+from w2sd_video.evaluation.statistics import Real, value_of_set
 from w2sd_video.jobs.folder import key_of
 from w2sd_video.metrics import Metric, Score
 from w2sd_video.settings.schema import ConfigError
@@ -302,10 +302,10 @@ class ByMetrics:
             values = samples.scores[metric.name]
             return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
         real = self._real.get(metric.space)
-        features = real.features if real else None
         if real is not None and real.prompt is not None:
-            features = real.features[real.prompt < prompts]
-        return metric.between(samples.features[metric.space], features)
+            is_known = real.prompt < prompts
+            real = Real(real.features[is_known], real.prompt[is_known])
+        return value_of_set(metric, samples.features[metric.space], samples.prompt, real, prompts)
 
 
 def rounds_of(tuning: Split, rounds: int) -> list[Split]:

@@ -77,7 +77,7 @@ def differences_of(
 def holm(differences: Sequence[Figure]) -> list[tuple[float, float]]:
     """Return intervals of paired differences that exclude 0 exactly where Holm's step-down test rejects that.
 
-    The test is Student's, with the spread that the resamples of the prompts have (S. Holm, "A Simple Sequentially
+    The test is Student's, with the standard error of each difference (S. Holm, "A Simple Sequentially
     Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979). NaN where there is no difference to
     be had.
     """
@@ -97,10 +97,9 @@ def holm(differences: Sequence[Figure]) -> list[tuple[float, float]]:
 
 def _test(difference: Figure) -> tuple[float, float, int] | None:
     """Return how probable a difference is by chance, its standard error, and the degrees of freedom."""
-    if difference.prompts < 2 or not np.isfinite(difference.value) or not np.isfinite(difference.draws).any():
+    error, freedom = difference.standard_error, difference.prompts - 1
+    if not (np.isfinite(difference.value) and np.isfinite(error)):
         return None
-    freedom = difference.prompts - 1
-    error = float(np.nanstd(difference.draws)) * math.sqrt(difference.prompts / freedom)
     if error == 0:
         return float(difference.value == 0), 0.0, freedom
     return 2 * float(stats.t.sf(abs(difference.value) / error, freedom)), error, freedom
