@@ -64,7 +64,7 @@ def _prediction_of_step(
 
     ``base + g * gap``, with the gap of base and weak or of strong and weak (Karras et al., arXiv 2406.02507).
     """
-    i = max(step for step, start in enumerate(trajectory.calls) if start <= call)
+    i = trajectory.step_at(call)
     if i not in pushed:
         return (yield StepRequest(x, call, "base"))
     reading, is_own_step = settings.reading_at(trajectory, i), trajectory.step_of_call(call) is not None

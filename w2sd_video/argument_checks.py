@@ -74,9 +74,9 @@ def check_were_finite(are_finite: list[tuple[str, torch.Tensor]]) -> None:
             raise ValueError(f"{name} returned non-finite values (NaN or infinity)")
 
 
-def version_of(tensor: torch.Tensor) -> int:
-    """Return how often a tensor was written into, where that is counted."""
-    return 0 if tensor.is_inference() else tensor._version
+def version_of(value: Any) -> int:
+    """Return how often a tensor was written into, where that is counted (not in inference mode)."""
+    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0
 
 
 def check_callable(name: str, function: Any) -> None:

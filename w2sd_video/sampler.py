@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -163,7 +162,7 @@ def sample(
         if isinstance(request, Request):
             timestep = loop.timesteps[trajectory.calls[request.step]]
             return predicted(request.latents / request.input_scale, timestep, request.role, request.step)
-        timestep, step = loop.timesteps[request.call], bisect_right(trajectory.calls, request.call) - 1
+        timestep, step = loop.timesteps[request.call], trajectory.step_at(request.call)
         return predicted(loop.scaled(request.latents, timestep), timestep, request.role, step)
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):

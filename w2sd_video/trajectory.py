@@ -7,6 +7,7 @@ Latents at a level are ``alpha * x0 + sigma * noise``. A first-order move is aff
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -108,6 +109,10 @@ class Trajectory:
     def step_of_call(self, call: int) -> int | None:
         """Return the step that a call of the scheduler starts; None where it goes on with one."""
         return self._step_of_call.get(call)
+
+    def step_at(self, call: int) -> int:
+        """Return the step that a call of the scheduler belongs to: it starts it, or goes on with it."""
+        return bisect_right(self.calls, call) - 1
 
     def steps_from(self, call: int) -> list[int]:
         """Return the steps that start at a call of the scheduler or after it."""

@@ -10,7 +10,8 @@ from replay import denoisers_of
 from tiny.variants import build
 
 from w2sd_video import Branch, reflection
-from w2sd_video.driver.walk import ProbeRequest, Walk
+from w2sd_video.driver.turns import ProbeRequest
+from w2sd_video.driver.walk import Walk
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "pipelines.md"
 REFLECTED = re.findall(r"^\| (\w+) \| reflected", PAGE.read_text(), re.MULTILINE)

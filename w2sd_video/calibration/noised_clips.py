@@ -18,7 +18,8 @@ from w2sd_video.branch import Branch
 from w2sd_video.calibration.moments import Moments
 from w2sd_video.driver.call import walking
 from w2sd_video.driver.rehearsal import CallState
-from w2sd_video.driver.walk import Turn, Walk, without_variance
+from w2sd_video.driver.turns import Turn
+from w2sd_video.driver.walk import Walk, without_variance
 from w2sd_video.gaps.swaps import attributes_put_back
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.levels import Level
@@ -106,7 +107,7 @@ class ClipWalk(Walk):
         self._ideal = ideal
         self._on_moments = on_moments
 
-    def _plan(self, calls: range) -> None:
+    def _plan(self, calls: range) -> bool:
         """Lay out one turn for the pipeline's own latents, of which nothing is asked, and those of the comparison."""
         begin, self.at = calls.start, 0
         self._trajectory = trajectory = Trajectory(self.wrapped)
@@ -121,6 +122,7 @@ class ClipWalk(Walk):
             self.turns.append(Turn(call, trajectory.timesteps[request.step], request, ends_step=True))
         self.total_steps = len(self.turns)
         self._announce()
+        return True
 
     def _answer(self, turn: Turn, arguments: dict[str, Any]) -> Any:
         """Begin with the first level in the place of the pipeline's own latents, then compare level after level."""

@@ -15,11 +15,12 @@ from typing import Any
 from torch import nn
 from tqdm.auto import tqdm
 
+from w2sd_video.argument_checks import version_of
 from w2sd_video.branch import Branch
 from w2sd_video.driver.arguments import call_back_after_steps, check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
-from w2sd_video.driver.guards import Momentum, written
+from w2sd_video.driver.guards import Momentum
 from w2sd_video.driver.loop_state import LoopState
 from w2sd_video.driver.networks import in_use
 from w2sd_video.driver.parts import (
@@ -38,6 +39,7 @@ from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, sam
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, defaults, with_signature
 from w2sd_video.driver.timesteps import counting_calls
 from w2sd_video.driver.walk import Walk, presented
+from w2sd_video.driver.watching import Watch
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.gaps.swaps import attributes_put_back, swapped
 from w2sd_video.reflection_settings import Reflection, Role
@@ -173,9 +175,9 @@ class PipelineCall:
             )
             self._walk.draw = drawing_as(arguments.get("generator"))
             self._walk.on_turn = Momentum(self._pipe).after_turn
-            self._walk.on_watched = self._check_control
             self._walk.fresh_steps = partial(stage_changes, self._pipe)
-            self._walk.loop_state, self._walk.pipeline = LoopState(self._pipe, self._loop), type(self._pipe).__name__
+            loop_state = LoopState(self._pipe, self._loop)
+            self._walk.watch = Watch(type(self._pipe).__name__, loop_state, self._check_control)
             samples = 1
             stack.enter_context(counting_calls(type(self._pipe)))
             stack.enter_context(attributes_put_back(self._walk.wrapped, always=False))
@@ -263,7 +265,7 @@ class PipelineCall:
     def _checked(self, callback: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Refuse that a callback changes the text where a branch has its own, learnt before the first step."""
         tensors = dict(args[-1]) if args and isinstance(args[-1], dict) else {}
-        versions = {name: written(tensor) for name, tensor in tensors.items()}
+        versions = {name: version_of(tensor) for name, tensor in tensors.items()}
         result = callback(*args, **kwargs)
         if self._pipe.scheduler is not self._walk.wrapped and self._settings.is_on:
             raise ValueError(
@@ -271,7 +273,7 @@ class PipelineCall:
             )
         returned = result.items() if isinstance(result, dict) and self._state.rehearsals else ()
         for name, after in returned:
-            is_unchanged = after is tensors.get(name) and written(after) == versions.get(name)
+            is_unchanged = after is tensors.get(name) and version_of(after) == versions.get(name)
             if "prompt" in name and not is_unchanged:
                 raise ValueError(
                     f"a callback changed {name}, but a branch has a text of its own, encoded before the first step; "

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from w2sd_video.branch import Branch
-from w2sd_video.driver.guards import Caches
+from w2sd_video.driver.guards import Caches, counting_nothing
 from w2sd_video.driver.layout import Layout, answered, rows_needed
-from w2sd_video.driver.loop_state import check_counts_nothing, counters
 from w2sd_video.driver.measuring import CHANGED_SCALE, probe_rows
 from w2sd_video.driver.networks import in_place_of, unswitched
 from w2sd_video.driver.rehearsal import CallState
@@ -257,11 +256,10 @@ class DenoiserSwitch:
         # Networks take from lists that they are given (HunyuanDiT its residuals), and may be evaluated again.
         arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
         positional, named = as_given(arguments, self._positional)
-        before = counters(uncompiled(module)) if self._state.leads and module not in self._seen else None
-        with self._evaluating, swapped(swaps):
+        is_first = self._state.leads and module not in self._seen
+        with counting_nothing(uncompiled(module)) if is_first else nullcontext(), self._evaluating, swapped(swaps):
             output = run(*positional, **named)
-        if before is not None:
-            check_counts_nothing(uncompiled(module), before)
+        if is_first:
             self._seen.append(module)
         self._caches.note(output, branch)
         return output

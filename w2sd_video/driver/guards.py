@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
+from w2sd_video.argument_checks import version_of
 from w2sd_video.branch import Branch
 
 
@@ -29,7 +33,7 @@ class HandedBack:
 
     def remember(self, latents: torch.Tensor | None) -> None:
         """Keep what is handed back; nothing after a step, which a pipeline may edit."""
-        self._latents, self._version = latents, 0 if latents is None else written(latents)
+        self._latents, self._version = latents, 0 if latents is None else version_of(latents)
 
     def check(self, latents: torch.Tensor) -> None:
         """Compare what the pipeline steps from.
@@ -38,7 +42,7 @@ class HandedBack:
             ValueError: it is something else; the first time that it has to be looked at.
         """
         given = self._latents
-        if given is None or (latents is given and written(given) == self._version):
+        if given is None or (latents is given and version_of(given) == self._version):
             return
         if latents is given or latents.shape != given.shape:
             raise ValueError(EDITED)
@@ -105,12 +109,46 @@ class Caches:
                 )
 
 
+@contextmanager
+def counting_nothing(network: nn.Module) -> Iterator[None]:
+    """Refuse a network that counts its evaluations: what it does next is meant for a loop of its own length.
+
+    Raises:
+        ValueError: a number in an attribute that is another after the block; the message names it.
+    """
+    before = _numbers(network)
+    yield
+    after = _numbers(network)
+    changed = sorted(name for name in before if name in after and before[name] != after[name])
+    if changed:
+        raise ValueError(
+            f"the network counts its evaluations ({', '.join(changed[:3])}), as caches and prompt editing do, and a "
+            "reflection makes more of them, so it cannot be reflected; take that off, or reflect no step "
+            "(reflection_steps=0)"
+        )
+
+
+def _numbers(network: nn.Module) -> dict[str, float]:
+    """Return the plain numbers that a network, its class and its attention processors have in attributes."""
+    owners: dict[str, Any] = {"": network, f"{type(network).__name__}.": type(network)}
+    for name, module in network.named_modules():
+        processor = getattr(module, "processor", None)
+        if processor is not None and hasattr(processor, "__dict__"):
+            owners[f"{name}.processor."] = processor
+            owners |= {
+                f"{name}.processor.{key}.": value
+                for key, value in vars(processor).items()
+                if hasattr(value, "__dict__") and not isinstance(value, nn.Module)
+            }
+    return {
+        prefix + key: value
+        for prefix, owner in owners.items()
+        for key, value in list(vars(owner).items())
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
 EDITED = (
     "the pipeline changes its latents in every turn of its loop (as inpainting does that keeps the unmasked part by "
     "noising it anew), which cannot be reflected; use an inpainting checkpoint, or reflect no step (reflection_steps=0)"
 )
-
-
-def written(value: Any) -> int:
-    """Return how often a tensor was written into, where it is counted (not in inference mode)."""
-    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0

@@ -60,14 +60,14 @@ class LoopState:
         variables = {f"self.{name}": value for name, value in vars(self._pipe).items() if _is_data(value)}
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            if frame.f_globals.get("__name__") not in _OURS:
+            if not frame.f_globals.get("__name__", "").startswith(_DRIVER):
                 variables |= {name: value for name, value in frame.f_locals.items() if _is_data(value)}
             frame = None if frame.f_code is self._code else frame.f_back
         return variables
 
 
-_OURS = ("w2sd_video.driver.loop_state", "w2sd_video.driver.walk", "w2sd_video.driver.signatures")
-"""Modules whose functions stand between the loop and this file."""
+_DRIVER = "w2sd_video.driver."
+"""Begins the names of the modules whose functions stand between the loop and this file."""
 _COPIED = 2**22
 """Elements of a tensor that is copied to be compared; a larger one that is written into in place is not noticed."""
 
@@ -113,39 +113,3 @@ def _differences(before: Any, now: Any) -> list[bool | torch.Tensor]:
     if isinstance(now, float) and isinstance(before, float) and math.isnan(now) and math.isnan(before):
         return []
     return [bool(before != now)] if isinstance(now, (int, float, str)) else []
-
-
-def counters(network: torch.nn.Module) -> dict[str, float]:
-    """Return the plain numbers that a network, its class and its attention processors have in attributes."""
-    owners: dict[str, Any] = {"": network, f"{type(network).__name__}.": type(network)}
-    for name, module in network.named_modules():
-        processor = getattr(module, "processor", None)
-        if processor is not None and hasattr(processor, "__dict__"):
-            owners[f"{name}.processor."] = processor
-            owners |= {
-                f"{name}.processor.{key}.": value
-                for key, value in vars(processor).items()
-                if hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module)
-            }
-    return {
-        prefix + key: value
-        for prefix, owner in owners.items()
-        for key, value in list(vars(owner).items())
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
-
-
-def check_counts_nothing(network: torch.nn.Module, before: Mapping[str, float]) -> None:
-    """Refuse a network that counted its first evaluation: what it does next is meant for a loop of its own length.
-
-    Raises:
-        ValueError: a number in an attribute that is another now; the message names it.
-    """
-    now = counters(network)
-    changed = sorted(name for name in before if name in now and before[name] != now[name])
-    if changed:
-        raise ValueError(
-            f"the network counts its evaluations ({', '.join(changed[:3])}), as caches and prompt editing do, and a "
-            "reflection makes more of them, so it cannot be reflected; take that off, or reflect no step "
-            "(reflection_steps=0)"
-        )

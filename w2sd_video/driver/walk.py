@@ -9,85 +9,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
 from w2sd_video.driver.drift import Drift
 from w2sd_video.driver.guards import HandedBack
-from w2sd_video.driver.loop_state import LoopState
-from w2sd_video.driver.measuring import PROBE_TURNS, Probed, at_other_weights, measured, probe_rows
+from w2sd_video.driver.measuring import PROBE_TURNS, Probed, at_other_weights, measured
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, with_signature
 from w2sd_video.driver.timesteps import Timesteps, at_index
+from w2sd_video.driver.turns import WATCH_TURNS, ProbeRequest, Turn, probes, with_later_watches
+from w2sd_video.driver.watching import Watch, check_scaling
 from w2sd_video.inversions import Draw, Request
-from w2sd_video.reflection_settings import Reflection, Role
+from w2sd_video.reflection_settings import Reflection
 from w2sd_video.time_grid import with_grid
 from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Moment
-
-
-@dataclass(frozen=True)
-class ProbeRequest:
-    """A turn in which no network is run, so that it can be seen what the pipeline makes of its evaluations.
-
-    Attributes:
-        purpose: ``watch``: that the loop can be led, ``watch again`` at a later step; ``measure``: how it lays its
-            guidance out.
-        number: among the turns of its purpose, from 0.
-        is_last: whether it is the last of them.
-        role: whose evaluation it stands before.
-    """
-
-    purpose: Literal["watch", "watch again", "measure"]
-    number: int
-    is_last: bool
-    role: Role = "base"
-
-    @property
-    def rows(self) -> int:
-        """Which rows the network's are: the two turns that have to be alike come after others, and after each other."""
-        if self.purpose == "measure":
-            return self.number
-        return int(self.number < (WATCH_TURNS if self.purpose == "watch" else LATER_WATCH_TURNS) - 2)
-
-
-WATCH_TURNS = 4
-"""Turns in which a loop is watched: it is handed other latents and has to step from them, then its own ones, twice."""
-
-LATER_WATCH_TURNS = 3
-"""Turns in which it is watched at a later step: one that settles, and two that have to be alike."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One iteration of the pipeline's loop, in which one prediction is made.
-
-    Attributes:
-        call: index among the wrapped scheduler's timesteps.
-        timestep: what the network is told.
-        asked: what the algorithm asks for here.
-        begins_call: whether it is the first turn for its call of the wrapped scheduler.
-        takes_step: whether the wrapped scheduler's own step is taken after it; it is the last turn for its call.
-        ends_step: whether a step of the trajectory is complete after it.
-    """
-
-    call: int
-    timestep: torch.Tensor
-    asked: Request | StepRequest | ProbeRequest
-    begins_call: bool = True
-    takes_step: bool = False
-    ends_step: bool = False
 
 
 class Walk:
     """The walk of one pipeline call: the turns, where we are among them, and the reflection under way.
 
     Args:
-        scheduler: takes the steps that count; the pipeline's, or a copy of it.
+        scheduler: takes the steps that count.
         settings: where and how to reflect.
         state: told, before each turn, which role the denoiser answers for.
 
@@ -107,7 +54,6 @@ class Walk:
         self.on_loop: Callable[[], None] = lambda: None
         self.on_turn: Callable[[bool], None] = lambda takes_step: None
         self.on_step: Callable[[], None] = lambda: None
-        self.on_watched: Callable[[], None] = lambda: None
         self._settings = settings
         self._state = state
         self._begin = 0
@@ -117,10 +63,8 @@ class Walk:
         self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
-        self.loop_state: LoopState | None = None
-        self.pipeline = ""
+        self.watch = Watch()
         self.fresh_steps: Callable[[Trajectory], Collection[int]] = lambda trajectory: ()
-        self._first = torch.zeros(0)
         self._drift = Drift()
         self._handed_back = HandedBack()
         self._probed: list[Probed] = []
@@ -171,12 +115,11 @@ class Walk:
         A call is gone on from when no step was taken in it: then its timesteps are only being read.
         """
         timesteps = self.wrapped.timesteps
-        is_stock = not self._settings.is_on and not Trajectory(self.wrapped).steps_from(calls.start) if calls else False
-        if self._is_under_way or not calls or is_stock:  # read beside a loop, as by zip(timesteps, timesteps[1:])
+        is_read_beside = self._is_under_way or not calls  # as by zip(timesteps, timesteps[1:])
+        if is_read_beside or not self._plan(calls):
             yield from timesteps[calls.start : calls.stop]
             return
         self._handed_back.forget()
-        self._plan(calls)
         self.on_loop()
         at, call = 0, calls.start
         self._is_under_way = True
@@ -193,69 +136,54 @@ class Walk:
         finally:
             self._is_under_way = False
 
-    def _plan(self, calls: range) -> None:
-        """Lay out the turns for some calls of the wrapped scheduler; steps are counted from the first of them."""
+    def _plan(self, calls: range) -> bool:
+        """Lay out the turns for some calls of the wrapped scheduler; steps are counted from the first of them.
+
+        Returns:
+            Whether there is a step to lead; where there is none, a loop that is not to be led is left alone.
+        """
+        trajectory = Trajectory(self.wrapped)
+        steps_to_come = trajectory.steps_from(calls.start)
+        if not steps_to_come and not self._settings.is_on:
+            return False
         self._begin, self.at, self._algorithm = calls.start, 0, None
         self._probed, self._own_scale, self._drift = [], None, Drift()
-        self._trajectory = trajectory = Trajectory(self.wrapped)
+        self._trajectory = trajectory
         self._fresh = self.fresh_steps(trajectory) if self._settings.reuse > 1 else ()
-        steps = [step for step in trajectory.steps_from(calls.start) if trajectory.calls[step] in calls]
+        steps = [step for step in steps_to_come if trajectory.calls[step] in calls]
         if not steps:
             raise ValueError(f"the pipeline begins at timestep {calls.start} of {calls.stop}: no step is left")
         self.total_steps = len(steps)
-        self._moments = {call: self._moment_of(call, steps) for call in calls}
+        self._moments = {call: self._moment_of(call, steps[0], len(steps)) for call in calls}
         self._reflected = reflected_steps(trajectory, self._settings, calls.start).intersection(steps)
         self.reflected_steps = len(self._reflected)
-        self.turns = self._probe_turns(calls.start)
+        timesteps, begin = self.wrapped.timesteps, calls.start
+        self.turns = self._probe_turns(begin)
         asked_for_call: list[Request | StepRequest] = []
-        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=calls.start, fresh=self._fresh)):
+        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=begin, fresh=self._fresh)):
             if isinstance(asked, Step):
                 if asked.call in calls:
-                    if self._state.measures and self._state.stages > 1 and asked.call != calls.start:
-                        self.turns.append(
-                            Turn(asked.call, self.wrapped.timesteps[asked.call], ProbeRequest("measure", 0, True))
-                        )
+                    if self._state.measures and self._state.stages > 1 and asked.call != begin:
+                        self.turns += probes(asked.call, timesteps[asked.call], "measure", 1)
                     self.turns += self._turns_of(asked.call, asked_for_call)
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
         if self._settings.is_on:
-            self.turns = self._with_later_watches(self.turns, calls.start)
+            self.turns = with_later_watches(self.turns, timesteps, begin)
         self._announce()
-
-    def _with_later_watches(self, turns: list[Turn], begin: int) -> list[Turn]:
-        """Return the turns with more of them before the middle and before the last of the steps that have several."""
-        several = sorted({turn.call for turn in turns if not turn.begins_call and turn.call != begin})
-        watched = {several[len(several) // 2], several[-1]} if several else set()
-        laid_out: list[Turn] = []
-        for turn in turns:
-            if turn.call in watched:
-                watched.remove(turn.call)
-                timestep = self.wrapped.timesteps[turn.call]
-                laid_out += [
-                    Turn(turn.call, timestep, ProbeRequest("watch again", n, n == 2)) for n in range(LATER_WATCH_TURNS)
-                ]
-            laid_out.append(turn)
-        return laid_out
-
-    def _moment_of(self, call: int, steps: Sequence[int]) -> Moment:
-        """Return the step that a call of the wrapped scheduler belongs to."""
-        begun = [place for place, step in enumerate(steps) if self._trajectory.calls[step] <= call]
-        place = begun[-1] if begun else 0
-        return Moment(place, len(steps), self._trajectory.level(steps[place]))
+        return True
 
     def _probe_turns(self, begin: int) -> list[Turn]:
         """Return the turns at the beginning of a call in which its loop is watched, and its layout measured."""
-        counts: dict[Literal["watch", "measure"], int] = {
-            "watch": WATCH_TURNS if self._settings.is_on else 0,
-            "measure": PROBE_TURNS if self._state.measures else 0,
-        }
-        asked = [
-            ProbeRequest(purpose, number, number == count - 1)
-            for purpose, count in counts.items()
-            for number in range(count)
-        ]
-        return [Turn(begin, self.wrapped.timesteps[begin], probe) for probe in asked]
+        timestep = self.wrapped.timesteps[begin]
+        turns = probes(begin, timestep, "watch", WATCH_TURNS) if self._settings.is_on else []
+        return turns + (probes(begin, timestep, "measure", PROBE_TURNS) if self._state.measures else [])
+
+    def _moment_of(self, call: int, first: int, total: int) -> Moment:
+        """Return the step that a call of the wrapped scheduler belongs to, of those from the first on."""
+        place = max(self._trajectory.step_at(call) - first, 0)
+        return Moment(place, total, self._trajectory.level(first + place))
 
     def _turns_of(self, call: int, asked_for_call: Sequence[Request | StepRequest]) -> list[Turn]:
         """Return the turns for one call of the wrapped scheduler, of which the last takes its step."""
@@ -298,21 +226,16 @@ class Walk:
         self._state.step_taken = turn.takes_step
         self._handed_back.check(arguments["sample"])
         if isinstance(turn.asked, ProbeRequest):
-            if self.pipeline and not self._state.answered:
-                raise ValueError(
-                    f"{self.pipeline} does not evaluate its network in its loop's own thread, so it cannot be reflected"
-                )
-            see = {"watch": self._watch, "watch again": self._watch_again, "measure": self._measure}
-            result = see[turn.asked.purpose](turn.asked, arguments)
+            self.watch.check_evaluated(self._state.answered)
+            result = self._result(self._look(turn, turn.asked, arguments), arguments)
         else:
             result = self._answer(turn, arguments)
         self.at += 1
         self.on_turn(turn.takes_step)
         if self.at == len(self.turns):
             self._handed_back.compare()
-            self._drift.check(self.pipeline)
-            if self.loop_state:
-                self.loop_state.check()
+            self._drift.check(self.watch.pipeline)
+            self.watch.check()
         self._announce()
         if turn.ends_step:
             self._count(turn)
@@ -321,60 +244,24 @@ class Walk:
 
     def _count(self, turn: Turn) -> None:
         """Count the steps of all passes of a call (FreeInit and Framepack make several)."""
-        step = max(step for step, call in enumerate(self._trajectory.calls) if call <= turn.call)
         self.steps_taken += 1
-        self.reflected_steps_taken += step in self._reflected
+        self.reflected_steps_taken += self._trajectory.step_at(turn.call) in self._reflected
 
-    def _watch(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
-        """Hand other latents back, then the first ones twice: the last two turns have to be alike."""
+    def _look(self, turn: Turn, asked: ProbeRequest, arguments: dict[str, Any]) -> torch.Tensor:
+        """Look at a turn without a network, and return the latents that the loop is to go on with."""
         latents = arguments["sample"]
-        if asked.number == 0:
-            self._check_scaling(latents)
-            self._first = latents.clone()
-            return self._result(probe_rows(0, [latents.shape], 0, latents)[0], arguments)
-        if self.loop_state and asked.number == WATCH_TURNS - 2:
-            self.loop_state.remember()
-        if self.loop_state and asked.is_last:
-            self.loop_state.compare()
-            self.loop_state.check()
-        if asked.is_last:
-            self.on_watched()
-        return self._result(self._first.clone(), arguments)  # which the pipeline may write into
+        if asked.purpose == "measure":
+            self._measure(asked, arguments["model_output"], latents)
+            return latents
+        if asked.purpose == "watch" and asked.number == 0:
+            level = self._trajectory.level(self._trajectory.step_at(turn.call))
+            check_scaling(self.wrapped, latents, turn.timestep, self._trajectory.input_scale(level))
+        return self.watch.see(asked, latents)
 
-    def _check_scaling(self, latents: torch.Tensor) -> None:
-        """Refuse a scheduler that scales its input in a way of its own, which is not known at other levels.
-
-        Raises:
-            ValueError: it does.
-        """
-        scale = getattr(self.wrapped, "scale_model_input", None)
-        if scale is None or scale.__module__.startswith("diffusers."):
-            return
-        moment = self._moments[self.turns[0].call]
-        expected = latents / self._trajectory.input_scale(moment.level)
-        if not torch.allclose(scale(latents, self.turns[0].timestep), expected, rtol=1e-2):
-            raise ValueError(
-                f"{type(self.wrapped).__name__} scales its input in a way of its own (scale_model_input), so it cannot "
-                "be reflected; use the scheduler of diffusers as it is"
-            )
-
-    def _watch_again(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
-        """Have a turn of a later step thrice, for a loop may begin to keep something then; looked at in the end.
-
-        Before the first of them there was a step, after which callbacks may have left something behind.
-        """
-        if asked.number == 0:
-            self._first = arguments["sample"].clone()
-        if self.loop_state and asked.number == 1:
-            self.loop_state.remember()
-        elif self.loop_state and asked.is_last:
-            self.loop_state.compare()
-        return self._result(self._first.clone(), arguments)
-
-    def _measure(self, asked: ProbeRequest, arguments: dict[str, Any]) -> Any:
-        """Keep what a probe turn shows, find the layout after the last, and hand the latents back as they are."""
-        state, latents = self._state, arguments["sample"]
-        self._probed.append(Probed(state.answered, arguments["model_output"].clone(), latents.clone()))
+    def _measure(self, asked: ProbeRequest, prediction: torch.Tensor, latents: torch.Tensor) -> None:
+        """Keep what a probe turn shows, and find the layout after the last."""
+        state = self._state
+        self._probed.append(Probed(state.answered, prediction.clone(), latents.clone()))
         state.many_rows = sum(map(len, state.answered)) >= 2 * len(latents)
         if state.changed_scale is not None:
             self._own_scale, state.changed_scale = state.changed_scale(), None
@@ -385,7 +272,6 @@ class Walk:
                 of_first_stage = next(iter(state.layouts.values()))
                 state.layouts[state.answering] = at_other_weights(of_first_stage, self._probed[-1])
             self._probed = []
-        return self._result(latents, arguments)
 
     def _checked(self, turn: Turn | None, arguments: dict[str, Any]) -> Turn:
         """Return the turn that a step answers, or say that the pipeline does not walk as it should."""
@@ -409,7 +295,7 @@ class Walk:
             layout, rows = self._state.layouts[self._state.answering], list(chain(*self._state.answered))
             if len(rows) < sum(layout.calls) and any(pair.uncond < len(rows) for pair in layout.pairs):
                 raise ValueError(  # the row that was answered as the unconditional one may be the only one
-                    f"{self.pipeline} evaluates fewer rows than in its first step, so a branch cannot set its "
+                    f"{self.watch.pipeline} evaluates fewer rows than in its first step, so a branch cannot set its "
                     "guidance_scale; leave it out, or reflect the steps before (reflection_steps)"
                 )
             self._drift.note(layout, rows, arguments["model_output"], latents)

@@ -1,0 +1,98 @@
+"""The turns of a pipeline's loop: what is asked for in each, and those in which it is only looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from w2sd_video.algorithm import StepRequest
+from w2sd_video.inversions import Request
+from w2sd_video.reflection_settings import Role
+
+Purpose = Literal["watch", "watch again", "measure"]
+
+WATCH_TURNS = 4
+"""Turns in which a loop is watched: it is handed other latents and has to step from them, then its own ones, twice."""
+LATER_WATCH_TURNS = 3
+"""Turns in which it is watched at a later step: one that settles, and two that have to be alike."""
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """A turn in which no network is run, so that it can be seen what the pipeline makes of its evaluations.
+
+    Attributes:
+        purpose: ``watch``: that the loop can be led, ``watch again`` at a later step; ``measure``: how it lays its
+            guidance out.
+        number: among the turns of its purpose, from 0.
+        total: how many these are.
+        role: whose evaluation it stands before.
+    """
+
+    purpose: Purpose
+    number: int
+    total: int
+    role: Role = "base"
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is the last of its purpose: then what they have shown is looked at."""
+        return self.number == self.total - 1
+
+    @property
+    def is_of_pair(self) -> bool:
+        """Whether it is one of the two that have to be alike, the last ones of those that watch."""
+        return self.purpose != "measure" and self.number >= self.total - 2
+
+    @property
+    def rows(self) -> int:
+        """Which rows the network's are: the two turns that have to be alike come after others, and after each other."""
+        return self.number if self.purpose == "measure" else int(not self.is_of_pair)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One iteration of the pipeline's loop, in which one prediction is made.
+
+    Attributes:
+        call: index among the wrapped scheduler's timesteps.
+        timestep: what the network is told.
+        asked: what the algorithm asks for here.
+        begins_call: whether it is the first turn for its call of the wrapped scheduler.
+        takes_step: whether the wrapped scheduler's own step is taken after it; it is the last turn for its call.
+        ends_step: whether a step of the trajectory is complete after it.
+    """
+
+    call: int
+    timestep: torch.Tensor
+    asked: Request | StepRequest | ProbeRequest
+    begins_call: bool = True
+    takes_step: bool = False
+    ends_step: bool = False
+
+
+def probes(call: int, timestep: torch.Tensor, purpose: Purpose, total: int) -> list[Turn]:
+    """Return the turns before a call of the wrapped scheduler in which its loop is looked at."""
+    return [Turn(call, timestep, ProbeRequest(purpose, number, total)) for number in range(total)]
+
+
+def with_later_watches(turns: Sequence[Turn], timesteps: torch.Tensor, begin: int) -> list[Turn]:
+    """Return turns with more of them before the middle and before the last of the calls that have several.
+
+    Args:
+        turns: of all calls, in order.
+        timesteps: the wrapped scheduler's.
+        begin: the first call, which is watched anyway.
+    """
+    several = sorted({turn.call for turn in turns if not turn.begins_call and turn.call != begin})
+    watched = {several[len(several) // 2], several[-1]} if several else set()
+    laid_out: list[Turn] = []
+    for turn in turns:
+        if turn.call in watched:
+            watched.remove(turn.call)
+            laid_out += probes(turn.call, timesteps[turn.call], "watch again", LATER_WATCH_TURNS)
+        laid_out.append(turn)
+    return laid_out

@@ -1,0 +1,85 @@
+"""Watching a pipeline's loop before it is led: what it is handed where no network runs, and what is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from w2sd_video.driver.loop_state import LoopState
+from w2sd_video.driver.measuring import probe_rows
+from w2sd_video.driver.turns import ProbeRequest
+
+
+class Watch:
+    """The watch over one call of a pipeline.
+
+    Args:
+        pipeline: its name.
+        loop_state: what its loop knows; None where nothing but the latents is looked at.
+        on_watched: called when the loop has been watched at its first step.
+    """
+
+    def __init__(
+        self, pipeline: str = "", loop_state: LoopState | None = None, on_watched: Callable[[], None] = lambda: None
+    ) -> None:
+        self.pipeline = pipeline
+        self._loop_state = loop_state
+        self._on_watched = on_watched
+        self._first = torch.zeros(0)
+
+    def see(self, asked: ProbeRequest, latents: torch.Tensor) -> torch.Tensor:
+        """Look at a turn and return the latents for the next: others after the very first, then the own ones.
+
+        The last two turns have to be alike. At a later step there was a step before the first of them, after which
+        callbacks may have left something behind, and what is compared is looked at in the end.
+
+        Raises:
+            ValueError: a loop that is not as it had been.
+        """
+        if asked.number == 0:
+            self._first = latents.clone()
+        if asked.purpose == "watch" and asked.number == 0:
+            return probe_rows(0, [latents.shape], 0, latents)[0]
+        if self._loop_state and asked.is_of_pair:
+            if asked.is_last:
+                self._loop_state.compare()
+            else:
+                self._loop_state.remember()
+        if asked.purpose == "watch" and asked.is_last:
+            self.check()
+            self._on_watched()
+        return self._first.clone()  # the pipeline may write into it
+
+    def check(self) -> None:
+        """Look at what was compared.
+
+        Raises:
+            ValueError: a loop that was not as it had been.
+        """
+        if self._loop_state:
+            self._loop_state.check()
+
+    def check_evaluated(self, answered: list[Any]) -> None:
+        """Refuse a turn of a pipeline in which no network was asked where the loop runs (ValueError)."""
+        if self.pipeline and not answered:
+            raise ValueError(
+                f"{self.pipeline} does not evaluate its network in its loop's own thread, so it cannot be reflected"
+            )
+
+
+def check_scaling(scheduler: Any, latents: torch.Tensor, timestep: torch.Tensor, input_scale: float) -> None:
+    """Refuse a scheduler that scales its input in a way of its own, which is not known at other levels.
+
+    Raises:
+        ValueError: it does.
+    """
+    scale = getattr(scheduler, "scale_model_input", None)
+    if scale is None or scale.__module__.startswith("diffusers."):
+        return
+    if not torch.allclose(scale(latents, timestep), latents / input_scale, rtol=1e-2):
+        raise ValueError(
+            f"{type(scheduler).__name__} scales its input in a way of its own (scale_model_input), so it cannot "
+            "be reflected; use the scheduler of diffusers as it is"
+        )
