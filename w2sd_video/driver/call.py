@@ -161,23 +161,7 @@ class PipelineCall:
             running.append(self)
             stack.callback(running.remove, self)
             arguments = defaults(self._signature) | given
-            if self._settings.grid != 1.0:
-                check_no_own_timesteps(arguments, self._settings.grid)
-            scale = arguments.get("guidance_scale")
-            self._state.guidance_scale = float(scale) if isinstance(scale, Real) else None
-            self._state.stated_scales = tuple(
-                float(value)
-                for name, value in arguments.items()
-                if ("guidance" in name or "cfg" in name) and isinstance(value, Real) and not isinstance(value, bool)
-            )
-            self._state.measures = any(
-                branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
-            )
-            self._walk.draw = drawing_as(arguments.get("generator"))
-            self._walk.on_turn = Momentum(self._pipe).after_turn
-            self._walk.fresh_steps = partial(stage_changes, self._pipe)
-            loop_state = LoopState(self._pipe, self._loop)
-            self._walk.watch = Watch(type(self._pipe).__name__, loop_state, self._check_control)
+            self._tell(arguments)
             samples = 1
             stack.enter_context(counting_calls(type(self._pipe)))
             stack.enter_context(attributes_put_back(self._walk.wrapped, always=False))
@@ -206,6 +190,26 @@ class PipelineCall:
                 self._run.reflected_steps = self._walk.reflected_steps_taken
             self._check_end()
         return result
+
+    def _tell(self, arguments: Mapping[str, Any]) -> None:
+        """Tell the walk and the switches what the call is given, and what is to be watched and measured in it."""
+        state, walk = self._state, self._walk
+        if self._settings.grid != 1.0:
+            check_no_own_timesteps(arguments, self._settings.grid)
+        scale = arguments.get("guidance_scale")
+        state.guidance_scale = float(scale) if isinstance(scale, Real) else None
+        state.stated_scales = tuple(
+            float(value)
+            for name, value in arguments.items()
+            if ("guidance" in name or "cfg" in name) and isinstance(value, Real) and not isinstance(value, bool)
+        )
+        state.measures = any(
+            branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
+        )
+        walk.draw = drawing_as(arguments.get("generator"))
+        walk.on_turn = Momentum(self._pipe).after_turn
+        walk.fresh_steps = partial(stage_changes, self._pipe)
+        walk.watch = Watch(type(self._pipe).__name__, LoopState(self._pipe, self._loop), self._check_control)
 
     def _call(self, arguments: Mapping[str, Any], positional: int) -> Any:
         args, kwargs = as_given(arguments, positional)
