@@ -10,17 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import OF_A_USER, hears_ctrl_c
 
 from w2sd_video.messages import NO_SPACE, OUT_OF_MEMORY, first_line, is_disk_full, is_out_of_memory
 from w2sd_video.rendering.video import read_video, write_picture, write_video
 
 RENDER = [sys.executable, "-m", "w2sd_video.render", "--config", "miniature-pixart"]
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "W2SD_TRACEBACK"}
-
-
-def hears_ctrl_c():
-    """Processes in the background of a shell are started deaf to it, and those that they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def lines_of(text):
@@ -32,7 +27,7 @@ def run_limited(folder, limit, script):
     kind, most = limit
     setup = f"import resource\nresource.setrlimit(resource.{kind}, ({most}, resource.RLIM_INFINITY))\n"
     command = [sys.executable, "-c", setup + script]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=OF_A_USER)
 
 
 @pytest.mark.parametrize("waits_for", ["its first import", "its first step"])
@@ -116,7 +111,7 @@ def test_what_a_library_wraps_is_still_known_for_what_it_is():
 @pytest.mark.thorough
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
     process = subprocess.Popen(
-        [*RENDER, "--dry-run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+        [*RENDER, "--dry-run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=OF_A_USER
     )
     process.stdout.close()
     said = process.stderr.read().decode()

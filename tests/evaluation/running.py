@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from processes import ENVIRONMENT
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 COMMON = (
     "--config",
     "miniature-pixart",

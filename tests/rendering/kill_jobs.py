@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+from processes import OF_A_USER
+
 TIMES = ("seconds", "date")
 """What differs between two runs in a record; the page says them too."""
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-ENVIRONMENT.pop("W2SD_TRACEBACK", None)  # what a user sees
 
 
 def command(folder, *options):
@@ -21,7 +21,7 @@ def command(folder, *options):
 
 def run(folder, *options, **settings):
     """Run a job to its end; return its exit code and what it printed."""
-    done = subprocess.run(command(folder, *options), capture_output=True, text=True, env=ENVIRONMENT, **settings)
+    done = subprocess.run(command(folder, *options), capture_output=True, text=True, env=OF_A_USER, **settings)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -35,7 +35,7 @@ def run_and_kill(folder, options, kills, seed):
         wanted = ("latents", "unfinished", "without record", "any")[len(seen) % 4]
         before = set(Path(folder).rglob("*"))
         process = subprocess.Popen(
-            command(folder, *options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+            command(folder, *options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=OF_A_USER
         )
         while process.poll() is None and not (now := moment(folder, before)):
             time.sleep(0.002)  # until it makes its first sample

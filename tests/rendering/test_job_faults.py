@@ -16,15 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kill_jobs import ENVIRONMENT, command, contents, leftovers, run, run_and_kill
+from kill_jobs import command, contents, leftovers, run, run_and_kill
+from processes import OF_A_USER, hears_ctrl_c
 
 from w2sd_video.rendering.video import write_video
-
-
-def hears_ctrl_c():
-    """Processes in the background of a shell are started deaf to it, and those that they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 
 PROMPTS = ["a red circle moving left", "a small blue square moving up", "a green triangle moving up"]
 CLIPS = ("--prompts", "prompts.txt", "--samples", "2", "--steps", "4")
@@ -70,7 +65,7 @@ def test_a_job_that_is_killed_makes_the_same_files_in_the_end(kills, batch):
 @pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.kills)])
 def test_a_job_that_is_interrupted_leaves_nothing_unfinished_and_goes_on(sent):
     process = subprocess.Popen(
-        command("killed", *PICTURES), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        command("killed", *PICTURES), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=OF_A_USER,
         preexec_fn=hears_ctrl_c,
     )  # fmt: skip
     while process.poll() is None and not list(Path("killed").glob("*.png")):
@@ -97,7 +92,7 @@ def test_a_full_disk_ends_a_job_which_goes_on_when_there_is_room():
 
 
 def test_two_jobs_do_not_work_in_one_folder():
-    process = subprocess.Popen(command("killed", *PICTURES), stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    process = subprocess.Popen(command("killed", *PICTURES), stderr=subprocess.DEVNULL, env=OF_A_USER)
     while process.poll() is None and not list(Path("killed").glob("*.png")):
         time.sleep(0.005)
     process.send_signal(signal.SIGSTOP)
@@ -134,7 +129,7 @@ def write_edges(path):
 def test_workers_that_are_killed_are_replaced_and_nothing_is_lost():
     pytest.importorskip("ray", reason="several workers need the extra ray")
     options = ("--prompts", "prompts.txt", "--samples", "10", "--steps", "4")
-    process = subprocess.Popen(command("killed", *options, "--workers", "2"), env=ENVIRONMENT, start_new_session=True)
+    process = subprocess.Popen(command("killed", *options, "--workers", "2"), env=OF_A_USER, start_new_session=True)
     chosen, killed = random.Random(0), 0
     while process.poll() is None and killed < 20:
         time.sleep(chosen.uniform(1, 4))

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from processes import ENVIRONMENT
 
 from w2sd_video import load_settings, reflection, render, tune
 from w2sd_video.miniatures import CALL, load_pipeline, load_weak
 from w2sd_video.rendering.video import read_picture
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SMALL = ["--config", "miniature-pixart", "--nfe", "6", "--trials", "4", "--rounds", "2", "--batch", "4"]
 SMALL += ["--number-of-prompts", "4", "--number-of-tuning-prompts", "4", "--shown", "2", "--number-of-seeds", "1"]
 SMALL += ["--number-of-tuning-seeds", "1"]
