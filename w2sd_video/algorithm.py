@@ -15,7 +15,7 @@ import torch
 from w2sd_video.inversions import Draw, Request, reflect_step
 from w2sd_video.reflection_settings import Reflection, Role
 from w2sd_video.reuse import HeldGap
-from w2sd_video.trajectory import Trajectory
+from w2sd_video.trajectory import Trajectory, working_dtype
 
 Returned = TypeVar("Returned")
 
@@ -143,7 +143,7 @@ def pushed_away(prediction: torch.Tensor, weak: torch.Tensor, weight: float) -> 
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    precise = torch.promote_types(one.dtype, torch.float32)
+    precise = working_dtype(one)
     return one.to(precise) - other.to(precise)
 
 

@@ -31,7 +31,7 @@ from w2sd_video.calibration.calibration_cost import cost_in_words
 from w2sd_video.calibration.options import add_options, calibrated_config, check_words, clips_of
 from w2sd_video.calibration.pair import calibrate_pair
 from w2sd_video.calibration.report import report
-from w2sd_video.jobs.pool_options import pool_of, shard_of
+from w2sd_video.jobs.pool_options import pool_asked_for, shard_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.outputs import plain
 from w2sd_video.rendering.video import write_whole
@@ -56,9 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         if request.print_config:
             print(yaml.safe_dump(plain(config), sort_keys=False), end="")
             return 0
-        pool = pool_of(
-            options.workers, options.ray, options.gpus_per_worker, options.cpus_per_worker, device=config.device
-        )
+        pool = pool_asked_for(options, config.device)
         shard = shard_of(options.shard)
         clips = clips_of(options, config)
         if request.dry_run:

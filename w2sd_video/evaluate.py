@@ -24,7 +24,7 @@ from w2sd_video._moved import names_of
 from w2sd_video.evaluation.evaluation_cost import cost_in_words
 from w2sd_video.evaluation.every_arm import evaluate_into
 from w2sd_video.evaluation.plan import add_options, check_words, plan_of
-from w2sd_video.jobs.pool_options import pool_of, shard_of
+from w2sd_video.jobs.pool_options import pool_asked_for, shard_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.outputs import plain
 from w2sd_video.rendering.prompts import check_before_loading
@@ -51,9 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         check_plan(config)
         plan = plan_of(options, config, options.config)
         folder = Path(options.folder or f"runs/{Path(options.config).stem}")
-        pool = pool_of(
-            options.workers, options.ray, options.gpus_per_worker, options.cpus_per_worker, device=config.device
-        )
+        pool = pool_asked_for(options, config.device)
         shard = shard_of(options.shard)
         if request.dry_run:
             check_before_loading(config)

@@ -13,7 +13,7 @@ import torch
 from w2sd_video.levels import Level
 from w2sd_video.reflection_settings import Reflection, Role
 from w2sd_video.reuse import HeldGap
-from w2sd_video.trajectory import Trajectory
+from w2sd_video.trajectory import Trajectory, working_dtype
 
 Draw = Callable[[torch.Tensor], torch.Tensor]
 """Noise like some latents."""
@@ -124,7 +124,7 @@ def _read(
     trajectory: Trajectory, latents: torch.Tensor, prediction: torch.Tensor, at: Level, told_level: Level, reading: str
 ) -> torch.Tensor:
     """Return a prediction in a reading, in float32: the difference of two would be lost in half precision."""
-    precise = torch.promote_types(prediction.dtype, torch.float32)
+    precise = working_dtype(prediction)
     if reading == trajectory.prediction_type:
         return prediction.to(precise)
     return trajectory.read(latents.to(precise), prediction.to(precise), at=at, told_level=told_level, reading=reading)

@@ -93,7 +93,7 @@ def sample(
             precision.
         num_inference_steps: T; None uses the timesteps that ``set_timesteps`` has put into the scheduler, or all
             sigmas.
-        reflection_steps: see ``Reflection``, as of all settings down to ``autoguidance_gap``.
+        reflection_steps: see ``Reflection``, as of all settings down to ``grid``.
         strength: a number, or a ``StrengthSchedule`` or the name of its file.
         generator: for schedulers whose own step draws noise, and for Re-Sampling; a list has one a sample.
         callback: ``(step, latents)``, called after each step.

@@ -11,6 +11,7 @@ from w2sd_video.argument_checks import (
     check_finite,
     check_latents,
     check_like,
+    check_were_finite,
     real_number,
     whole_number,
 )
@@ -66,6 +67,5 @@ def reflect(
 def _checked(name: str, result: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """Return the result of a step function, or say what it did to the latents."""
     check_like(name, result, latents)
-    if not torch.isfinite(result).all():
-        raise ValueError(f"{name} returned non-finite values (NaN or infinity)")
+    check_were_finite([(name, torch.isfinite(result).all())])
     return result

@@ -6,11 +6,15 @@ of the box; other configurations, and folders of pipelines, are named by --confi
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from w2sd_video import __version__
+from w2sd_video.command_parser import OneLineParser, say_interrupted
+
+if __name__ == "__main__":
+    sys.excepthook = say_interrupted
+
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.settings.command_line import DEFAULT_CONFIG
 from w2sd_video.settings.files import packaged_configs
@@ -22,7 +26,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def main(argv: list[str] | None = None) -> int:
     """Serve the studio until it is interrupted."""
-    parser = argparse.ArgumentParser("python -m w2sd_video.studio", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser("studio", description=__doc__)
     add = parser.add_argument
     add(
         "--config",

@@ -197,7 +197,7 @@ class Trajectory:
         """
         for name, prediction in (("strong", strong), ("weak", weak)):
             check_prediction(name, prediction, latents)
-        gap = strong.to(_working_dtype(strong)) - weak.to(_working_dtype(weak))
+        gap = strong.to(working_dtype(strong)) - weak.to(working_dtype(weak))
         return self.displaced(latents, gap, i, strength=strength, reading=reading, span=span)
 
     def displaced(
@@ -230,11 +230,11 @@ class Trajectory:
 
     def as_prediction(self, gap: torch.Tensor, i: int, reading: str) -> torch.Tensor:
         """Turn a gap of predictions at step ``i`` from a reading into what the network predicts, in float32."""
-        return gap.to(_working_dtype(gap)) / self._share_of_prediction(i, reading)
+        return gap.to(working_dtype(gap)) / self._share_of_prediction(i, reading)
 
     def as_reading(self, gap: torch.Tensor, i: int, reading: str) -> torch.Tensor:
         """Turn a gap of the network's predictions at step ``i`` into a reading, in float32."""
-        return gap.to(_working_dtype(gap)) * self._share_of_prediction(i, reading)
+        return gap.to(working_dtype(gap)) * self._share_of_prediction(i, reading)
 
     def _share_of_prediction(self, i: int, reading: str) -> float:
         """Return what a prediction counts in a reading of it."""
@@ -329,7 +329,7 @@ def _readings(prediction_type: str, level: Level) -> dict[str, Affine]:
     }
 
 
-def _working_dtype(latents: torch.Tensor) -> torch.dtype:
+def working_dtype(latents: torch.Tensor) -> torch.dtype:
     """Return float32, or float64 for float64 latents: half precision would lose a small displacement."""
     return torch.promote_types(latents.dtype, torch.float32)
 
@@ -340,5 +340,5 @@ def _combine(a: float, latents: torch.Tensor, b: float, prediction: torch.Tensor
     Every move of a trajectory ends here, so that here is looked at what it was given.
     """
     check_prediction("a prediction", prediction, latents)
-    dtype = _working_dtype(latents)
+    dtype = working_dtype(latents)
     return (a * latents.to(dtype) + b * prediction.to(dtype)).to(latents.dtype)

@@ -21,7 +21,7 @@ from w2sd_video.command_parser import OneLineParser, say_interrupted
 if __name__ == "__main__":
     sys.excepthook = say_interrupted
 
-from w2sd_video.jobs.pool_options import pool_of
+from w2sd_video.jobs.pool_options import pool_asked_for
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.outputs import plain
 from w2sd_video.rendering.prompts import check_before_loading
@@ -48,9 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         check_plan(config)
         plan = tuning_plan_of(options, config, options.config)
         folder = Path(options.folder or f"runs/tune-{Path(options.config).stem}")
-        pool = pool_of(
-            options.workers, options.ray, options.gpus_per_worker, options.cpus_per_worker, device=config.device
-        )
+        pool = pool_asked_for(options, config.device)
         from w2sd_video.tuning.every_operator import tune_into  # which needs Optuna
 
         if request.dry_run:

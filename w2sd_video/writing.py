@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,15 +21,15 @@ PART = ".part"
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, UTF-8, that appears whole or not at all; after an error nothing is left of it."""
-    with _whole(path) as file:
-        file.write(text.encode())
+    with whole(path) as part:
+        part.write_bytes(text.encode())
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by their names as .npz, whole or not at all."""
     import numpy as np
 
-    with _whole(path) as file:
+    with whole(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -44,13 +45,25 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
+def keys_in(folder: Path) -> Iterator[str]:
+    """Yield the keys that the .npz files of a folder were made with; of what is damaged none."""
+    for file in folder.glob("*.npz"):
+        if (arrays := read_arrays(file)) is not None:
+            yield str(arrays.get("key", ""))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a run that was killed had not finished in a folder."""
+    for item in folder.glob(f".*{PART}*"):
+        shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
+
+
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write into, which gets its name when all is written; after an error nothing is left of it."""
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which gets its name when that is done; after an error nothing is left of it."""
     part = path.with_name(f".{path.name}{PART}-{uuid.uuid4().hex[:8]}")
     try:
-        with part.open("wb") as file:
-            yield file
+        yield part
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ from command import refused, sidecar_of
 from PIL import Image
 
 from w2sd_video.render import main
+from w2sd_video.rendering import outputs, video
 from w2sd_video.rendering import prompts as rendering
-from w2sd_video.rendering import video
 from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.settings.command_line import parse
@@ -131,9 +131,9 @@ def test_prompts_in_a_batch_are_the_same_samples(family):
 
 def test_a_comparison_shows_what_the_stock_pipeline_gives(family, models, monkeypatch):
     clips = {}
-    kept = rendering.write_clips
+    kept = outputs.write_clips
     monkeypatch.setattr(
-        rendering, "write_clips", lambda path, found, *rest: clips.update(found) or kept(path, found, *rest)
+        outputs, "write_clips", lambda path, found, *rest: clips.update(found) or kept(path, found, *rest)
     )
     render("--compare", "-o", "out.mp4", "--seed", "2")
     assert list(clips) == ["weak", "strong", "strong at equal cost", "W2SD"]

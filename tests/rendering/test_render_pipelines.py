@@ -15,8 +15,8 @@ from PIL import Image
 from tiny.dit_moe import dit_moe as tiny_dit_moe
 
 from w2sd_video.render import main
+from w2sd_video.rendering import outputs, video
 from w2sd_video.rendering import prompts as rendering
-from w2sd_video.rendering import video
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips
@@ -86,9 +86,9 @@ def picture_of(path):
 def test_an_image_is_a_png_and_a_comparison_shows_what_the_stock_pipeline_gives(configure, models, monkeypatch):
     configure("sd", second=True, **SQUARE)
     clips = {}
-    kept = rendering.write_clips
+    kept = outputs.write_clips
     monkeypatch.setattr(
-        rendering, "write_clips", lambda path, found, *rest: clips.update(found) or kept(path, found, *rest)
+        outputs, "write_clips", lambda path, found, *rest: clips.update(found) or kept(path, found, *rest)
     )
     render()
     assert picture_of("w2sd.png").shape == (256, 256, 3)

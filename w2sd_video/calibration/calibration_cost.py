@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from w2sd_video.jobs.pool import Pool
-from w2sd_video.rendering.step_cost import measured_cost
+from w2sd_video.rendering.step_cost import cost_lines, measured_cost
 from w2sd_video.settings.evaluations import evaluations
 from w2sd_video.settings.schema import RenderConfig, reflected_steps
 from w2sd_video.settings.words import plan_in_words
@@ -42,6 +42,4 @@ def cost_in_words(config: RenderConfig, clips: int, draws: int, batch: int, samp
         f"NFE      comparing: at most {compared}; sampling: at most {of_samples}",
     ]
     cost = measured_cost(replace(config, prompts=config.prompts[:1]), min(batch, clips))
-    if cost is None:
-        return "\n".join([*lines, "seconds  unknown: the model is not on this machine to measure them"])
-    return "\n".join([*lines, *cost.in_words(2 * clips if samples else 0, compared + of_samples, pool.workers or 1)])
+    return "\n".join([*lines, *cost_lines(cost, 2 * clips if samples else 0, compared + of_samples, pool.workers or 1)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from w2sd_video.rendering.sample import branch_of, sample_clips, threads_for
 from w2sd_video.settings.identity import file_hash, identity_of
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ConfigError, RenderConfig
-from w2sd_video.writing import PART, read_arrays, write_arrays
+from w2sd_video.writing import keys_in, read_arrays, remove_unfinished, write_arrays
 
 Kind = Literal["real", "base", "reflected"]
 """Of clips: real ones, or those that the base setting samples, alone and reflected at strength 1."""
@@ -191,20 +191,19 @@ def calibrate_pair(
     job = JobFolder(folder, identity)
     parts = Parts(config, clips, draws, batch, bank, folder, job.key)
     kinds: list[Kind] = ["real", "base", "reflected"] if samples else ["real"]
-    with job.opened(shard.index, shard.count, parts_keys(folder)), started(parts, pool) as run:
+    with job.opened(shard.index, shard.count, partial(keys_in, folder)), started(parts, pool) as run:
         if shard.count == 1:
-            for leftover in folder.glob(f".*{PART}*"):
-                leftover.unlink(missing_ok=True)
-        every = [part for kind in kinds for part in parts.of(kind)]
-        with tqdm(total=len(list(shard.of(every))), desc="batches of clips") as bar:
-            _find(run, parts, [part for part in shard.of(every) if part.kind == "real"], bar)
+            remove_unfinished(folder)
+        todo = list(shard.of(part for kind in kinds for part in parts.of(kind)))
+        with tqdm(total=len(todo), desc="batches of clips") as bar:
+            _find(run, parts, [part for part in todo if part.kind == "real"], bar)
             if shard.count == 1:
                 real = parts.joined("real")
                 try:
                     findings = Findings(calibrate(real), cosines=corrected_cosines(real) if bank else [])
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
-            _find(run, parts, [part for part in shard.of(every) if part.kind != "real"], bar)
+            _find(run, parts, [part for part in todo if part.kind != "real"], bar)
         if shard.count > 1:
             return None
         if not samples:
@@ -215,17 +214,6 @@ def calibrate_pair(
         return replace(
             findings, tilt=overall, tilts=tilts, balanced=balanced, strengths=strengths, tilt_at_one=tilt_at_one
         )
-
-
-def parts_keys(folder: Path) -> Callable[[], Iterator[str]]:
-    """Return what yields the keys that the files of a folder were made with; of what is damaged none."""
-
-    def keys() -> Iterator[str]:
-        for file in folder.glob("*.npz"):
-            if (arrays := read_arrays(file)) is not None:
-                yield str(arrays.get("key", ""))
-
-    return keys
 
 
 def _find(run: Run, parts: Parts, todo: Sequence[Part], bar: tqdm[Any]) -> None:

@@ -6,7 +6,7 @@ from w2sd_video.evaluation.every_arm import arms_of
 from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.samples import key_of
 from w2sd_video.jobs.pool import Pool
-from w2sd_video.rendering.step_cost import measured_cost
+from w2sd_video.rendering.step_cost import cost_lines, measured_cost
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import plan_in_words
 
@@ -33,6 +33,4 @@ def cost_in_words(config: RenderConfig, plan: Plan, pool: Pool) -> str:
         f"NFE      in all: at most {nfe} of {samples} samples",
     ]
     cost = measured_cost(config, min(plan.batch, plan.report.samples))
-    if cost is None:
-        return "\n".join([*lines, "seconds  unknown: the model is not on this machine to measure them"])
-    return "\n".join([*lines, *cost.in_words(samples, nfe, pool.workers or 1)])
+    return "\n".join([*lines, *cost_lines(cost, samples, nfe, pool.workers or 1)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from w2sd_video.rendering.load import check_device
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.sample import threads_for
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.writing import PART, write_whole
+from w2sd_video.writing import remove_unfinished, write_whole
 
 Arms = Sequence[tuple[str, int, list[Candidate]]]
 """Name, budget and settings of each arm at each budget."""
@@ -240,5 +239,4 @@ class Work:
     def _remove_leftovers(self) -> None:
         """Remove what a run that was killed had not finished."""
         for name in (".", "samples", "clips"):
-            for item in (self._files.folder / name).glob(f".*{PART}*"):
-                shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
+            remove_unfinished(self._files.folder / name)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +21,7 @@ from w2sd_video.metrics import Distance, Metric, Score
 from w2sd_video.rendering.outputs import write_clips
 from w2sd_video.rendering.sample import sample_clips, threads_for
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.writing import read_arrays, write_arrays
+from w2sd_video.writing import keys_in, read_arrays, write_arrays
 
 SEEDS = 10**4
 """Seed s of prompt k is sampled from the noise of ``SEEDS * s + k``."""
@@ -182,9 +180,7 @@ class SampleFiles:
 
     def keys(self) -> Iterator[str]:
         """Yield the keys that the files that are there were made with; of what is damaged none."""
-        for file in (self.folder / "samples").glob("*.npz"):
-            if (arrays := read_arrays(file)) is not None:
-                yield str(arrays.get("key", ""))
+        return keys_in(self.folder / "samples")
 
 
 class Laboratory:
@@ -220,7 +216,7 @@ class Laboratory:
             clips, _ = sample_clips(self._pipe, config, prompts, seeds, self._inputs)
         except Exception as error:  # whatever a foreign pipeline raises is written down with its sample
             if is_disk_full(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                raise
             if len(places_and_seeds) == 1:
                 return failed(places_and_seeds, first_line(error), time.perf_counter() - started)
             error.__traceback__ = None  # which holds the tensors that memory may have been lacking for

@@ -60,9 +60,9 @@ def pool_of(
     Raises:
         ConfigError: a number out of range, or options that contradict each other.
     """
-    count = _number("workers", workers, 1, MOST_WORKERS, whole=True)
-    gpus = _number("gpus-per-worker", gpus_per_worker, 0, 64)
-    cpus = _number("cpus-per-worker", cpus_per_worker, 1e-4, 1024)
+    count = number_of("workers", workers, 1, MOST_WORKERS, whole=True)
+    gpus = number_of("gpus-per-worker", gpus_per_worker, 0, 64)
+    cpus = number_of("cpus-per-worker", cpus_per_worker, 1e-4, 1024)
     if gpus and gpus > 1 and gpus != int(gpus):
         raise ConfigError(f"--gpus-per-worker {gpus:g}: must be a fraction of 1 or a whole number")
     if device == "cpu":
@@ -76,6 +76,11 @@ def pool_of(
         kind = device.split(":")[0]
         raise ConfigError(f"device {device}: each worker sees GPUs of its own; set --device {kind}")
     return pool
+
+
+def pool_asked_for(options: argparse.Namespace, device: str) -> Pool:
+    """Return the pool that a command line asks for; see `pool_of`."""
+    return pool_of(options.workers, options.ray, options.gpus_per_worker, options.cpus_per_worker, device)
 
 
 def shard_of(text: str | None) -> Shard:
@@ -95,7 +100,7 @@ def shard_of(text: str | None) -> Shard:
     return Shard(index, count)
 
 
-def _number(name: str, value: str | float | None, least: float, most: float, whole: bool = False) -> float | None:
+def number_of(name: str, value: str | float | None, least: float, most: float, whole: bool = False) -> float | None:
     """Return a number within a range; None stays None."""
     if value is None:
         return None

@@ -142,7 +142,7 @@ let dialogViews = null; // of the dialog that is open, which are shown alone
 let changes = 0;
 let wanted = 0;
 let drawing = null;
-let playing = false;
+let playing = null; // stands for the one loop that plays
 
 const views = () => dialogViews ?? [...nearViews];
 const frameCount = () => Math.max(1, ...views().map((view) => view.clip.frames));
@@ -179,11 +179,11 @@ function showAnew() {
 }
 
 async function play() {
-  playing = true;
+  const mine = (playing = {});
   $("play").textContent = "❚❚";
   $("play").ariaLabel = "Pause";
   let due = performance.now();
-  while (playing) {
+  while (playing === mine) {
     await show((wanted + 1) % frameCount());
     const [first] = views();
     due = Math.max(due + 1000 / ((first?.clip.fps ?? 8) * Number($("speed").value)), performance.now());
@@ -192,10 +192,12 @@ async function play() {
 }
 
 function pause() {
-  playing = false;
+  playing = null;
   $("play").textContent = "▶";
   $("play").ariaLabel = "Play";
 }
+
+const toggle = () => (playing ? pause() : play());
 
 function step(distance) {
   pause();
@@ -207,7 +209,7 @@ function onKey(event) {
   if (event.ctrlKey || event.altKey || event.metaKey) return;
   const takesKeys = target.matches("input:not(#time), select, textarea, .wide");
   const actions = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), Home: () => step(-wanted), End: () => step(frameCount() - 1 - wanted) };
-  if (event.key === " " && !takesKeys && !target.matches("button, summary")) actions[" "] = () => (playing ? pause() : play());
+  if (event.key === " " && !takesKeys && !target.matches("button, summary")) actions[" "] = toggle;
   if ($("vote").open && !$("ballot").hidden) [..."123"].forEach((key, i) => (actions[key] = () => $("ballot").querySelectorAll("button")[i].click()));
   if (takesKeys || !actions[event.key]) return;
   event.preventDefault();
@@ -253,7 +255,6 @@ function articleOf(group) {
     return element("figure", {}, button, caption);
   });
   const seed = element("p", { className: "seed", textContent: group.seed === null ? "" : `seed ${group.seed}` });
-  seed.style.margin = "0";
   const article = element("article", {}, element("h3", { textContent: group.prompt }), seed, element("div", { className: "clips" }, ...figures));
   let open = null;
   article.setVisible = (isVisible) => {
@@ -330,10 +331,11 @@ function openDialog(dialog, closed) {
   $("play").focus();
 }
 
+const playableOf = (group) => group.clips.filter((clip) => clip.kind !== "animation");
 const optionsOf = (labels) => labels.map((label, i) => element("option", { value: i, textContent: label }));
 
 function openStage(group, clip) {
-  const clips = group.clips.filter((other) => other.kind !== "animation");
+  const clips = playableOf(group);
   const all = viewsOf(clips, clips.map(() => null));
   const labels = clips.map((other) => other.label);
   $("stage-prompt").textContent = nameOf(group);
@@ -414,12 +416,10 @@ function ballotsOf(group, [a, b]) {
 }
 
 function openVote(data) {
-  const playable = data.groups.map((group) => ({ ...group, clips: group.clips.filter((clip) => clip.kind !== "animation") }));
+  const playable = data.groups.map((group) => ({ ...group, clips: playableOf(group) }));
   const labels = [...new Set(playable.flatMap((group) => group.clips.map((clip) => clip.label)))];
   let compared = [];
-  const choices = labels.length > 2 ? [...labels, "any"] : labels;
-  $("vote-a").replaceChildren(...optionsOf(choices));
-  $("vote-b").replaceChildren(...optionsOf(choices));
+  for (const id of ["vote-a", "vote-b"]) $(id).replaceChildren(...optionsOf(labels.length > 2 ? [...labels, "any"] : labels));
   $("vote-a").value = Math.max(labels.length - 2, 0);
   $("vote-b").value = labels.length - 1;
   $("vote-setup").hidden = false;
@@ -427,9 +427,9 @@ function openVote(data) {
   $("vote-result").textContent = "";
 
   function start() {
-    const pair = [choices[Number($("vote-a").value)], choices[Number($("vote-b").value)]];
+    const wantedPair = ["vote-a", "vote-b"].map((id) => labels[$(id).value] ?? null); // "any" is none of them
     const clipOf = (group, label) => group.clips.find((clip) => clip.label === label);
-    const ballots = shuffled(playable.flatMap((group) => ballotsOf(group, pair.map((label) => (labels.includes(label) ? label : null)))));
+    const ballots = shuffled(playable.flatMap((group) => ballotsOf(group, wantedPair)));
     const first = votes.length;
     let number = -1;
     if (!ballots.length) {
@@ -485,7 +485,7 @@ function openVote(data) {
 
 if ($("data")) {
   const data = JSON.parse($("data").textContent);
-  $("play").onclick = () => (playing ? pause() : play());
+  $("play").onclick = toggle;
   $("time").oninput = () => { pause(); show(Number($("time").value)); };
   $("vote-open").onclick = () => openVote(data);
   document.addEventListener("keydown", onKey);

@@ -56,7 +56,6 @@ def base_is_pipelines(pipe: Any, config: RenderConfig) -> bool:
         and ("true_cfg_scale" not in given or config.call.get("negative_prompt") is not None)
     )
     at_scale = stage_scales(config.base.guidance_scale) == (scale,)
-    at_scale = at_scale and "guidance_scale" not in (config.base.windows or {})
     return at_scale and is_guided and not set_otherwise and "guidance_scale_2" not in config.call
 
 

@@ -6,9 +6,7 @@ pipeline each; a group stays the same after an interruption, so that each file i
 
 from __future__ import annotations
 
-import errno
 import gc
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +28,7 @@ from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.job_samples import Sample
 from w2sd_video.rendering.kept_latents import ENDING, LatentsDiffer, config_to_decode, decoding, keeping, read_kept
 from w2sd_video.rendering.load import load, quiet
-from w2sd_video.rendering.outputs import about_sample, caption_of, record_of, titles_of, write_clips
+from w2sd_video.rendering.outputs import write_sample
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.sample import reflected, sample_clips, threads_for
 from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage
@@ -103,10 +101,10 @@ def render_job(job: RenderJob) -> Outcome:
     check_before_loading(job.config)
     hashes: Hashes = JobFolder(job.folder, {}).note(HASHES)
     folder = _folder(job, hashes)
-    for sample in job.samples:
-        _with_hashes(sample, hashes)  # so that an input that is not there is refused before there is a folder
+    # So that an input that is not there is refused before there is a folder.
+    samples = [_with_hashes(sample, hashes) for sample in job.samples]
     with folder.opened(job.shard.index, job.shard.count), threads_for(job.config.model.pretrained):
-        parts = parts_of(job, hashes)
+        parts = _parts_in(folder, samples, job)
         folder.write_note(HASHES, hashes)
         folder.remove_leftovers([sample.name for group in parts.all_groups for sample in group])
         _remove_latents(job, parts.groups)
@@ -140,20 +138,20 @@ class Parts:
         return sum(map(len, self.all_groups))
 
 
-def parts_of(job: RenderJob, hashes: Hashes | None = None) -> Parts:
-    """Look at what there is of a job.
-
-    Args:
-        job: the job.
-        hashes: what is known of files; new ones are added.
+def parts_of(job: RenderJob) -> Parts:
+    """Look at what there is of a job, without making anything.
 
     Raises:
         ConfigError: an input that is not there, or a file that was made otherwise.
     """
-    hashes = JobFolder(job.folder, {}).note(HASHES) if hashes is None else hashes
+    hashes: Hashes = JobFolder(job.folder, {}).note(HASHES)
     samples = [_with_hashes(sample, hashes) for sample in job.samples]
     folder = _folder(job, hashes)
     folder.check()
+    return _parts_in(folder, samples, job)
+
+
+def _parts_in(folder: JobFolder, samples: Sequence[Sample], job: RenderJob) -> Parts:
     records = _records(folder, samples)
     all_groups = list(job.shard.of(_groups(samples, records, job)))
     groups = [group for group in all_groups if any(sample.name not in records for sample in group)]
@@ -286,7 +284,9 @@ class RenderWorker:
         with threads_for(config.model.pretrained), quiet():
             self._pipe = load(config)
         check_call(type(self._pipe), config)
-        for panel in panels(config).values():
+        shown = panels(config)
+        self._panels = len(shown)
+        for panel in shown.values():
             with reflected(self._pipe, panel):
                 pass
 
@@ -308,7 +308,7 @@ class RenderWorker:
                     self._write(sample, {label: clip[place] for label, clip in clips.items()}, nfe, seconds)
         except Exception as error:  # whatever a foreign pipeline raises is the failure of these samples alone
             if is_disk_full(error):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder.path)) from error
+                raise
             is_decoding = isinstance(error, OutOfMemoryAtDecodingError)
             reason = str(error) if is_decoding else first_line(error)
             error.__traceback__ = None  # which holds the tensors that memory was lacking for
@@ -326,8 +326,9 @@ class RenderWorker:
         config, inputs = group[0].config, read_inputs(group[0].config)
         prompts, seeds = [sample.config.prompts[0] for sample in group], [sample.config.seed for sample in group]
         clips, nfe, seconds_before = {}, {}, 0.0
-        for number, (label, panel) in enumerate(panels(config).items()):
-            self._pipe.set_progress_bar_config(desc=f"{label}: " if len(panels(config)) > 1 else None, leave=False)
+        shown = panels(config)
+        for number, (label, panel) in enumerate(shown.items()):
+            self._pipe.set_progress_bar_config(desc=f"{label}: " if len(shown) > 1 else None, leave=False)
             file = latents_file(self._folder.path, group, number)
             call = partial(sample_clips, self._pipe, prompts=prompts, seeds=seeds, inputs=inputs)
             started = time.perf_counter()
@@ -359,16 +360,7 @@ class RenderWorker:
 
     def _write(self, sample: Sample, clips: dict[str, np.ndarray], nfe: Nfe, seconds: float) -> None:
         """Write a sample's file, and then its record."""
-        config = sample.config
-        boxes = write_clips(
-            self._folder.path / sample.name,
-            clips,
-            config.fps,
-            titles_of(nfe),
-            caption_of(config),
-            about_sample(config, nfe),
-        )
-        record = record_of(config, nfe, seconds, clips["W2SD"].shape, boxes)
+        record = write_sample(self._folder.path / sample.name, sample.config, clips, nfe, seconds)
         self._folder.write_record(sample.name, record | {"sample": sample.task, "about": sample.about})
 
     def _failed(self, sample: Sample, reason: str) -> str:
@@ -376,7 +368,7 @@ class RenderWorker:
         return reason
 
     def _forget_latents(self, group: Group) -> None:
-        for number in range(len(panels(self._config))):
+        for number in range(self._panels):
             latents_file(self._folder.path, group, number).unlink(missing_ok=True)
 
     def _free_memory(self) -> None:

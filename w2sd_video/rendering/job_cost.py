@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from w2sd_video.rendering.job import RenderJob, parts_of
-from w2sd_video.rendering.step_cost import measured_cost
+from w2sd_video.rendering.step_cost import cost_lines, measured_cost
 from w2sd_video.settings.evaluations import evaluations
 from w2sd_video.settings.panels import panels
 from w2sd_video.settings.words import plan_in_words
@@ -31,6 +31,4 @@ def cost_in_words(job: RenderJob) -> str:
     if not missing:
         return "\n".join(lines)
     cost = measured_cost(parts.groups[0][0].config, len(parts.groups[0]))
-    if cost is None:
-        return "\n".join([*lines, "seconds  unknown: the model is not on this machine to measure them"])
-    return "\n".join([*lines, *cost.in_words(missing, missing * nfe, job.pool.workers or 1)])
+    return "\n".join([*lines, *cost_lines(cost, missing, missing * nfe, job.pool.workers or 1)])

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from w2sd_video.jobs.pool_options import add_pool_options, pool_of, shard_of
+from w2sd_video.jobs.pool_options import add_pool_options, number_of, pool_asked_for, shard_of
 from w2sd_video.rendering.job import RenderJob
 from w2sd_video.rendering.job_samples import FIELDS, NAMES, checked_template, samples_of
 from w2sd_video.rendering.video import SUFFIXES
@@ -15,8 +15,7 @@ from w2sd_video.settings.schema import ConfigError
 
 MOST_SAMPLES, MOST_BATCH = 10_000, 1024
 """Of a prompt, so that no two of its samples have one seed; and of a call, so that a slip is refused."""
-_POOL = ("workers", "ray", "gpus_per_worker", "cpus_per_worker")
-_OPTIONS = ("samples", "batch", "names", "shard", *_POOL)
+_OPTIONS = ("samples", "batch", "names", "shard", "workers", "ray", "gpus_per_worker", "cpus_per_worker")
 
 
 def add_job_options(parser: argparse.ArgumentParser) -> None:
@@ -48,21 +47,14 @@ def job_of(request: CommandLine) -> RenderJob | None:
     if not config.output or (Path(config.output).suffix.lower() in SUFFIXES and Path(config.output).suffix):
         option = f"--{next(iter(given), 'prompts')}".replace("_", "-")
         raise ConfigError(f"{option}: needs a folder for the samples: --output FOLDER/, not {config.output}")
-    samples = _whole("samples", given.get("samples"), MOST_SAMPLES)
+    samples = int(number_of("samples", options.samples, 1, MOST_SAMPLES, whole=True) or 1)
     names = checked_template(given.get("names", NAMES), config)
     return RenderJob(
         config=replace(config, prompts=config.prompts[:1], output=None),
         samples=samples_of(config, request.lines, samples, names),
         folder=Path(config.output),
         names=names,
-        batch=_whole("batch", given.get("batch"), MOST_BATCH),
-        pool=pool_of(**{name: given.get(name) for name in _POOL}, device=config.device),
+        batch=int(number_of("batch", options.batch, 1, MOST_BATCH, whole=True) or 1),
+        pool=pool_asked_for(options, config.device),
         shard=shard_of(given.get("shard")),
     )
-
-
-def _whole(name: str, text: str | None, most: int) -> int:
-    number = int(text) if text and text.isascii() and text.isdigit() else 0
-    if text is not None and not 1 <= number <= most:
-        raise ConfigError(f"--{name} {text}: must be a whole number from 1 to {most}")
-    return number or 1

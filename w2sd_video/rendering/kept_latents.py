@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.writing import PART
+from w2sd_video.writing import whole
 
 ENDING = ".safetensors"
 
@@ -127,7 +125,6 @@ def _write(file: Path, kept: Kept) -> None:
     from safetensors.torch import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}{PART}-{uuid.uuid4().hex[:8]}")
     tensors, metadata = {}, {"about": json.dumps(kept.about)}
     for name in ("last", "decoded"):
         tensor = getattr(kept, name).detach().cpu()
@@ -135,12 +132,8 @@ def _write(file: Path, kept: Kept) -> None:
         # As they lie in memory (channels last, for example), for networks round by that; and back when it is read.
         tensors[name] = tensor.permute(axes).contiguous().clone()
         metadata[f"axes of {name}"] = json.dumps([axes.index(axis) for axis in range(tensor.ndim)])
-    try:
+    with whole(file) as part:
         save_file(tensors, part, metadata=metadata)
-        os.replace(part, file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _axes_in_memory(tensor: Any) -> list[int]:

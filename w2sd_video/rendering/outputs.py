@@ -16,7 +16,7 @@ import numpy as np
 
 from w2sd_video.rendering.video import contact_sheet, enlarge, panel_boxes, side_by_side, write_picture, write_video
 from w2sd_video.settings.identity import library_versions
-from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.schema import BranchConfig, RenderConfig
 from w2sd_video.writing import write_whole
 
 
@@ -78,6 +78,18 @@ def titles_of(nfe: Mapping[str, Mapping[str, int]]) -> list[str]:
 def caption_of(config: RenderConfig) -> str:
     """Return what stands below the clips of a sample: its prompt and its seed."""
     return f"{config.prompts[0]} (seed {config.seed})"
+
+
+def write_sample(
+    path: Path,
+    config: RenderConfig,
+    clips: dict[str, np.ndarray],
+    nfe: Mapping[str, Mapping[str, int]],
+    seconds: float,
+) -> dict[str, Any]:
+    """Write the file of a sample, one clip or several side by side, and return its record (`record_of`)."""
+    boxes = write_clips(path, clips, config.fps, titles_of(nfe), caption_of(config), about_sample(config, nfe))
+    return record_of(config, nfe, seconds, clips["W2SD"].shape, boxes)
 
 
 def about_sample(config: RenderConfig, nfe: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
@@ -146,6 +158,6 @@ def today() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def plain(config: RenderConfig) -> dict[str, Any]:
+def plain(config: RenderConfig | BranchConfig) -> dict[str, Any]:
     """Return a configuration as plain data, as YAML and JSON can hold it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from w2sd_video.rendering.call_arguments import check_call, known_class
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import check_device, load, quiet
-from w2sd_video.rendering.outputs import (
-    about_sample,
-    caption_of,
-    outputs,
-    record_of,
-    titles_of,
-    write_clips,
-    write_sidecar,
-)
+from w2sd_video.rendering.outputs import outputs, write_sample, write_sidecar
 from w2sd_video.rendering.sample import sample_clips, threads_for
 from w2sd_video.settings.panels import panels
 from w2sd_video.settings.schema import ConfigError, RenderConfig
@@ -64,19 +58,40 @@ def check_before_loading(config: RenderConfig) -> None:
         check_call(pipeline_class, config)
 
 
-def _render_one(pipe: Any, config: RenderConfig, path: Path, inputs: Mapping[str, Any]) -> Path:
-    """Sample one prompt, write its file and its sidecar, and say so."""
-    started = time.perf_counter()
-    clips, nfe = {}, {}
-    for label, panel in panels(config).items():
+def sample_panels(
+    pipe: Any,
+    config: RenderConfig,
+    inputs: Mapping[str, Any],
+    say: Callable[[float, str], object] = lambda share, text: None,
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, int]], float]:
+    """Sample one prompt as every panel that a configuration shows.
+
+    Args:
+        pipe: as `load` returns it.
+        config: of one prompt.
+        inputs: as `read_inputs` returns them.
+        say: told the share that is done, and what comes next.
+
+    Returns:
+        Clips (frames, height, width, 3) and network evaluations by label, and the seconds that it took.
+    """
+    started, shown = time.perf_counter(), panels(config)
+    clips: dict[str, np.ndarray] = {}
+    nfe: dict[str, dict[str, int]] = {}
+    for number, (label, panel) in enumerate(shown.items()):
+        say(number / len(shown), f"sampling {label}")
         pipe.set_progress_bar_config(desc=f"{label}: " if panel is not config else None, leave=False)
         (clips[label],), nfe[label] = sample_clips(pipe, panel, panel.prompts, [panel.seed], inputs)
-    seconds = round(time.perf_counter() - started, 2)
+    return clips, nfe, round(time.perf_counter() - started, 2)
+
+
+def _render_one(pipe: Any, config: RenderConfig, path: Path, inputs: Mapping[str, Any]) -> Path:
+    """Sample one prompt, write its file and its sidecar, and say so."""
+    clips, nfe, seconds = sample_panels(pipe, config, inputs)
     if config.output is None and len(clips["W2SD"]) == 1:
         path = path.with_suffix(".png")
     config = dataclasses.replace(config, output=str(path))
-    boxes = write_clips(path, clips, config.fps, titles_of(nfe), caption_of(config), about_sample(config, nfe))
-    write_sidecar(path, record_of(config, nfe, seconds, clips["W2SD"].shape, boxes))
+    write_sidecar(path, write_sample(path, config, clips, nfe, seconds))
     print(f"prompt   {config.prompts[0]} (seed {config.seed})")
     print(f"pair     {pair_in_words(config)}")
     print(f"steps    {steps_in_words(config)}")

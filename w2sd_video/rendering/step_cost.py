@@ -80,6 +80,13 @@ def measured_cost(config: RenderConfig, batch: int = 1) -> StepCost | None:
     return StepCost(evaluation / batch, (short - few * evaluation) / batch, loading, _most_memory())
 
 
+def cost_lines(cost: StepCost | None, samples: int, nfe: int, workers: int) -> list[str]:
+    """Say what samples would take, or that it is not known."""
+    if cost is None:
+        return ["seconds  unknown: the model is not on this machine to measure them"]
+    return cost.in_words(samples, nfe, workers)
+
+
 def duration(seconds: float) -> str:
     """Return seconds in the unit that suits them."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):

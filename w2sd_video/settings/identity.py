@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from w2sd_video.settings.schema import ConfigError, ModelConfig, RenderConfig
-from w2sd_video.settings.sources import path_of
+from w2sd_video.settings.sources import path_of, read_json
 
 OF_A_SAMPLE = ("prompts", "seed", "output", "inputs")
 """Settings that each sample has of its own."""
@@ -100,10 +100,7 @@ def _files_in(folder: Path) -> list[Path]:
     index = folder / "model_index.json"
     if not index.is_file():
         return _visible(folder)
-    try:
-        names = [name for name in json.loads(index.read_text(encoding="utf-8")) if not name.startswith("_")]
-    except ValueError as error:
-        raise ConfigError(f"model: {index} is not JSON, so the folder is damaged: {error}") from error
+    names = [name for name in read_json(str(folder), index.name) if not name.startswith("_")]
     return [index, *(file for name in sorted(names) for file in _visible(folder / name))]
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from w2sd_video.messages import ConfigError as ConfigError  # where it was before
-from w2sd_video.reflection_settings import Reflection, Role
+from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role
+from w2sd_video.reuse import Carried
 from w2sd_video.window import Steps, Window
 
 ROLES: tuple[Role, ...] = ("base", "strong", "weak")
@@ -103,7 +104,7 @@ class RenderConfig:
     """Scale of the reflection's displacement, -10 to 10; or a file with one for each noise level."""
     rounds: int = 1
     """Reflections at each reflected step, 1 to 100."""
-    inversion: Literal["paper", "explicit", "current", "implicit", "resample", "resample-advanced"] = "paper"
+    inversion: Inversion = "paper"
     """Where the weak prediction is made; resample: nowhere, noise is added instead; -advanced: similar to the gap."""
     iterations: int = 2
     """Fixed-point iterations of the implicit inversion, 1 to 100."""
@@ -115,11 +116,11 @@ class RenderConfig:
     """Where AutoGuidance is on, as of reflection_steps; null: everywhere."""
     autoguidance_gap: Literal["base", "strong"] = "base"
     """Whose prediction weak's is taken from in AutoGuidance."""
-    reading: Literal["epsilon", "sample", "native"] = "epsilon"
+    reading: Reading = "epsilon"
     """What a gap is taken in: as noise, as the denoised sample, or as the network predicts."""
     reuse: int = 1
     """A gap is measured at every so many of its steps, and carried to the others, 1 to 1000."""
-    carried: Literal["held", "linear"] = "held"
+    carried: Carried = "held"
     """How a gap comes to the steps that do not measure it."""
     solver: str | None = None
     """Class of scheduler that takes the steps, for example DPMSolverMultistepScheduler; null: the pipeline's own."""

@@ -165,15 +165,11 @@ def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
 
 
 def _check_reflection(config: RenderConfig) -> None:
-    reflection_steps = config.reflection_steps
-    if isinstance(reflection_steps, int) and not 0 <= reflection_steps <= config.steps:
-        raise ConfigError(f"reflection_steps {reflection_steps}: must be from 0 to {config.steps}, the number of steps")
-    if isinstance(config.autoguidance_steps, int) and not 0 <= config.autoguidance_steps <= config.steps:
-        raise ConfigError(
-            f"autoguidance_steps {config.autoguidance_steps}: must be from 0 to {config.steps}, the number of steps"
-        )
     for name in ("reflection_steps", "autoguidance_steps"):
-        _check_window(name, getattr(config, name))
+        where = getattr(config, name)
+        if isinstance(where, int) and not 0 <= where <= config.steps:
+            raise ConfigError(f"{name} {where}: must be from 0 to {config.steps}, the number of steps")
+        _check_window(name, where)
     if config.reuse > 1 and config.inversion.startswith("resample"):
         raise ConfigError(f"reuse {config.reuse}: inversion {config.inversion} has no gap to reuse; leave it at 1")
     first_unreflectable, steps = max(config.steps - config.span, 0), reflected_steps(config)

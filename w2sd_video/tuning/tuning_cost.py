@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from w2sd_video.jobs.pool import Pool
-from w2sd_video.rendering.step_cost import measured_cost
+from w2sd_video.rendering.step_cost import cost_lines, measured_cost
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import plan_in_words
 from w2sd_video.tuning.tuning_plan import TuningPlan
@@ -35,6 +35,4 @@ def cost_in_words(config: RenderConfig, plan: TuningPlan, seconds: float | None,
         f"report   at most {reported} settings x {whole.report.samples} samples of other prompts",
         f"NFE      in all: at most {samples * nfe} of {samples} samples, fewer as hopeless settings are given up",
     ]
-    if cost is None:
-        return "\n".join([*lines, "seconds  unknown: the model is not on this machine to measure them"])
-    return "\n".join([*lines, *cost.in_words(samples, samples * nfe, pool.workers or 1)])
+    return "\n".join([*lines, *cost_lines(cost, samples, samples * nfe, pool.workers or 1)])

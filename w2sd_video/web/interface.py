@@ -15,7 +15,7 @@ from w2sd_video.rendering.video import VideoError
 from w2sd_video.settings.schema import ConfigError
 from w2sd_video.web.workbench import Wish, Workbench
 
-_INVERSIONS = [name for part in get_args(Inversion) for name in (get_args(part) or [part])]
+_INVERSIONS = list(get_args(Inversion))
 _ABOUT = """# w2sd-video studio
 Weak, strong, strong at the cost of W2SD, and W2SD, from the same noise."""
 
@@ -79,7 +79,7 @@ def interface(workbench: Workbench, first: str) -> gr.Blocks:
                     raise  # nobody foresaw it: Gradio writes where it comes from to the terminal
                 return first_line(error), gr.skip(), gr.skip(), gr.skip(), gr.skip()
             choices = gr.Dropdown(list(workbench.history().items()), value=[made.name])
-            return f"made {made.name}", choices, *looked_at([made.name])
+            return f"made {made.name}", choices, _frame(workbench.page([made.name])), made.script, made.configuration
 
         configuration.input(filled_in, configuration, form[1:], show_progress="hidden")
         history.input(looked_at, history, shown, concurrency_limit=None)

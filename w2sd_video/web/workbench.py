@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jsonargparse
 import yaml
@@ -16,16 +15,17 @@ import yaml
 from w2sd_video.page import page_html
 from w2sd_video.page.index import index_page, read_sidecars
 from w2sd_video.page.write import embedded
+from w2sd_video.reflection_settings import Inversion
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import load, quiet
-from w2sd_video.rendering.outputs import about_sample, caption_of, record_of, titles_of, write_clips, write_sidecar
-from w2sd_video.rendering.prompts import check_before_loading
-from w2sd_video.rendering.sample import sample_clips, threads_for
+from w2sd_video.rendering.outputs import plain, write_sample, write_sidecar
+from w2sd_video.rendering.prompts import check_before_loading, sample_panels
+from w2sd_video.rendering.sample import threads_for
 from w2sd_video.rendering.script import script_of
 from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.files import read_config
 from w2sd_video.settings.model_checks import check_plan
-from w2sd_video.settings.panels import panels
 from w2sd_video.settings.schema import BranchConfig, ConfigError, ModelConfig, RenderConfig, reflected_steps
 from w2sd_video.settings.value_checks import check
 from w2sd_video.settings.yaml_text import parse_yaml
@@ -59,7 +59,7 @@ class Wish:
     strength: float | None
     start: float
     stop: float
-    inversion: Literal["paper", "explicit", "current", "implicit", "resample", "resample-advanced"]
+    inversion: Inversion
     seed: int
 
 
@@ -132,6 +132,9 @@ class Workbench:
             compare=True,
             output=None,
         )
+        for role in ("strong", "weak"):
+            if _files(getattr(config, role)) - _files(getattr(chosen, role)):
+                raise ConfigError(f"{role}.windows: a file of strengths is named in a configuration, not here")
         check(config)
         check_plan(config)
         return config
@@ -149,19 +152,12 @@ class Workbench:
         with threads_for(config.model.pretrained):
             pipe = self._loaded(config, say)
             check_call(type(pipe), config)
-            started = time.perf_counter()
-            inputs, clips, nfe = read_inputs(config), {}, {}
-            for number, (label, panel) in enumerate(panels(config).items()):
-                say(number / len(panels(config)), f"sampling {label}")
-                pipe.set_progress_bar_config(desc=f"{label}: " if panel is not config else None, leave=False)
-                (clips[label],), nfe[label] = sample_clips(pipe, panel, panel.prompts, [panel.seed], inputs)
-            seconds = round(time.perf_counter() - started, 2)
+            clips, nfe, seconds = sample_panels(pipe, config, read_inputs(config), say)
             path = self._next_file("png" if len(clips["W2SD"]) == 1 else "mp4")
             config = replace(config, output=path.name)
-            boxes = write_clips(path, clips, config.fps, titles_of(nfe), caption_of(config), about_sample(config, nfe))
-            record = record_of(config, nfe, seconds, clips["W2SD"].shape, boxes)
-            write_sidecar(path, record | {"script": script_of(pipe, config)})
-        return self.made(path.name)
+            record = write_sample(path, config, clips, nfe, seconds) | {"script": script_of(pipe, config)}
+            write_sidecar(path, record)
+        return _made(path.name, record)
 
     def made(self, name: str) -> Made:
         """Return a clip of the history.
@@ -172,9 +168,7 @@ class Workbench:
         record = self._records().get(Path(name))
         if record is None:
             raise ConfigError(f"{name}: is not in the history")
-        settings = {key: value for key, value in record["config"].items() if key != "output"}
-        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        return Made(name, record.get("script", ""), text)
+        return _made(name, record)
 
     def history(self) -> dict[str, str]:
         """Return what there is to look at again, the latest first: the names of files by what they show."""
@@ -208,6 +202,11 @@ class Workbench:
         return self._pipe
 
 
+def _made(name: str, record: Mapping[str, Any]) -> Made:
+    settings = {key: value for key, value in record["config"].items() if key != "output"}
+    return Made(name, record.get("script", ""), yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
 def configuration_of(name: str) -> RenderConfig:
     """Return a configuration by the name of a packaged one, a file, or the folder of a pipeline (or its hub id).
 
@@ -220,21 +219,18 @@ def configuration_of(name: str) -> RenderConfig:
         guided = BranchConfig(guidance_scale=5.0)
         model = ModelConfig(pretrained=name)
         return RenderConfig(model=model, base=guided, strong=guided, weak=BranchConfig(guidance_scale=1.0))
-    return parse(
-        ["--config", name, "a prompt"] if _lacks_prompts(name) else ["--config", name], command="studio"
-    ).config
+    prompts = [] if read_config(name).get("prompts") else ["a prompt"]
+    return parse(["--config", name, *prompts], command="studio").config
 
 
-def _lacks_prompts(name: str) -> bool:
-    from w2sd_video.settings.files import read_config
-
-    return not read_config(name).get("prompts")
+def _files(branch: BranchConfig) -> set[str]:
+    """Return the files that the windows of a branch name."""
+    return {window for window in (branch.windows or {}).values() if isinstance(window, str)}
 
 
 def _branch_text(branch: BranchConfig) -> str:
     """Return what is set in a branch, as YAML."""
-    values = {field.name: getattr(branch, field.name) for field in fields(branch)}
-    set_values = {name: value for name, value in json.loads(json.dumps(values)).items() if value is not None}
+    set_values = {name: value for name, value in plain(branch).items() if value is not None}
     return yaml.safe_dump(set_values, sort_keys=False, allow_unicode=True) if set_values else ""
 
 
@@ -249,7 +245,7 @@ def _branch(role: str, text: str) -> BranchConfig:
         if unknown := set(map(str, values)) - {field.name for field in fields(BranchConfig)}:
             known = ", ".join(field.name for field in fields(BranchConfig))
             raise ConfigError(f"{role}: unknown {', '.join(sorted(unknown))}; known are {known}")
-        return BranchConfig(**vars(parser.parse_object({role: values})[role]))
+        return parser.instantiate(parser.parse_object({role: values}))[role]
     except jsonargparse.ArgumentError as error:
         raise ConfigError(f"{role}: {' '.join(str(error).split())}") from error
     except ConfigError:
