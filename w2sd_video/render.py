@@ -14,14 +14,13 @@ if __name__ == "__main__":
 from w2sd_video._moved import names_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.job import RenderJob, render_job
-from w2sd_video.rendering.job_cost import cost_in_words
+from w2sd_video.rendering.job_cost import clips_cost_in_words, cost_in_words
 from w2sd_video.rendering.job_options import add_job_options, job_of
 from w2sd_video.rendering.outputs import outputs, plain
 from w2sd_video.rendering.prompts import render
 from w2sd_video.rendering.video import check_output
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.model_checks import check_plan
-from w2sd_video.settings.words import plan_in_words
 
 __getattr__ = names_of("w2sd_video.render")  # a command is named __main__ when it runs
 
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         for output in outputs(request.config) if job is None else ():
             check_output(output)
         if request.dry_run:
-            print(plan_in_words(request.config) if job is None else cost_in_words(job))
+            print(clips_cost_in_words(request.config) if job is None else cost_in_words(job))
             return 0
         if job is not None:
             return _render_job(job)

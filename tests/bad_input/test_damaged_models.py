@@ -74,7 +74,7 @@ def test_a_damaged_config_is_said_in_one_line(kind, folder, capfd):
     planned = ended(capfd, "render", "--config", "miniature-pixart", "--model.pretrained", "./model", "--dry-run")
     code, answer = rendered(capfd)
     assert code and "model" in answer, (planned, answer)
-    assert planned[0] in (0, 2)
+    assert planned[0] in (0, 1, 2)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 200, 50_000])

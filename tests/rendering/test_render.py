@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from command import refused, sidecar_of
 from PIL import Image
 
 from w2sd_video.render import main
-from w2sd_video.rendering import outputs, video
+from w2sd_video.rendering import outputs, step_cost, video
 from w2sd_video.rendering import prompts as rendering
 from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips
@@ -204,8 +205,13 @@ def test_a_lora_gap(cogvideox):
     assert not np.array_equal(frames_of("gap"), frames_of("swapped"))
 
 
-def test_a_dry_run_loads_and_writes_nothing(cogvideox, capsys, monkeypatch):
-    monkeypatch.setattr(rendering, "load", lambda config: pytest.fail("loaded"))
+def test_a_dry_run_of_a_model_that_is_not_here_loads_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(step_cost, "load", lambda config: pytest.fail("loaded"))
+    assert main(["--config", "wan21-guidance", "--device", "cpu", "--dry-run"]) == 0
+    assert "seconds  unknown: the model is not on this machine" in capsys.readouterr().out
+
+
+def test_a_dry_run_counts_and_measures_and_writes_nothing(cogvideox, capsys):
     render("--dry-run", "--compare", "one", "two")
     said = capsys.readouterr().out
     assert "NFE      weak: base 3 + strong 0 + weak 0 = 3" in said
@@ -215,6 +221,12 @@ def test_a_dry_run_loads_and_writes_nothing(cogvideox, capsys, monkeypatch):
     assert "NFE      in all: 66" in said
     parameters = sum(one.numel() for one in tiny.cogvideox()[0].transformer.parameters())
     assert f"transformer {parameters / 1e6:.4g} M" in said and "weak " in said
+    measured = re.search(
+        r"seconds  about (.*) s \(measured: (.*) s an evaluation, (.*) s a sample beside, (.*) s to", said
+    )
+    assert measured, said
+    total, evaluation, rest, loading = map(float, measured.groups())
+    assert total == pytest.approx(loading + 8 * rest + 66 * evaluation, abs=1), "4 panels of 2 prompts"
     assert os.listdir() == ["pair.yaml"]
 
 

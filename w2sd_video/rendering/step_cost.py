@@ -46,7 +46,7 @@ class StepCost:
         return [
             f"seconds  about {duration(seconds)}{by_all if workers > 1 else ''} (measured: {self.evaluation:.2g} s an "
             f"evaluation, {max(self.rest, 0):.2g} s a sample beside, {self.loading:.2g} s to load)",
-            f"memory   {self.memory / 1e9:.2g} GB at most while that was measured, for each worker",
+            f"memory   {self.memory / 1e9:.2g} GB at most while that was measured{', for each worker' * (workers > 1)}",
         ]
 
 
