@@ -25,7 +25,7 @@ from w2sd_video.rendering.load import LoadError, check_device
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.sample import threads_for
 from w2sd_video.settings.schema import ConfigError, RenderConfig
-from w2sd_video.tuning.operators import Operator, fitted, plain_of
+from w2sd_video.tuning.operators import fitted, plain_of
 from w2sd_video.tuning.search import ByMetrics, Search, Tried, rounds_of
 from w2sd_video.tuning.tuning_plan import TuningPlan, nfe_in
 from w2sd_video.tuning.tuning_report import ClipFile, Findings, write_ballot, write_tuning_report
@@ -83,12 +83,11 @@ def tune_into(
     real = {split.name: real_features(metrics, config, split, whole) for split in (whole.tuning, whole.report)}
     with open_folder(folder, whole, metrics, config, Shard()) as files, threads_for(config.model.pretrained):
         plan = plan if seconds is None else replace(plan, nfe=_nfe_of_seconds(folder, config, seconds, whole.batch))
-        first = {f"operator {one.name}": one.at(one.first[0], plan.nfe) for one in plan.operators if _is_whole(one)}
         make_worker = MakeLaboratory(
             config,
             files,
             {metric.name: whole.sources[metric.name] for metric in metrics},
-            {name: setting for name, setting in first.items() if setting is not None},
+            {},
             whole.shown,
             metrics if pool.is_this_process else None,
         )
@@ -226,10 +225,6 @@ def _plain(config: RenderConfig, nfe: int) -> Candidate:
     if plain is None:
         raise ConfigError(f"--nfe {nfe}: not a step of this configuration fits; give more")
     return Candidate(PLAIN, "as configured", nfe, plain, nfe_of(plain))
-
-
-def _is_whole(operator: Operator) -> bool:
-    return bool(operator.first) and operator.first[0].keys() == operator.space.keys()
 
 
 def _result(
