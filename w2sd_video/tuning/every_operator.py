@@ -117,7 +117,11 @@ def tune_into(
             chosen = {PLAIN: plain, **chosen}
             work.make([(candidate, whole.report) for candidate in chosen.values()])
             results = [_result(work, candidate, whole.report, metrics, real["report"]) for candidate in chosen.values()]
-        write_whole(folder / "results.csv", results_table(work.measured(), files.scores))
+            asked = [(one.candidate, split) for one in tried if one.candidate for split in rounds]
+            asked = [(one, split) for one, split in asked if not work.missing([(one, split)])]
+            asked += [(candidate, whole.report) for candidate in chosen.values()]
+            sampled = [(one, split, work.read(one, split)) for one, split in asked]
+        write_whole(folder / "results.csv", results_table(sampled, files.scores))
         findings = Findings(plan, metrics, searched, missing, tried, search.importances(), results, best)
         words = write_tuning_report(folder, config, findings, files.clip_file)
         return Tuned(words, _failures(results))
