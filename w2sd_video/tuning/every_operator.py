@@ -12,7 +12,7 @@ from tqdm import tqdm
 from w2sd_video.evaluation.arms import Candidate, nfe_of
 from w2sd_video.evaluation.comparison import Result
 from w2sd_video.evaluation.every_arm import Work
-from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_features
+from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_of_splits
 from w2sd_video.evaluation.plan import open_folder
 from w2sd_video.evaluation.samples import Split, results_table
 from w2sd_video.evaluation.statistics import Real, measured
@@ -80,7 +80,7 @@ def tune_into(
     for name in plan.metrics:
         if name in missing:
             raise LoadError(f"metric {name}: {missing[name]}")
-    real = {split.name: real_features(metrics, config, split, whole) for split in (whole.tuning, whole.report)}
+    real = real_of_splits(metrics, config, whole, plan.metrics)
     with open_folder(folder, whole, metrics, config, Shard()) as files, threads_for(config.model.pretrained):
         plan = plan if seconds is None else replace(plan, nfe=_nfe_of_seconds(folder, config, seconds, whole.batch))
         make_worker = MakeLaboratory(
