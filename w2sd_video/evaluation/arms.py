@@ -16,7 +16,7 @@ from w2sd_video.presets import PRESETS
 from w2sd_video.settings.evaluations import evaluations
 from w2sd_video.settings.panels import panels, weak_panel
 from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig, reflected_steps, stage_scales
-from w2sd_video.settings.sources import denoiser_of, index_of
+from w2sd_video.settings.sources import denoiser_of, index_of, is_told_guidance, scheduler_of
 
 Settings = dict[str, RenderConfig]
 """Configurations by what they are called, their number of steps left open."""
@@ -104,7 +104,7 @@ def cfg(config: RenderConfig) -> Settings:
     unreflected = _without_reflection(config)
     unguided = _with_guidance(unreflected, 1.0)
     scales = {f"guidance {scale:g}": _with_guidance(unreflected, scale) for scale in GUIDANCE_SCALES}
-    reusing = {} if _is_told_guidance(config) else {name: _guidance_as_a_gap(one) for name, one in scales.items()}
+    reusing = {} if is_told_guidance(config.model) else {name: _guidance_as_a_gap(one) for name, one in scales.items()}
     return {"guidance 1": unguided, **_at_places(scales, reusing)}
 
 
@@ -364,11 +364,11 @@ def _at_places(settings: Settings, reusing: Settings | None = None) -> Settings:
 
 def _at_place(config: RenderConfig, place: Place) -> RenderConfig | None:
     """Return a configuration at a place; None where it has no such thing: noise of the steps, or a gap to reuse."""
-    if place.eta and not _takes_eta(config):
+    if place.eta and not takes_eta(config):
         return None
     if place.reuse > 1 and config.inversion.startswith("resample") and config.reflection_steps != 0:
         return None
-    if place.is_second_order and _scheduler_name(config) not in _FIRST_ORDER:
+    if place.is_second_order and scheduler_of(config.model) not in _FIRST_ORDER:
         return None
     if place.is_second_order:
         config = replace(config, solver="DPMSolverMultistepScheduler", grid=place.grid)
@@ -382,13 +382,13 @@ def _at_place(config: RenderConfig, place: Place) -> RenderConfig | None:
         config = replace(config, reflection_steps=place.window)
     if config.autoguidance:
         config = replace(config, autoguidance_steps=place.window)
-    if _is_guided(config) and not _is_told_guidance(config):
+    if _is_guided(config) and not is_told_guidance(config.model):
         windows = {**(config.base.windows or {}), "guidance_scale": place.window}
         config = replace(config, base=replace(config.base, windows=windows))
     return config
 
 
-def _takes_eta(config: RenderConfig) -> bool:
+def takes_eta(config: RenderConfig) -> bool:
     """Return whether a pipeline, known before it is loaded, hands noise of the steps to a scheduler that adds it."""
     import diffusers
 
@@ -397,17 +397,7 @@ def _takes_eta(config: RenderConfig) -> bool:
     of_diffusers = getattr(diffusers, index_of(config.model).get("_class_name", ""), None)
     pipeline: Any = DiTMoEPipeline if config.model.family == "dit_moe" else of_diffusers
     takes_it = pipeline is not None and "eta" in inspect.signature(pipeline.__call__).parameters
-    return takes_it and _scheduler_name(config) in _ADDS_NOISE
-
-
-def _scheduler_name(config: RenderConfig) -> str:
-    """Return the class of a pipeline's scheduler, known before it is loaded; empty for any other."""
-    return config.model.scheduler or (index_of(config.model).get("scheduler") or ["", ""])[1] or ""
-
-
-def _is_told_guidance(config: RenderConfig) -> bool:
-    """Return whether the network is told the guidance scale, so that there is no other half."""
-    return bool(denoiser_of(config.model).get("guidance_embeds"))
+    return takes_it and scheduler_of(config.model) in _ADDS_NOISE
 
 
 def _guidance_as_a_gap(config: RenderConfig) -> RenderConfig:

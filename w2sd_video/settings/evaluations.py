@@ -10,7 +10,7 @@ from w2sd_video.branch import STAGES
 from w2sd_video.reflection_settings import Role
 from w2sd_video.reuse import measuring_steps
 from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, counted, filled, stage_scales
-from w2sd_video.settings.sources import component, index_of
+from w2sd_video.settings.sources import is_told_guidance, scheduler_of
 from w2sd_video.window import Window
 
 MOST_STEPS = 1000
@@ -49,7 +49,7 @@ def evaluations_by_stage(config: RenderConfig) -> list[dict[str, int]]:
 
 def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int) -> dict[str, int]:
     """Count the rows of all steps, as the algorithm asks for them: those at the same latents are evaluated once."""
-    embedded = bool(component(config.model.pretrained, "transformer").get("guidance_embeds"))
+    embedded = is_told_guidance(config.model)
     of_role, settings = dict(zip(ROLES, branches, strict=True)), counted(config)
     reflected, pushed = settings.steps(config.steps), settings.pushed_steps(config.steps)
     measured = measuring_steps(settings.reuse, reflected), measuring_steps(settings.reuse, pushed)
@@ -106,7 +106,7 @@ def _calls_of_steps(config: RenderConfig) -> list[int]:
 
 def _scheduler_calls(config: RenderConfig) -> int:
     """Return how many predictions the scheduler is given: most take one a step, and of the others a few are known."""
-    name = config.model.scheduler or (index_of(config.model).get("scheduler") or ["", ""])[1]
+    name = scheduler_of(config.model)
     if name == "PNDMScheduler":  # Stable Diffusion's first one, which takes its second step twice
         return config.steps + 1
     return 2 * config.steps - 1 if name in _SECOND_ORDER else config.steps

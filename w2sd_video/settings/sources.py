@@ -148,6 +148,16 @@ def denoiser_of(model: ModelConfig) -> dict[str, Any]:
     return next((config for name in DENOISERS if (config := component(model.pretrained, name))), {})
 
 
+def scheduler_of(model: ModelConfig) -> str:
+    """Return the class of a pipeline's scheduler; nothing if the pipeline is not on this machine."""
+    return model.scheduler or (index_of(model).get("scheduler") or ["", ""])[1] or ""
+
+
+def is_told_guidance(model: ModelConfig) -> bool:
+    """Return whether guidance is distilled into the network, which is told the scale and evaluated once."""
+    return bool(denoiser_of(model).get("guidance_embeds"))
+
+
 def stages_of(model: ModelConfig) -> int | None:
     """Return how many denoisers a pipeline has; None if it is not on this machine."""
     index = index_of(model)
