@@ -17,6 +17,8 @@ from w2sd_video.settings.words import to_download
 
 _STEPS = (2, 6)
 """Steps of two samplings, whose difference is the cost of steps alone."""
+_MOST_NFE = 10**4
+"""Evaluations beyond what any sample takes, where seconds allow more."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ class StepCost:
     def seconds(self, samples: int, nfe: int) -> float:
         """Return the seconds of samples that take so many network evaluations in all, by one worker."""
         return self.loading + samples * self.rest + nfe * self.evaluation
+
+    def nfe_in(self, seconds: float) -> int:
+        """Return how many network evaluations a sample may have to take so many seconds, at most 10,000."""
+        left = seconds - max(self.rest, 0.0)
+        if left <= 0:
+            return 0
+        return int(min(left / self.evaluation, _MOST_NFE)) if self.evaluation > 0 else _MOST_NFE
 
     def in_words(self, samples: int, nfe: int, workers: int) -> list[str]:
         """Say what samples would take, a line for time and one for memory."""

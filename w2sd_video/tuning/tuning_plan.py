@@ -113,7 +113,7 @@ def check_words(words: Sequence[str]) -> None:
 def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> TuningPlan:
     """Fill in what was not given, and refuse what makes no sense.
 
-    A budget of seconds is left open, as 0 evaluations; `with_budget` works it out.
+    A budget of seconds is left open, as 0 evaluations; `nfe_in` works it out.
 
     Args:
         options: the options.
@@ -197,13 +197,13 @@ def nfe_in(config: RenderConfig, seconds: float, batch: int) -> int:
     cost = measured_cost(config, batch)
     if cost is None:
         raise ConfigError(f"--seconds {seconds:g}: the model is not on this machine to measure it; give --nfe")
-    nfe = int((seconds - max(cost.rest, 0.0)) / cost.evaluation)
+    nfe = cost.nfe_in(seconds)
     if nfe < 1 or fitted(plain_of(config), nfe) is None:
         raise ConfigError(
             f"--seconds {seconds:g}: a clip takes {max(cost.rest, 0.0):.3g} beside evaluations of "
             f"{cost.evaluation:.3g} each; give more"
         )
-    return min(nfe, 10**4)
+    return nfe
 
 
 def _check_budget(config: RenderConfig, nfe: int) -> None:
