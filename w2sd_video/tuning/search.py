@@ -107,6 +107,7 @@ class Search:
         self._operators = {operator.name: operator for operator in operators}
         self._metrics, self._nfe, self._rounds, self._seed = dict(metrics), nfe, list(rounds), seed
         self._at_a_time = at_a_time
+        self._candidates: dict[tuple[str, str], Candidate | None] = {}
         with _quiet():
             storage = _opened(journal)
             self._studies = {operator.name: self._study(storage, operator) for operator in operators}
@@ -248,10 +249,14 @@ class Search:
         return False
 
     def _candidate(self, operator: Operator, values: Mapping[str, Any]) -> Candidate | None:
-        config = operator.at(values, self._nfe)
-        if config is None:
-            return None
-        return Candidate(operator.name, in_words(values), self._nfe, config, nfe_of(config))
+        """Return values as a setting; None where no number of steps fits. Each is asked for many times."""
+        key = operator.name, repr(sorted(values.items()))
+        if key not in self._candidates:
+            config = operator.at(values, self._nfe)
+            self._candidates[key] = config and Candidate(
+                operator.name, in_words(values), self._nfe, config, nfe_of(config)
+            )
+        return self._candidates[key]
 
     def _tried(self, operator: Operator, trial: FrozenTrial) -> Tried:
         candidate = self._candidate(operator, trial.params) if trial.params.keys() == operator.space.keys() else None
