@@ -10,16 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from w2sd_video.evaluation.arms import Candidate, nfe_of
-from w2sd_video.evaluation.comparison import Result
+from w2sd_video.evaluation.comparison import Result, reported
 from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_of_splits
 from w2sd_video.evaluation.plan import open_folder
-from w2sd_video.evaluation.samples import Split, results_table
-from w2sd_video.evaluation.statistics import Real, measured
+from w2sd_video.evaluation.samples import results_table
 from w2sd_video.jobs.folder import JobFolder
 from w2sd_video.jobs.pool import Pool, started
 from w2sd_video.jobs.pool_options import Shard
-from w2sd_video.metrics import Metric
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import LoadError, check_device
 from w2sd_video.rendering.prompts import check_before_loading
@@ -116,7 +114,10 @@ def tune_into(
             chosen, best = chosen_of(tried, {metric.name: metric.higher_is_better for metric in searched}, plan.best)
             chosen = {PLAIN: plain, **chosen}
             work.make([(candidate, whole.report) for candidate in chosen.values()])
-            results = [_result(work, candidate, whole.report, metrics, real["report"]) for candidate in chosen.values()]
+            results = [
+                reported(candidate, 0, work.read, whole.report, metrics, real["report"])
+                for candidate in chosen.values()
+            ]
             asked = [(one.candidate, split) for one in tried if one.candidate for split in rounds]
             asked = [(one, split) for one, split in asked if not work.missing([(one, split)])]
             asked += [(candidate, whole.report) for candidate in chosen.values()]
@@ -229,17 +230,6 @@ def _plain(config: RenderConfig, nfe: int) -> Candidate:
     if plain is None:
         raise ConfigError(f"--nfe {nfe}: not a step of this configuration fits; give more")
     return Candidate(PLAIN, "as configured", nfe, plain, nfe_of(plain))
-
-
-def _result(
-    work: Work, candidate: Candidate, report: Split, metrics: Sequence[Metric], real: Mapping[str, Real]
-) -> Result:
-    samples = work.read(candidate, report)
-    figures = {
-        metric.name: measured(metric, samples, real.get(getattr(metric, "space", metric.name)), len(report.prompts))
-        for metric in metrics
-    }
-    return Result(candidate, 0, samples, figures)
 
 
 def _nfe_of_seconds(folder: Path, config: RenderConfig, seconds: float, batch: int) -> int:
