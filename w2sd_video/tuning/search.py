@@ -10,16 +10,17 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate, nfe_of
+from w2sd_video.evaluation.comparison import value_of
 from w2sd_video.evaluation.every_arm import Work
-from w2sd_video.evaluation.samples import Samples, Split, joined
-from w2sd_video.evaluation.statistics import Real, value_of_set
+from w2sd_video.evaluation.samples import Split, joined
+from w2sd_video.evaluation.statistics import Real
 from w2sd_video.jobs.folder import key_of
 from w2sd_video.metrics import Metric, Score
 from w2sd_video.settings.schema import ConfigError
@@ -293,24 +294,22 @@ class ByMetrics:
         for split in self._rounds[:rounds]:
             samples = self._work.read(candidate, split)
             place = samples.prompt + split.first - self._rounds[0].first
-            parts.append(Samples(**{**vars(samples), "prompt": place}))
+            parts.append(replace(samples, prompt=place))
         samples = joined(parts)
         if not samples.there.all():
             return str(samples.error[~samples.there][0])
         prompts = sum(len(split.prompts) for split in self._rounds[:rounds])
-        scores = [self._score(metric, samples, prompts) for metric in self._metrics]
+        scores = [value_of(metric, samples, self._real_of(metric, prompts), prompts) for metric in self._metrics]
         missing = [metric.name for metric, score in zip(self._metrics, scores, strict=True) if not np.isfinite(score)]
         return f"{missing[0]} is no number" if missing else scores
 
-    def _score(self, metric: Metric, samples: Samples, prompts: int) -> float:
-        if isinstance(metric, Score):
-            values = samples.scores[metric.name]
-            return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-        real = self._real.get(metric.space)
-        if real is not None and real.prompt is not None:
-            is_known = real.prompt < prompts
-            real = Real(real.features[is_known], real.prompt[is_known])
-        return value_of_set(metric, samples.features[metric.space], samples.prompt, real, prompts)
+    def _real_of(self, metric: Metric, prompts: int) -> Real | None:
+        """Return the real clips that a metric compares with: of the first prompts alone, where it is known which."""
+        real = None if isinstance(metric, Score) else self._real.get(metric.space)
+        if real is None or real.prompt is None:
+            return real
+        is_known = real.prompt < prompts
+        return Real(real.features[is_known], real.prompt[is_known])
 
 
 def rounds_of(tuning: Split, rounds: int) -> list[Split]:
