@@ -253,10 +253,10 @@ class Search:
         """Return values as a setting; None where no number of steps fits. Each is asked for many times."""
         key = operator.name, repr(sorted(values.items()))
         if key not in self._candidates:
-            config = operator.at(values, self._nfe)
-            self._candidates[key] = config and Candidate(
-                operator.name, in_words(values), self._nfe, config, nfe_of(config)
-            )
+            config, candidate = operator.at(values, self._nfe), None
+            if config is not None:
+                candidate = Candidate(operator.name, in_words(values), self._nfe, config, nfe_of(config))
+            self._candidates[key] = candidate
         return self._candidates[key]
 
     def _tried(self, operator: Operator, trial: FrozenTrial) -> Tried:
