@@ -8,7 +8,7 @@ from w2sd_video.evaluation.samples import key_of
 from w2sd_video.jobs.pool import Pool
 from w2sd_video.rendering.step_cost import cost_lines, measured_cost
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.settings.words import plan_in_words
+from w2sd_video.settings.words import pair_plan
 
 
 def cost_in_words(config: RenderConfig, plan: Plan, pool: Pool) -> str:
@@ -25,7 +25,7 @@ def cost_in_words(config: RenderConfig, plan: Plan, pool: Pool) -> str:
     reported = [max(one.nfe for one in settings) for settings in asked]
     samples = len(tuned) * plan.tuning.samples + len(reported) * plan.report.samples
     nfe = sum(tuned.values()) * plan.tuning.samples + sum(reported) * plan.report.samples
-    lines = [line for line in plan_in_words(config).splitlines() if line.split()[0] not in ("clip", "steps", "NFE")]
+    lines = pair_plan(config)
     lines += [
         f"arms     {len(plan.arms)} at {len(plan.budgets)} budget(s): {', '.join(map(str, plan.budgets))} NFE",
         f"tuning   {len(tuned)} settings x {plan.tuning.samples} samples",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from w2sd_video.jobs.pool import Pool
 from w2sd_video.rendering.step_cost import cost_lines, measured_cost
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.settings.words import plan_in_words
+from w2sd_video.settings.words import pair_plan
 from w2sd_video.tuning.tuning_plan import TuningPlan
 
 
@@ -24,7 +24,7 @@ def cost_in_words(config: RenderConfig, plan: TuningPlan, seconds: float | None,
     samples = trials * tuning + reported * whole.report.samples
     cost = measured_cost(config, min(whole.batch, whole.report.samples))
     nfe = plan.nfe if seconds is None or cost is None else cost.nfe_in(seconds)
-    lines = [line for line in plan_in_words(config).splitlines() if line.split()[0] not in ("clip", "steps", "NFE")]
+    lines = pair_plan(config)
     lines += [f"left out {name}: {reason}" for name, reason in plan.missing.items()]
     names = ", ".join(operator.name for operator in plan.operators)
     lines += [
