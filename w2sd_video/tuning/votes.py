@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.samples import key_of
+from w2sd_video.evaluation.samples import key_of_setting
 from w2sd_video.evaluation.statistics import Figure, figure, resampled
 from w2sd_video.messages import shortened
 from w2sd_video.metrics import Score
@@ -56,7 +56,7 @@ class Vote:
 
 def label_of(candidate: Candidate) -> str:
     """Return what a setting is called on a page for voting: always the same, and it does not say what it is."""
-    return f"setting {key_of(candidate.config)[:6]}"
+    return f"setting {key_of_setting(candidate.config)[:6]}"
 
 
 def check_votes(files: Iterable[Path]) -> None:
