@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from w2sd_video.evaluation.arms import Candidate, nfe_of
+from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import Result, reported
 from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_of_splits
@@ -22,13 +22,14 @@ from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import LoadError, check_device
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.sample import threads_for
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.tuning.operators import fitted, plain_of
 from w2sd_video.tuning.search import ByMetrics, Search, Tried, rounds_of
 from w2sd_video.tuning.tuning_plan import TuningPlan, nfe_in
 from w2sd_video.tuning.tuning_report import ClipFile, Findings, write_ballot, write_tuning_report
 from w2sd_video.tuning.verdict import PLAIN
-from w2sd_video.tuning.votes import VOTES, ByVotes, label_of, missing_votes, read_votes, win_figures
+from w2sd_video.tuning.votes import VOTES, ByVotes, label_of, missing_votes, win_figures
 from w2sd_video.writing import write_whole
 
 JOURNAL, BUDGET = "search.journal", "budget.json"
@@ -97,21 +98,21 @@ def tune_into(
         ):
             work = Work(files, run, Shard(), whole.batch, bar.update)
             searched = [metric for metric in metrics if metric.name in plan.metrics]
-            searched.sort(key=lambda metric: plan.metrics.index(metric.name))
+            higher = {metric.name: metric.higher_is_better for metric in searched}
             plain = _plain(config, plan.nfe)
             if plan.is_voted:
                 return _by_votes(folder, config, plan, plain, work, files.clip_file)
             search = Search(
                 folder / JOURNAL,
                 plan.operators,
-                {metric.name: metric.higher_is_better for metric in searched},
+                higher,
                 plan.nfe,
                 rounds,
                 plan.seed,
             )
             search.run(plan.trials, work.make, ByMetrics(work, searched, real["tuning"], rounds))
             tried = search.tried()
-            chosen, best = chosen_of(tried, {metric.name: metric.higher_is_better for metric in searched}, plan.best)
+            chosen, best = chosen_of(tried, higher, plan.best)
             chosen = {PLAIN: plain, **chosen}
             work.make([(candidate, whole.report) for candidate in chosen.values()])
             results = [
@@ -181,7 +182,7 @@ def _by_votes(
     folder: Path, config: RenderConfig, plan: TuningPlan, plain: Candidate, work: Work, clip_file: ClipFile
 ) -> Tuned:
     """Go on with a search by votes as far as those that there are lead, and write the page for the next ones."""
-    votes, higher = read_votes(plan.votes), {VOTES.name: True}
+    votes, higher = plan.votes, {VOTES.name: True}
     search = Search(folder / JOURNAL, plan.operators, higher, plan.nfe, [plan.voted], plan.seed, at_a_time=1)
     work.make([(plain, plan.voted)])
     unknown = search.run(plan.trials, work.make, ByVotes(votes, label_of(plain)))
