@@ -179,9 +179,9 @@ def measured_of(folder, pipe, one, split, *words, **settings):
 
 def test_seeds_belong_to_samples_and_splits_share_none():
     report, tuning = Split("report", [RED, BLUE], 0, 3), Split("tuning", ["a", "b", "c"], 2, 2)
-    wanted = [pair for batch in report.batches(4) for pair in batch]
+    wanted = [*report.batch(0, 4), *report.batch(1, 4)]
     assert wanted == [(0, 0), (1, 1), (0, 10000), (1, 10001), (0, 20000), (1, 20001)]
-    assert not {seed for _, seed in wanted} & {seed for batch in tuning.batches(9) for _, seed in batch}
+    assert not {seed for _, seed in wanted} & {seed for _, seed in tuning.batch(0, 9)}
 
 
 def test_samples_are_those_of_the_pipeline_and_are_kept(tmp_path, pixart):

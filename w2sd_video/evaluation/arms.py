@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from w2sd_video.messages import suggest
 from w2sd_video.presets import PRESETS
-from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.evaluations import nfe_of as nfe_of  # where it was in version 0.2
 from w2sd_video.settings.panels import panels, weak_panel
 from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig, reflected_steps, stage_scales
 from w2sd_video.settings.sources import denoiser_of, index_of, is_told_guidance, scheduler_of
@@ -294,11 +294,6 @@ def _can_be_taken(config: RenderConfig) -> bool:
         return config.reflection_steps == 0 or len(reflected_steps(config)) > 0
     except ValueError:  # fewer steps than are to be reflected
         return False
-
-
-def nfe_of(config: RenderConfig) -> int:
-    """Return the network evaluations of a clip, in all roles."""
-    return sum(evaluations(config).values())
 
 
 def _without_reflection(config: RenderConfig) -> RenderConfig:

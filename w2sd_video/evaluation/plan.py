@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
-from w2sd_video.evaluation.arms import ARMS, candidates, check_arms, nfe_of
+from w2sd_video.evaluation.arms import ARMS, candidates, check_arms
 from w2sd_video.evaluation.samples import SampleFiles, Split, spaces_of
 from w2sd_video.jobs.folder import HIDDEN, JobFolder, read_record
 from w2sd_video.jobs.pool_options import Shard, add_pool_options
 from w2sd_video.metrics import BIASED, Metric, Score, check_name
 from w2sd_video.rendering.job import HASHES
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.files import read_config
 from w2sd_video.settings.identity import Hashes, file_hash, identity_of
 from w2sd_video.settings.schema import ConfigError, RenderConfig

@@ -50,12 +50,13 @@ class Split:
     first: int
     seeds: int
 
-    def batches(self, size: int) -> Iterator[list[tuple[int, int]]]:
-        """Return what is sampled together: the place of a prompt in the split, and the seed of its noise."""
-        return (self.batch(number, size) for number in range(math.ceil(self.samples / size)))
-
     def batch(self, number: int, size: int) -> list[tuple[int, int]]:
-        """Return one of the `batches`."""
+        """Return what is sampled together: the place of a prompt in the split, and the seed of its noise.
+
+        Args:
+            number: which batch, counted from 0.
+            size: samples a batch; the last may have fewer.
+        """
         ranks = range(number * size, min((number + 1) * size, self.samples))
         places_and_seeds = ((rank % len(self.prompts), rank // len(self.prompts)) for rank in ranks)
         return [(place, SEEDS * seed + self.first + place) for place, seed in places_and_seeds]
@@ -115,7 +116,7 @@ class Batch:
 
     @property
     def places_and_seeds(self) -> list[tuple[int, int]]:
-        """See `Split.batches`."""
+        """See `Split.batch`."""
         return self.split.batch(self.number, self.size)
 
 

@@ -29,11 +29,16 @@ def evaluations(config: RenderConfig) -> dict[str, int]:
     return {role: max(stage[role] for stage in stages) for role in ROLES}
 
 
+def nfe_of(config: RenderConfig) -> int:
+    """Return the network evaluations of a clip, in all roles."""
+    return sum(evaluations(config).values())
+
+
 def most_steps(config: RenderConfig, budget: int) -> int:
     """Return how many steps, 0 to 1000, a budget of network evaluations allows a configuration without reflection."""
 
     def cost(steps: int) -> int:
-        return sum(evaluations(dataclasses.replace(config, steps=steps)).values())
+        return nfe_of(dataclasses.replace(config, steps=steps))
 
     return bisect_right(range(1, MOST_STEPS + 1), budget, key=cost)
 

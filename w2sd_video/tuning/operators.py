@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from w2sd_video.evaluation.arms import at_budget, nfe_of, takes_eta, without_a_block
+from w2sd_video.evaluation.arms import at_budget, takes_eta, without_a_block
 from w2sd_video.messages import suggest
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.panels import weak_panel
 from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig
 from w2sd_video.settings.sources import is_told_guidance, read_json, scheduler_of

@@ -16,13 +16,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from w2sd_video.evaluation.arms import Candidate, nfe_of
+from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import value_of
 from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.samples import Split, joined
 from w2sd_video.evaluation.statistics import Real
 from w2sd_video.jobs.folder import key_of
 from w2sd_video.metrics import Metric, Score
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.schema import ConfigError
 from w2sd_video.tuning.operators import Open, Operator, Range, in_words
 
