@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from w2sd_video.evaluation.arms import at_budget, takes_eta, without_a_block
+from w2sd_video.evaluation.arms import at_budget, without_a_block
+from w2sd_video.evaluation.places import takes_eta
 from w2sd_video.messages import suggest
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.panels import weak_panel
