@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,14 @@ def scheduler_of(model: ModelConfig) -> str:
 def is_told_guidance(model: ModelConfig) -> bool:
     """Return whether guidance is distilled into the network, which is told the scale and evaluated once."""
     return bool(denoiser_of(model).get("guidance_embeds"))
+
+
+def sources_of(model: ModelConfig) -> Iterator[str]:
+    """Yield all that a model is loaded from: hub ids, folders and files."""
+    named = (model.pretrained, model.motion_adapter, model.controlnet, model.ip_adapter, model.vae)
+    for source in (*named, *model.weights.values(), *model.lora.values(), *model.components.values()):
+        if source:
+            yield source
 
 
 def stages_of(model: ModelConfig) -> int | None:
