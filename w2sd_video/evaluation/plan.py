@@ -17,10 +17,11 @@ from w2sd_video.evaluation.samples import SampleFiles, Split, spaces_of
 from w2sd_video.jobs.folder import HIDDEN, JobFolder, read_record
 from w2sd_video.jobs.pool_options import Shard, add_pool_options
 from w2sd_video.metrics import BIASED, Metric, Score, check_name
+from w2sd_video.rendering.inputs import input_hashes
 from w2sd_video.rendering.job import HASHES
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.files import read_config
-from w2sd_video.settings.identity import Hashes, file_hash, identity_of
+from w2sd_video.settings.identity import Hashes, identity_of
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
 
@@ -240,7 +241,7 @@ def open_folder(
     splits = (plan.tuning, plan.report)
     identity = {
         **identity_of(config, hashes),
-        "inputs": {name: file_hash(Path(str(path)), hashes) for name, path in config.inputs.items()},
+        "inputs": input_hashes(config, hashes),
         "metrics": {metric.name: plan.sources[metric.name] for metric in metrics},
         "prompts": {split.name: list(split.prompts) for split in splits},
         "seeds": {split.name: split.seeds for split in splits},
