@@ -19,6 +19,7 @@ from w2sd_video.jobs.pool_options import Shard, add_pool_options
 from w2sd_video.metrics import BIASED, Metric, Score, check_name
 from w2sd_video.rendering.inputs import input_hashes
 from w2sd_video.rendering.job import HASHES
+from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.files import read_config
 from w2sd_video.settings.identity import Hashes, identity_of
@@ -131,9 +132,7 @@ def check_words(words: Sequence[str], has_budgets: bool) -> None:
     instead = _NOT_FOLLOWED | (
         {"--steps": "--budgets says how many evaluations there are; leave one out"} if has_budgets else {}
     )
-    for word in words:
-        if (name := word.split("=")[0]) in instead:
-            raise ConfigError(f"{name}: {instead[name]}")
+    refuse_words(words, instead)
 
 
 def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Plan:

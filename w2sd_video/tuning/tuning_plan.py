@@ -12,6 +12,7 @@ from w2sd_video.evaluation.plan import Plan, plan_of
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.rendering.step_cost import measured_cost
+from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
@@ -105,9 +106,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check_words(words: Sequence[str]) -> None:
     """Refuse options of other commands that a search would not follow (ConfigError)."""
-    for word in words:
-        if (name := word.split("=")[0]) in _NOT_FOLLOWED:
-            raise ConfigError(f"{name}: {_NOT_FOLLOWED[name]}")
+    refuse_words(words, _NOT_FOLLOWED)
 
 
 def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> TuningPlan:
