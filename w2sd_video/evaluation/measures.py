@@ -19,7 +19,7 @@ from w2sd_video.metrics import OF_FEW_FEATURES, Distance, Metric, MetricUnavaila
 from w2sd_video.metrics.frechet import principal_features
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import read_inputs
-from w2sd_video.rendering.load import LoadError, check_device, load, quiet
+from w2sd_video.rendering.load import LoadError, check_device, load
 from w2sd_video.rendering.sample import reflected
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
@@ -60,8 +60,7 @@ class MakeLaboratory:
             LoadError: a model or a metric that cannot be loaded.
         """
         device, inputs = str(check_device(self.config.device)), read_inputs(self.config)
-        with quiet():
-            pipe = load(self.config)
+        pipe = load(self.config)
         pipe.set_progress_bar_config(disable=True)
         check_call(type(pipe), self.config)
         for name, setting in self.settings.items():

@@ -27,7 +27,7 @@ from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import input_hashes, read_inputs
 from w2sd_video.rendering.job_samples import Sample
 from w2sd_video.rendering.kept_latents import ENDING, LatentsDiffer, config_to_decode, decoding, keeping, read_kept
-from w2sd_video.rendering.load import load, quiet
+from w2sd_video.rendering.load import load
 from w2sd_video.rendering.outputs import write_sample
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.sample import reflected, sample_clips, threads_for
@@ -277,7 +277,7 @@ class RenderWorker:
 
     def __init__(self, config: RenderConfig, folder: JobFolder, nfe: Nfe | None) -> None:
         self._config, self._folder, self._nfe = config, folder, dict(nfe or {})
-        with threads_for(config.model.pretrained), quiet():
+        with threads_for(config.model.pretrained):
             self._pipe = load(config)
         check_call(type(self._pipe), config)
         shown = panels(config)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from w2sd_video.rendering.inputs import read_inputs
-from w2sd_video.rendering.load import load, quiet
+from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips, threads_for
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import to_download
@@ -75,8 +75,7 @@ def measured_cost(config: RenderConfig, batch: int = 1) -> StepCost | None:
     plain = replace(config, reflection_steps=0, autoguidance=0.0)
     begun = time.perf_counter()
     with threads_for(config.model.pretrained):
-        with quiet():
-            pipe = load(config)
+        pipe = load(config)
         pipe.set_progress_bar_config(disable=True)
         loading = time.perf_counter() - begun
         prompts, inputs, spent = [config.prompts[0]] * batch, read_inputs(config), []
