@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from w2sd_video.rendering.video import contact_sheet, enlarge, panel_boxes, side_by_side, write_picture, write_video
+from w2sd_video.rendering.sheets import contact_sheet, enlarge, panel_boxes, side_by_side
+from w2sd_video.rendering.video import write_picture, write_video
 from w2sd_video.settings.identity import library_versions
 from w2sd_video.settings.schema import BranchConfig, RenderConfig
 from w2sd_video.writing import write_whole
