@@ -15,7 +15,8 @@ from PIL import Image
 from w2sd_video import Branch, reflection
 from w2sd_video.backends import pipeline
 from w2sd_video.miniatures import CALL, WEIGHTS, world
-from w2sd_video.rendering.video import contact_sheet, to_uint8, write_picture
+from w2sd_video.rendering.sheets import contact_sheet
+from w2sd_video.rendering.video import to_uint8, write_picture
 
 PROMPT = "a red circle moving left"
 

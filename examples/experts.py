@@ -13,7 +13,8 @@ import torch
 
 from w2sd_video import Branch, reflection
 from w2sd_video.miniatures import CALL, load_pipeline
-from w2sd_video.rendering.video import contact_sheet, to_uint8, write_picture
+from w2sd_video.rendering.sheets import contact_sheet
+from w2sd_video.rendering.video import to_uint8, write_picture
 
 CLASSES = ["a red circle moving left", "a green triangle moving down", "a yellow square moving right"]
 

@@ -12,7 +12,8 @@ import torch
 
 from w2sd_video import Branch, reflection
 from w2sd_video.miniatures import CALL, WEIGHTS, load_pipeline
-from w2sd_video.rendering.video import contact_sheet, to_uint8, write_picture
+from w2sd_video.rendering.sheets import contact_sheet
+from w2sd_video.rendering.video import to_uint8, write_picture
 
 
 def main(out: Path = Path("lora.png")) -> None:

@@ -13,7 +13,8 @@ import torch
 
 from w2sd_video import Branch, reflection
 from w2sd_video.miniatures import CALL, load_pipeline, load_weak
-from w2sd_video.rendering.video import enlarge, to_uint8, write_video
+from w2sd_video.rendering.sheets import enlarge
+from w2sd_video.rendering.video import to_uint8, write_video
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 

@@ -14,7 +14,8 @@ from diffusers import DiffusionPipeline
 
 from w2sd_video import PRESETS, Branch, reflection
 from w2sd_video.miniatures import WEIGHTS
-from w2sd_video.rendering.video import enlarge, side_by_side, to_uint8, write_video
+from w2sd_video.rendering.sheets import enlarge, side_by_side
+from w2sd_video.rendering.video import to_uint8, write_video
 
 
 def main(out: Path = Path("own_script.mp4")) -> None:

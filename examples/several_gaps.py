@@ -12,7 +12,8 @@ import torch
 
 from w2sd_video import Branch, reflection
 from w2sd_video.miniatures import CALL, load_pipeline, load_weak
-from w2sd_video.rendering.video import contact_sheet, to_uint8, write_picture
+from w2sd_video.rendering.sheets import contact_sheet
+from w2sd_video.rendering.video import to_uint8, write_picture
 
 PROMPTS = ["a red circle moving left", "a yellow circle moving right", "a large red triangle moving right"]
 

@@ -33,7 +33,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "plan": ("settings.model_checks", "settings.evaluations", "settings.panels"),
     "probe": ("calibration.noised_clips", "calibration.moments"),
     "sources": ("settings.sources",),
-    "video": ("rendering.video",),
+    "video": ("rendering.video", "rendering.sheets"),
     **{f"miniatures.{name}": (f"miniatures.training.{name}",) for name in _TRAINING},
     **{f"miniatures.train_{name}": (f"miniatures.training.train_{name}",) for name in _TRACKS},
 }

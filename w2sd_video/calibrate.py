@@ -18,8 +18,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-
 from w2sd_video import __version__
 from w2sd_video.command_parser import OneLineParser, say_interrupted
 
@@ -33,7 +31,7 @@ from w2sd_video.calibration.pair import calibrate_pair
 from w2sd_video.calibration.report import report
 from w2sd_video.jobs.pool_options import pool_asked_for, shard_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
-from w2sd_video.rendering.outputs import plain
+from w2sd_video.rendering.outputs import print_config
 from w2sd_video.rendering.video import write_whole
 from w2sd_video.settings.command_line import DEFAULT_CONFIG, parse
 from w2sd_video.settings.panels import filled
@@ -54,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         request = parse(["--config", options.config, *rest], command="calibrate")
         config = calibrated_config(options, request.config)
         if request.print_config:
-            print(yaml.safe_dump(plain(config), sort_keys=False), end="")
+            print_config(config)
             return 0
         pool = pool_asked_for(options, config.device)
         shard = shard_of(options.shard)

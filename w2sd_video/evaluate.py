@@ -12,8 +12,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import yaml
-
 from w2sd_video import __version__
 from w2sd_video.command_parser import OneLineParser, say_interrupted
 
@@ -26,7 +24,7 @@ from w2sd_video.evaluation.every_arm import evaluate_into
 from w2sd_video.evaluation.plan import add_options, check_words, plan_of
 from w2sd_video.jobs.pool_options import pool_asked_for, shard_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
-from w2sd_video.rendering.outputs import plain
+from w2sd_video.rendering.outputs import print_config
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.settings.command_line import DEFAULT_CONFIG, parse
 from w2sd_video.settings.model_checks import check_plan
@@ -46,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         request = parse([*rest, "--config", options.config], command="evaluate")
         config = request.config
         if request.print_config:
-            print(yaml.safe_dump(plain(config), sort_keys=False), end="")
+            print_config(config)
             return 0
         check_plan(config)
         plan = plan_of(options, config, options.config)

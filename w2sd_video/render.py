@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import yaml
-
 from w2sd_video.command_parser import say_interrupted
 
 if __name__ == "__main__":
@@ -16,7 +14,7 @@ from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.job import RenderJob, render_job
 from w2sd_video.rendering.job_cost import clips_cost_in_words, cost_in_words
 from w2sd_video.rendering.job_options import add_job_options, job_of
-from w2sd_video.rendering.outputs import outputs, plain
+from w2sd_video.rendering.outputs import outputs, print_config
 from w2sd_video.rendering.prompts import render
 from w2sd_video.rendering.video import check_output
 from w2sd_video.settings.command_line import parse
@@ -30,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     with errors_in_one_line("render"):
         request = parse(sys.argv[1:] if argv is None else argv, add_options=add_job_options)
         if request.print_config:
-            print(yaml.safe_dump(plain(request.config), sort_keys=False), end="")
+            print_config(request.config)
             return 0
         check_plan(request.config)
         job = job_of(request)

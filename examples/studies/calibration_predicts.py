@@ -28,7 +28,7 @@ from w2sd_video.calibration.pair import compare_clips
 from w2sd_video.calibration.real_clips import Clip, clips_of_world, known_prompts
 from w2sd_video.calibration.tilt import balance, tilt
 from w2sd_video.miniatures import world
-from w2sd_video.rendering.load import load, quiet
+from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.schema import BranchConfig, RenderConfig
@@ -75,8 +75,7 @@ def configured(config: RenderConfig, pair: Pair) -> RenderConfig:
 
 def with_checkpoints(config: RenderConfig, folder: Path, steps: int) -> RenderConfig:
     """Return the configuration of the PixArt miniature with the weights `TRAINED`, trained if need be."""
-    with quiet():
-        pipe = load(config)
+    pipe = load(config)
     weak, strong = "miniature:pixart/transformer_weak", "miniature:pixart/transformer"
     colours = list(world.COLOURS)
     colour_after = dict(zip(colours, [*colours[1:], colours[0]], strict=True))
@@ -191,8 +190,7 @@ def main(
         miniature = with_checkpoints(miniature, folder, steps)
     else:
         chosen = {name: pair for name, pair in PAIRS.items() if not {branch.weights for branch in pair} & set(TRAINED)}
-    with quiet():
-        pipe = load(miniature)
+    pipe = load(miniature)
     pipe.set_progress_bar_config(disable=True)
     report_prompts = [known_prompts(miniature)[k] for k in np.random.default_rng(0).permutation(432)[:prompts]]
     reference = Reference(miniature, report_prompts)

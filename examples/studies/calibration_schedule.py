@@ -24,7 +24,7 @@ from jsonargparse.typing import PositiveInt
 from w2sd_video.calibration.gap import calibrate
 from w2sd_video.calibration.real_clips import known_prompts, real_clips
 from w2sd_video.calibration.tilt import balance, tilt
-from w2sd_video.rendering.load import load, quiet
+from w2sd_video.rendering.load import load
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.strength import StrengthSchedule, log_snr
@@ -72,8 +72,7 @@ def main(
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     w2sd = configured(parse(["--config", config]).config, PAIRS[pair])
-    with quiet():
-        pipe = load(w2sd)
+    pipe = load(w2sd)
     pipe.set_progress_bar_config(disable=True)
     shuffled_prompts = [known_prompts(w2sd)[k] for k in np.random.default_rng(0).permutation(432)]
     report_prompts, tuning_prompts = shuffled_prompts[:prompts], shuffled_prompts[prompts : prompts + clips]

@@ -30,7 +30,7 @@ from w2sd_video.calibration.real_clips import known_prompts, real_clips
 from w2sd_video.calibration.resampling import Estimate
 from w2sd_video.calibration.tilt import balance, tilt
 from w2sd_video.miniatures import world
-from w2sd_video.rendering.load import load, quiet
+from w2sd_video.rendering.load import load
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.schema import RenderConfig
 
@@ -134,10 +134,9 @@ def main(
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     plain = parse(["--config", "miniature-pixart"]).config
-    with quiet():
-        checkpoint = biased(load(plain), folder, steps)
-        config = replace(plain, model=replace(plain.model, weights=plain.model.weights | {"strong": checkpoint}))
-        pipe = load(config)
+    checkpoint = biased(load(plain), folder, steps)
+    config = replace(plain, model=replace(plain.model, weights=plain.model.weights | {"strong": checkpoint}))
+    pipe = load(config)
     pipe.set_progress_bar_config(disable=True)
     config = configured(config, (STRONG, STRONG, WEAK))
     shuffled_prompts = [known_prompts(config)[k] for k in np.random.default_rng(0).permutation(432)]

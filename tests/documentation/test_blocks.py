@@ -134,7 +134,7 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(
                 w2sd_video.tuning.every_operator, "tune_into", lambda *given: reached.append(given) or reached_tuned
             )
-            monkeypatch.setattr(w2sd_video.tuning.tuning_plan, "check_votes", lambda files: None)
+            monkeypatch.setattr(w2sd_video.tuning.tuning_plan, "read_votes", lambda files: [])
             assert w2sd_video.tune.main(rest) == 0 and reached
         case ["python", script, *rest] if script.startswith("examples/studies/"):
             parser = jsonargparse.ArgumentParser(exit_on_error=False)

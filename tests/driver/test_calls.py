@@ -1,9 +1,8 @@
-"""What surrounds a reflected call: parts looked up anew, nothing left behind, arguments as they came."""
+"""What surrounds a reflected call: parts looked up anew, nothing left behind, threads."""
 
 import copy
 import functools
 import threading
-import types
 from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
@@ -11,28 +10,10 @@ import pytest
 import tiny
 import torch
 from helpers import add_lora, state
-from plain_loop import STEPS, STRONG, WEAK, run
+from plain_loop import STEPS, STRONG, run
+from usual_pipelines import GAP, PIPELINES, denoiser_of, pipelines, reflected
 
 from w2sd_video import Branch, reflection
-
-GAP = {"strong": STRONG, "weak": WEAK}
-PIPELINES = {
-    "animatediff": tiny.animatediff,
-    "cogvideox": tiny.cogvideox,
-    "wan": tiny.wan,
-    "stable_diffusion": tiny.stable_diffusion,
-    "pixart": tiny.pixart,
-}
-pipelines = pytest.mark.parametrize("name", PIPELINES)
-
-
-def denoiser_of(pipe):
-    return getattr(pipe, "transformer", None) or pipe.unet
-
-
-def reflected(pipe, call, gap=GAP, **changes):
-    with reflection(pipe, **gap):
-        return run(pipe, call, **changes)
 
 
 def second(network, gain=1.2):
@@ -242,176 +223,3 @@ def test_a_call_inside_a_call_is_right_or_refused():
         with pytest.raises(ValueError, match="in use by a reflected call"), reflection(sharing, **GAP):
             run(pipe, call, callback_on_step_end=call_inside(lambda: run(sharing, call)))
         assert torch.equal(run(pipe, call), expected)
-
-
-# --- arguments -----------------------------------------------------------------------------------------------------
-
-
-def app_of(base):
-    class App(base):
-        def __call__(self, *args, **kwargs):
-            return super().__call__(*args, **kwargs)
-
-    return App
-
-
-def seeded_app_of(base):
-    """It makes the generator itself, and knows of a scale and of text by names of its own."""
-
-    class App(base):
-        def __call__(self, text, *, seed=0, w=3.0, **kwargs):
-            kwargs.pop("generator", None)
-            return super().__call__(
-                prompt=text, guidance_scale=w, generator=torch.Generator().manual_seed(seed), **kwargs
-            )
-
-    return App
-
-
-@pipelines
-@pytest.mark.parametrize("levels", [1, 2])
-def test_a_subclass_of_args_and_kwargs_is_the_pipeline_itself(name, levels):
-    pipe, call = PIPELINES[name]()
-    gap = {"strong": STRONG, "weak": Branch(guidance_scale=1.0, prompt="a blue square")}
-    settings = {**gap, "inversion": "resample-advanced"}
-    stock = run(pipe, call)
-    with reflection(pipe, **settings) as plain:
-        expected = run(pipe, call)
-    cls = type(pipe)
-    for _ in range(levels):
-        cls = app_of(cls)
-    pipe.__class__ = cls
-    with reflection(pipe, **settings) as run_of_app:
-        assert torch.equal(run(pipe, call), expected)
-        prompt = {key: value for key, value in call.items() if key not in ("prompt", "num_inference_steps")}
-        generator = torch.Generator().manual_seed(7)
-        pipe(call["prompt"], **prompt, num_inference_steps=STEPS, generator=generator, output_type="latent")
-    assert run_of_app == plain
-    with reflection(pipe, **GAP, reflection_steps=0):
-        assert torch.equal(run(pipe, call), stock)
-    assert type(pipe) is cls
-
-
-def test_a_subclass_that_makes_the_generator_itself_keeps_it():
-    pipe, call = tiny.wan()
-    settings = {**GAP, "inversion": "resample-advanced"}
-    with reflection(pipe, **settings):
-        expected = run(pipe, call)
-    pipe.__class__ = seeded_app_of(type(pipe))
-    call = {key: value for key, value in call.items() if key not in ("guidance_scale", "prompt")} | {"seed": 7}
-    prompt = tiny.wan()[1]["prompt"]
-    scale = tiny.wan()[1].get("guidance_scale", 5.0)
-    with reflection(pipe, **settings):
-        assert torch.equal(run(pipe, call | {"text": prompt, "w": scale}), expected)
-
-
-def test_arguments_refusals_and_callbacks_reach_through_a_subclass():
-    pipe, call = tiny.stable_diffusion_xl()
-    stock = run(pipe, call, denoising_end=0.8)
-    pipe.__class__ = app_of(type(pipe))
-    with reflection(pipe, **GAP, strength=0.0):
-        assert torch.equal(run(pipe, call, denoising_end=0.8), stock)
-    with reflection(pipe, **GAP):
-        seen = []
-        run(pipe, call, callback_on_step_end=lambda p, i, t, kwargs: seen.append(i) or kwargs)
-    assert seen == list(range(STEPS))
-    pipe, call = tiny.cogvideox()
-    with torch.no_grad():
-        text, negative = pipe.encode_prompt(call["prompt"], max_sequence_length=tiny.TEXT_LENGTH)
-    embedded = {"prompt": None, "prompt_embeds": text, "negative_prompt_embeds": negative}
-    pipe.__class__ = app_of(type(pipe))
-    refused = pytest.raises(ValueError, match="pass negative_prompt as text")
-    with refused, reflection(pipe, strong=Branch(), weak=Branch(prompt="a blue square")):
-        run(pipe, call, **embedded)
-
-
-def test_a_subclass_that_goes_past_super_is_not_passed_over_in_silence():
-    class App(diffusers.WanPipeline):
-        def __call__(self, *args, **kwargs):
-            return diffusers.WanPipeline.__call__(self, *args, **kwargs)
-
-    pipe, call = tiny.wan()
-    pipe.__class__ = App
-    with pytest.raises(RuntimeError, match=r"WanPipeline.__call__ by super"), reflection(pipe, **GAP):
-        run(pipe, call)
-
-
-def test_a_wrong_argument_is_the_stock_error():
-    pipe, call = tiny.wan()
-    for wrong in ({"colour": "red"}, {}):
-        args = () if wrong else tuple(range(99))
-        with pytest.raises(TypeError), reflection(pipe, **GAP):
-            pipe(*args, **call | wrong)
-
-
-@pipelines
-@pytest.mark.parametrize("off", [True, False])
-def test_wrappers_of_a_networks_forward_see_arguments_as_the_pipeline_gives_them(name, off):
-    """DeepCache reads the UNet's timestep by position."""
-    pipe, call = PIPELINES[name]()
-    network, given = denoiser_of(pipe), []
-    forward = network.forward
-
-    def wrapped(*args, **kwargs):
-        given.append((len(args), sorted(kwargs)))
-        return forward(*args, **kwargs)
-
-    network.forward = wrapped
-    stock, shape = run(pipe, call), given[0]
-    settings = {"reflection_steps": 0} if off else {"strength": 0.0}
-    with reflection(pipe, **GAP, **settings):
-        assert torch.equal(run(pipe, call), stock)
-    assert set(map(str, given)) == {str(shape)}
-    assert network.forward is wrapped
-
-
-@pipelines
-@pytest.mark.parametrize("where", ["object", "class", "bound"])
-def test_a_patched_step_of_the_scheduler_goes_on_working(name, where, monkeypatch):
-    pipe, call = PIPELINES[name]()
-    expected, expected_stock = reflected(pipe, call), run(pipe, call)
-    called = []
-    if where == "class":
-        step = type(pipe.scheduler).step
-        wrapped = functools.wraps(step)(lambda *a, **k: (called.append(1), step(*a, **k))[1])
-        monkeypatch.setattr(type(pipe.scheduler), "step", wrapped)
-    else:
-        step = pipe.scheduler.step
-        function = lambda *a, **k: (called.append(1), step(*a, **k))[1]  # noqa: E731
-        if where == "bound":
-            plain = type(pipe.scheduler).step
-            function = types.MethodType(
-                lambda self, *a, **k: (called.append(1), plain(self, *a, **k))[1], pipe.scheduler
-            )
-        pipe.scheduler.step = function
-    assert torch.equal(run(pipe, call), expected_stock)
-    str(pipe.scheduler)  # diffusers writes into the configuration when it is shown
-    before = state(pipe)
-    called.clear()
-    assert torch.equal(reflected(pipe, call), expected)
-    assert len(called) == STEPS
-    with reflection(pipe, **GAP, reflection_steps=0):
-        assert torch.equal(run(pipe, call), expected_stock)
-    assert state(pipe) == before
-
-
-@pytest.mark.parametrize(
-    ("weak", "more"), [(Branch(), 0), (Branch(guidance_scale=1.0), 0), (Branch(prompt="a dog"), 1)]
-)
-@pytest.mark.parametrize("build", [tiny.stable_diffusion, tiny.wan])
-def test_text_is_encoded_once_more_and_only_where_a_branch_has_one(build, weak, more):
-    pipe, call = build()
-    runs = []
-    pipe.text_encoder.register_forward_hook(lambda *_: runs.append(1))
-    run(pipe, call)
-    stock = len(runs)
-    with reflection(pipe, strong=Branch(), weak=weak):
-        run(pipe, call)
-    assert len(runs) - stock == stock * (1 + more)
-
-
-def test_a_callback_in_inference_mode_is_called():
-    pipe, call = tiny.stable_diffusion()
-    with torch.inference_mode(), reflection(pipe, strong=Branch(), weak=Branch(prompt="a cat")) as done:
-        run(pipe, call, callback_on_step_end=lambda pipe, i, t, shown: shown)
-    assert done.reflected_steps == done.steps - 1

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from processes import ENVIRONMENT
 
+from w2sd_video.settings.command_line import parse
+
 COMMON = (
     "--config",
     "miniature-pixart",
@@ -27,6 +29,10 @@ COMMON = (
 )
 SMALL = (*COMMON, "--number-of-prompts", "6", "--number-of-tuning-prompts", "3", "--arms", "strong", "CFG")
 LARGE = (*COMMON, "--number-of-prompts", "12", "--number-of-tuning-prompts", "4", "--arms", "strong", "CFG", "W2SD")
+
+
+def configured(name="pixart", *words):
+    return parse(["--config", f"miniature-{name}", *words]).config
 
 
 def command(folder, *options):

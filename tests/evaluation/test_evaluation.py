@@ -1,14 +1,15 @@
-"""The parts of the evaluation: arms at a budget, samples that are kept, statistics."""
+"""The parts of the evaluation: samples that are kept, statistics, comparisons."""
 
 import csv
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from running import configured
 from scipy import stats
 
 from w2sd_video.evaluation import samples as sampling
-from w2sd_video.evaluation.arms import ARMS, Candidate, at_budget, candidates, check_arms, nfe_of
+from w2sd_video.evaluation.arms import Candidate, candidates
 from w2sd_video.evaluation.comparison import choose, compare, reported
 from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.samples import Laboratory, SampleFiles, Samples, Split, key_of, results_table, spaces_of
@@ -29,125 +30,8 @@ from w2sd_video.metrics import Distance, Score, load_metric
 from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.rendering.video import read_picture
-from w2sd_video.settings.command_line import parse
-from w2sd_video.settings.schema import ConfigError, reflected_steps
 
-MINIATURES = ["animatediff", "cogvideox", "pixart", "dit-moe", "animatediff-lora"]
-TUNED = ("AutoGuidance", "skip-layer", "Z-Sampling", "FSG", "Re-Sampling", "advanced Re-Sampling", "W2SD")
-"""Arms with several settings, but for plain guidance."""
 RED, BLUE = "a red circle moving left", "a blue square moving up"
-
-
-def configured(name="pixart", *words):
-    return parse(["--config", f"miniature-{name}", *words]).config
-
-
-@pytest.fixture(scope="module")
-def pixart():
-    pipe = load(configured("pixart"))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _guidance_window(config):
-    return (config.base.windows or {}).get("guidance_scale")
-
-
-@pytest.mark.parametrize("name", MINIATURES)
-def test_every_setting_takes_as_many_steps_as_its_budget_allows(name):
-    config = configured(name)
-    for arm in ARMS:
-        for one in candidates(arm, config, 30):
-            assert one.nfe == nfe_of(one.config) <= 30 < nfe_of(replace(one.config, steps=one.config.steps + 1))
-            assert one.config.reflection_steps == 0 or len(reflected_steps(one.config)) > 0
-
-
-@pytest.mark.parametrize("arm", ARMS)
-def test_the_evaluations_of_an_arm_are_those_that_are_made(arm, pixart):
-    for one in candidates(arm, configured("pixart"), 12)[::3]:
-        assert sum(sample_clips(pixart, one.config, [RED], [0])[1].values()) == one.nfe, one.setting
-
-
-def test_arms_that_no_step_fits_have_no_settings():
-    assert at_budget(configured("animatediff"), 3) is None
-    assert candidates("FSG", configured("animatediff"), 4) == []
-
-
-def test_an_arm_is_what_it_is_called():
-    config = configured("cogvideox")
-    by_name = {arm: list(settings(config).values()) for arm, settings in ARMS.items()}
-    plain = ARMS["CFG"](config)
-    assert {one.base.guidance_scale for one in by_name["CFG"]} == {1, 1.5, 2, 3, 4, 5, 7}
-    assert by_name["strong"] == [plain["guidance 3"]] and plain["guidance 3, late"].base.windows == {
-        "guidance_scale": (0.5, 1.0)
-    }
-    assert by_name["weak"][0].base.weights == "weak"
-    for arm in ("weak", "strong", "CFG", "AutoGuidance", "skip-layer"):
-        assert all(one.reflection_steps == 0 for one in by_name[arm])
-    for one in by_name["AutoGuidance"]:
-        less = one.strong if one.autoguidance_gap == "strong" else replace(one.base, windows=None)
-        assert one.weak == replace(less, weights="weak") and one.autoguidance > 0
-        assert one.autoguidance_gap == "base" or one.strong.guidance_scale == 1 < one.base.guidance_scale
-    for one in by_name["skip-layer"]:
-        assert one.weak.skip_layers and one.autoguidance > 0
-        assert one.weak == replace(one.base, skip_layers=one.weak.skip_layers, windows=None)
-    for one in [*by_name["Z-Sampling"], *by_name["FSG"]]:
-        base = replace(one.base, windows=None)
-        assert one.strong == base and one.weak == replace(base, guidance_scale=one.weak.guidance_scale)
-        assert one.weak.guidance_scale < one.base.guidance_scale
-    assert all(one.span > 1 for one in by_name["FSG"])
-    assert {one.inversion for one in by_name["Re-Sampling"]} == {"resample"}
-    assert by_name["W2SD as configured"] == [config]
-    assert by_name["S2WD"] == [replace(config, strong=config.weak, weak=config.strong)]
-    for arm in (*TUNED, "CFG"):
-        windows = {one.reflection_steps or one.autoguidance_steps or _guidance_window(one) for one in by_name[arm]}
-        assert windows >= {(0.0, 0.5), (0.5, 1.0), (0.25, 0.75)}, arm
-        assert {one.call.get("eta", 0) for one in ARMS[arm](configured("pixart")).values()} == {0, 1}, arm
-        assert {one.call.get("eta", 0) for one in by_name[arm]} == {0}, "CogVideoX's scheduler makes nothing of it"
-        assert "Re-Sampling" in arm or {one.reuse for one in by_name[arm]} == {1, 2}, arm
-    varied = {(one.inversion, one.strength, one.rounds, one.reflection_steps) for one in by_name["W2SD"]}
-    assert {each[0] for each in varied} == {"paper", "current"} and len({each[1] for each in varied}) > 1
-    assert {each[3] for each in varied} >= {None, (0.0, 0.5), (0.5, 1.0)}
-
-
-@pytest.mark.parametrize("name", MINIATURES)
-def test_arms_that_are_tuned_have_as_many_settings_as_each_other(name):
-    counts = {arm: len(ARMS[arm](configured(name))) for arm in (*TUNED, "CFG")}
-    assert min(counts.values()) >= 0.8 * max(counts.values()) and min(counts.values()) >= 18, counts
-
-
-def test_noise_of_the_steps_is_only_for_schedulers_that_take_it():
-    config = configured("pixart")
-    euler = replace(config, model=replace(config.model, scheduler="EulerDiscreteScheduler"))
-    assert any("eta" in one.call for one in ARMS["CFG"](config).values())
-    assert not any("eta" in one.call or one.solver for one in ARMS["CFG"](euler).values())
-    assert any(one.solver and one.grid > 1 for one in ARMS["CFG"](config).values())
-    assert all(one.config.steps <= 100 for one in candidates("CFG", config, 400) if one.config.grid > 1)
-
-
-def test_guidance_whose_gap_is_reused_is_guidance_where_it_is_measured(pixart):
-    """With a gap that is measured at every step, AutoGuidance by the unconditional half is plain guidance."""
-    config = replace(ARMS["CFG"](configured("pixart"))["guidance 3, late, reuse 2"], steps=6)
-    plain = replace(ARMS["CFG"](configured("pixart"))["guidance 3, late"], steps=6)
-    anew, guided, reusing = (sample_clips(pixart, one, [RED], [0]) for one in (replace(config, reuse=1), plain, config))
-    assert np.abs(anew[0].astype(int) - guided[0].astype(int)).max() <= 1
-    assert (reusing[0] != guided[0]).any()
-    assert sum(reusing[1].values()) < sum(guided[1].values()) == 9
-
-
-def test_eta_makes_a_difference_and_zero_is_the_step_without_noise(pixart):
-    arms = ARMS["W2SD"](configured("pixart"))
-    quiet, noisy = (replace(arms[name], steps=4) for name in ("guidance 1, current", "guidance 1, current, eta 1"))
-    clips = [
-        sample_clips(pixart, one, [RED], [0])[0]
-        for one in (quiet, replace(noisy, call={**noisy.call, "eta": 0.0}), noisy)
-    ]
-    assert (clips[0] == clips[1]).all() and (clips[0] != clips[2]).any()
-
-
-def test_an_unknown_arm_is_named_with_the_nearest():
-    with pytest.raises(ConfigError, match="unknown arm 'AutoGuidanc'; did you mean 'AutoGuidance'"):
-        check_arms(["AutoGuidanc"])
 
 
 def test_a_key_is_of_what_changes_the_samples_alone():
@@ -179,9 +63,9 @@ def measured_of(folder, pipe, one, split, *words, **settings):
 
 def test_seeds_belong_to_samples_and_splits_share_none():
     report, tuning = Split("report", [RED, BLUE], 0, 3), Split("tuning", ["a", "b", "c"], 2, 2)
-    wanted = [pair for batch in report.batches(4) for pair in batch]
+    wanted = [*report.batch(0, 4), *report.batch(1, 4)]
     assert wanted == [(0, 0), (1, 1), (0, 10000), (1, 10001), (0, 20000), (1, 20001)]
-    assert not {seed for _, seed in wanted} & {seed for batch in tuning.batches(9) for _, seed in batch}
+    assert not {seed for _, seed in wanted} & {seed for _, seed in tuning.batch(0, 9)}
 
 
 def test_samples_are_those_of_the_pipeline_and_are_kept(tmp_path, pixart):
@@ -277,15 +161,6 @@ def test_what_a_killed_run_has_not_finished_is_removed_but_by_a_shard(tmp_path):
     assert len(list(tmp_path.glob("*/.*"))) == 2
     work_of(tmp_path, None)
     assert not list(tmp_path.glob("*/.*"))
-
-
-@pytest.mark.parametrize("window", [3, 5, (0.5, 1.0)])
-def test_a_window_that_few_steps_do_not_have_takes_more_of_them(window):
-    config = replace(configured("animatediff"), reflection_steps=window)
-    for arm in ARMS:
-        for one in candidates(arm, config, 30):
-            assert one.nfe <= 30 and (one.config.reflection_steps == 0 or len(reflected_steps(one.config)) > 0)
-    assert at_budget(config, 40).steps > 5
 
 
 def drawn_samples(values, prompt, errors=None, features=None):

@@ -48,13 +48,12 @@ class MakeSampler:
     """Makes a worker that samples a clip of a seed."""
 
     def __call__(self) -> Callable[[int], Sampled]:
-        from w2sd_video.rendering.load import load, quiet
+        from w2sd_video.rendering.load import load
         from w2sd_video.rendering.sample import sample_clips, threads_for
         from w2sd_video.settings.command_line import parse
 
         config = parse(["--config", "miniature-cogvideox"]).config
-        with quiet():
-            pipe = load(config)
+        pipe = load(config)
         pipe.set_progress_bar_config(disable=True)
 
         def work(seed: int) -> Sampled:

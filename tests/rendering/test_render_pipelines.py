@@ -15,7 +15,7 @@ from PIL import Image
 from tiny.dit_moe import dit_moe as tiny_dit_moe
 
 from w2sd_video.render import main
-from w2sd_video.rendering import outputs, video
+from w2sd_video.rendering import outputs, sheets, video
 from w2sd_video.rendering import prompts as rendering
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import load
@@ -92,7 +92,7 @@ def test_an_image_is_a_png_and_a_comparison_shows_what_the_stock_pipeline_gives(
     )
     render()
     assert picture_of("w2sd.png").shape == (256, 256, 3)
-    assert np.array_equal(picture_of("w2sd.png"), video.enlarge(clips["W2SD"])[0])
+    assert np.array_equal(picture_of("w2sd.png"), sheets.enlarge(clips["W2SD"])[0])
     side = sidecar_of("w2sd.png")
     assert side["nfe"] == {"W2SD": {"base": 6, "strong": 4, "weak": 2}} and side["frames"] == [1, 16, 16, 3]
     assert side["config"]["output"] == "w2sd.png"
@@ -101,7 +101,7 @@ def test_an_image_is_a_png_and_a_comparison_shows_what_the_stock_pipeline_gives(
     assert list(clips) == ["W2SD", "weak", "strong", "strong at equal cost"]
     side, shown = sidecar_of("four.png"), picture_of("four.png")
     for label, (left, top, width, height) in side["boxes"].items():
-        assert np.array_equal(shown[top : top + height, left : left + width], video.enlarge(clips[label])[0]), label
+        assert np.array_equal(shown[top : top + height, left : left + width], sheets.enlarge(clips[label])[0]), label
     assert list(side["boxes"]) == list(side["nfe"]) == ["weak", "strong", "strong at equal cost", "W2SD"]
     below = shown[side["boxes"]["W2SD"][1] + 256 :]
     assert below.max() > 150, "a caption stands below them"

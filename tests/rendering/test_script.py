@@ -10,7 +10,8 @@ from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.rendering.script import script_of
-from w2sd_video.rendering.video import enlarge, write_video
+from w2sd_video.rendering.sheets import enlarge
+from w2sd_video.rendering.video import write_video
 from w2sd_video.settings.command_line import parse
 
 ARGV = {

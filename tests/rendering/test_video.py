@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from w2sd_video.rendering import video
+from w2sd_video.rendering import sheets, video
 
 
 def moving_square(frames=9, height=32, width=40):
@@ -18,7 +18,7 @@ def moving_square(frames=9, height=32, width=40):
 
 
 def test_an_mp4_holds_the_frames_it_was_given(tmp_path):
-    clip = video.enlarge(moving_square())
+    clip = sheets.enlarge(moving_square())
     video.write_video(tmp_path / "out.mp4", clip, fps=8)
     read = video.read_video(tmp_path / "out.mp4")
     assert read.shape == clip.shape and read.dtype == np.uint8
@@ -91,10 +91,10 @@ def snapshot(folder):
 
 def test_enlarging_repeats_pixels():
     clip = moving_square(frames=2, height=30, width=50)
-    large = video.enlarge(clip, minimum=100)
+    large = sheets.enlarge(clip, minimum=100)
     assert large.shape == (2, 120, 200, 3)
     assert np.array_equal(large[:, 1::4, 2::4], clip)
-    assert video.enlarge(large, minimum=100).shape == large.shape
+    assert sheets.enlarge(large, minimum=100).shape == large.shape
 
 
 def test_frames_are_rounded_and_clipped_and_must_be_finite():
@@ -105,7 +105,7 @@ def test_frames_are_rounded_and_clipped_and_must_be_finite():
 
 def test_side_by_side_keeps_the_clips_and_labels_each():
     clips = [np.full((3, 64, 96, 3), shade, np.uint8) for shade in (40, 120, 200)]
-    joined = video.side_by_side(clips, ["weak", "strong", "W2SD"], gap=8)
+    joined = sheets.side_by_side(clips, ["weak", "strong", "W2SD"], gap=8)
     assert joined.shape == (3, 64 + 20, 3 * 96 + 2 * 8, 3)
     for index, clip in enumerate(clips):
         left = index * (96 + 8)
@@ -117,22 +117,22 @@ def test_side_by_side_keeps_the_clips_and_labels_each():
 
 def test_a_caption_stands_below_in_as_many_lines_as_it_needs():
     clips = [np.full((2, 64, 96, 3), 40, np.uint8)] * 2
-    plain = video.side_by_side(clips, ["a", "b"])
+    plain = sheets.side_by_side(clips, ["a", "b"])
     heights = []
     for caption in ("short", "a caption that is much too long for a single line " * 4):
-        captioned = video.side_by_side(clips, ["a", "b"], caption=caption)
+        captioned = sheets.side_by_side(clips, ["a", "b"], caption=caption)
         assert np.array_equal(captioned[:, : plain.shape[1]], plain)
         assert captioned[:, plain.shape[1] :].max() > 150
         assert captioned[:, :, -4:].max() < 60, "no line runs out of the picture"
         heights.append(captioned.shape[1])
     assert heights[1] > heights[0] + 40
-    for (left, top, width, height), clip in zip(video.panel_boxes(2, 64, 96), clips, strict=True):
+    for (left, top, width, height), clip in zip(sheets.panel_boxes(2, 64, 96), clips, strict=True):
         assert np.array_equal(plain[:, top : top + height, left : left + width], clip)
 
 
 def test_a_contact_sheet_shows_frames_at_one_distance():
     clip = np.stack([np.full((32, 32, 3), index, np.uint8) for index in range(50, 59)])
-    sheet = video.contact_sheet([clip, clip], ["a", "b"], columns=3, side=64, gap=4)
+    sheet = sheets.contact_sheet([clip, clip], ["a", "b"], columns=3, side=64, gap=4)
     assert sheet.shape == (2 * 64 + 4, 72 + 3 * (4 + 64), 3)
     assert [sheet[10, 72 + 4 + 10 + 68 * column, 0] for column in range(3)] == [50, 54, 58]
 

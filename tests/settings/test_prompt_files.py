@@ -83,6 +83,9 @@ def test_what_a_sample_depends_on_besides_is_not_plain():
         ("one.csv", "prompt,seed\na\n", "more or fewer columns"),
         ("one.csv", "prompt,seed\na,1,2\n", "more or fewer columns"),
         ("one.csv", 'prompt\n"a\n', "not CSV"),
+        ("one.csv", f"prompt,seed\na,{'9' * 5000}\n", "…: must be a whole number from 0 to 2**62"),
+        ("one.csv", f"prompt,seed\na,{2**63}\n", f"seed {2**63}: must be a whole number from 0 to 2**62"),
+        ("one.jsonl", '{"prompt": "a", "seed": ' + "9" * 5000 + "}", "line 1: not JSON"),
         ("one.json", '{"prompt": "a"}', "must be a list of prompts"),
     ],
 )

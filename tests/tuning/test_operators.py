@@ -108,3 +108,9 @@ def test_words_leave_out_what_has_no_effect():
 def test_unknown_operators_are_refused():
     with pytest.raises(ConfigError, match="unknown operator 'W2S'; did you mean 'W2SD'"):
         operators_of(config_of("miniature-pixart"), ("W2S",))
+
+
+@pytest.mark.parametrize("name", ["miniature-pixart", "miniature-dit-moe", "miniature-cogvideox"])
+def test_noise_of_the_steps_is_open_where_scheduler_and_call_take_it(name):
+    (none,), _ = operators_of(config_of(name), ("none",))
+    assert ("eta" in none.space) == (name != "miniature-cogvideox")

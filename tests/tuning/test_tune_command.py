@@ -113,6 +113,11 @@ def test_a_search_that_was_killed_goes_on_and_finds_the_same(tmp_path):
     assert run(tmp_path / "killed", *FEW).returncode == 0
     for name in ("trials.csv", "best.yaml", "front.svg", "search.svg"):
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text(), name
+    of_samples = [rows(tmp_path / name / "results.csv") for name in ("killed", "whole")]
+    assert len({row["split"] for row in of_samples[0]}) == 3, "both rounds of the search, and the report"
+    for sample in (*of_samples[0], *of_samples[1]):
+        del sample["seconds"]
+    assert of_samples[0] == of_samples[1]
 
 
 def test_several_metrics_have_a_front(tmp_path, capsys):

@@ -10,7 +10,7 @@ from w2sd_video.evaluation.samples import Samples
 from w2sd_video.evaluation.statistics import Real, distance_of_set, mean
 from w2sd_video.metrics import load_metric
 from w2sd_video.settings.command_line import parse
-from w2sd_video.tuning.verdict import differences_of, holm, in_words
+from w2sd_video.tuning.verdict import differences_of, in_words, intervals_by_holm
 
 CONFIG = parse(["a red circle moving left", "--config", "miniature-pixart"]).config
 
@@ -39,7 +39,7 @@ def test_intervals_exclude_zero_exactly_where_holms_test_rejects():
         for rank, i in enumerate(np.argsort(p)):
             going_on = going_on and p[i] < 0.05 / (len(p) - rank)
             rejected |= {i} if going_on else set()
-        excludes = {i for i, (low, high) in enumerate(holm(differences)) if low > 0 or high < 0}
+        excludes = {i for i, (low, high) in enumerate(intervals_by_holm(differences)) if low > 0 or high < 0}
         assert excludes == rejected, trial
 
 
@@ -48,7 +48,7 @@ def test_of_many_settings_alike_none_is_told_apart_more_often_than_one_time_in_t
     for _ in range(200):
         settings = figures(chance.normal(0, 1, (11, 30)))
         differences = [other - settings[0] for other in settings[1:]]
-        corrected += any(low > 0 or high < 0 for low, high in holm(differences))
+        corrected += any(low > 0 or high < 0 for low, high in intervals_by_holm(differences))
         errors += any(one.low > 0 or one.high < 0 for one in differences)
     assert corrected <= 17, "5 % of 200, and two standard errors"
     assert errors > 30, "without the correction"
@@ -57,7 +57,7 @@ def test_of_many_settings_alike_none_is_told_apart_more_often_than_one_time_in_t
 def test_one_difference_has_students_interval():
     values = np.random.default_rng(2).normal(0, 1, (2, 40))
     difference = figures(values)[0] - figures(values)[1]
-    ((low, high),) = holm([difference])
+    ((low, high),) = intervals_by_holm([difference])
     expected = stats.ttest_rel(*values).confidence_interval(0.95)
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.06)
 
@@ -65,9 +65,9 @@ def test_one_difference_has_students_interval():
 def test_what_cannot_be_told_has_no_interval():
     one_prompt = figures(np.array([[1.0], [2.0]]))
     difference = one_prompt[0] - one_prompt[1]
-    assert np.isnan(holm([difference])).all()
+    assert np.isnan(intervals_by_holm([difference])).all()
     alike = figures(np.ones((2, 5)))
-    assert holm([alike[0] - alike[1]]) == [(0.0, 0.0)]
+    assert intervals_by_holm([alike[0] - alike[1]]) == [(0.0, 0.0)]
 
 
 def test_the_verdict_names_a_winner_or_says_that_there_is_none():
@@ -112,6 +112,6 @@ def test_a_difference_of_distances_is_tested_by_their_own_standard_errors(name):
         ]
         differences = [figure - figures_of_sets[0] for figure in figures_of_sets[1:]]
         assert all(np.isfinite(difference.standard_error) for difference in differences)
-        told_apart.append([low > 0 or high < 0 for low, high in holm(differences)])
+        told_apart.append([low > 0 or high < 0 for low, high in intervals_by_holm(differences)])
     alike, collapsed = np.sum(told_apart, 0)
     assert alike <= 3 and collapsed >= 6, "of 20; the kernel distance is the least sure"

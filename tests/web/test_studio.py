@@ -14,7 +14,8 @@ from screen import numbered_clip
 from w2sd_video import studio
 from w2sd_video.rendering.outputs import record_of, write_clips, write_sidecar
 from w2sd_video.rendering.video import read_picture
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.settings.schema import BranchConfig, ConfigError
+from w2sd_video.window import Window
 
 gradio = pytest.importorskip("gradio", reason="the studio needs the extra web")
 pytestmark = pytest.mark.browser
@@ -195,6 +196,11 @@ def test_no_file_of_this_machine_is_served(open_studio, workbench):
         ({"weak": "[1]"}, "must be lines like"),
         ({"weak": "guidance_scale: high"}, "guidance_scale"),
         ({"weak": "a: b: c"}, "not valid YAML"),
+        (
+            {"strong": "guidance_scale: 2.0\nwindows: {guidance_scale: /etc/passwd}"},
+            "strong.windows: a file of strengths",
+        ),
+        ({"weak": "guidance_scale: 2.0\nwindows: {guidance_scale: mine.csv}"}, "weak.windows: a file of strengths"),
         ({"steps": 2.5}, "steps 2.5: must be a whole number"),
         ({"strength": 99.0}, "strength 99.0: must be from"),
         ({"start": 0.8, "stop": 0.2}, "a window must be"),
@@ -204,6 +210,20 @@ def test_no_file_of_this_machine_is_served(open_studio, workbench):
 def test_values_are_checked_before_a_model_is_loaded(workbench, changes, said):
     with pytest.raises(ConfigError, match=said):
         workbench.config_of(replace(workbench.wish_of("miniature-pixart"), **changes))
+
+
+def test_a_window_of_noise_levels_of_a_branch_goes_through_the_form(workbench):
+    window = Window(-2.0, 1.5, "log_snr")
+    windowed = BranchConfig(guidance_scale=2.0, windows={"guidance_scale": window})
+    config = replace(workbench.configurations["miniature-pixart"], strong=windowed, weak=windowed)
+    chosen = Workbench(workbench.folder, {"mine": config})
+    wish = chosen.wish_of("mine")
+    assert "unit: log_snr" in wish.strong
+    read = chosen.config_of(replace(wish, weak=wish.weak.replace("2.0", "1.0")))
+    assert read.strong == windowed and isinstance(read.strong.windows["guidance_scale"], Window)
+    assert read.weak == replace(windowed, guidance_scale=1.0, windows=read.weak.windows)
+    narrower = chosen.config_of(replace(wish, strong=wish.strong.replace("-2.0", "-1.0")))
+    assert narrower.strong.windows["guidance_scale"] == Window(-1.0, 1.5, "log_snr")
 
 
 def test_the_folder_of_a_pipeline_is_a_configuration(workbench):

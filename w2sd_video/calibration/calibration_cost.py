@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from w2sd_video.jobs.pool import Pool
 from w2sd_video.rendering.step_cost import cost_lines, measured_cost
-from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.evaluations import evaluations, nfe_of
 from w2sd_video.settings.schema import RenderConfig, reflected_steps
-from w2sd_video.settings.words import plan_in_words
+from w2sd_video.settings.words import pair_plan
 
 
 def cost_in_words(config: RenderConfig, clips: int, draws: int, batch: int, samples: bool, pool: Pool) -> str:
@@ -35,8 +35,8 @@ def cost_in_words(config: RenderConfig, clips: int, draws: int, batch: int, samp
     of_samples = 0
     if samples:
         both = (replace(config, reflection_steps=0), replace(config, strength=1.0))
-        of_samples = clips * sum(sum(evaluations(each).values()) for each in both)
-    lines = [line for line in plan_in_words(config).splitlines() if line.split()[0] not in ("clip", "steps", "NFE")]
+        of_samples = clips * sum(map(nfe_of, both))
+    lines = pair_plan(config)
     lines += [
         f"clips    {clips} real, {2 * clips if samples else 0} sampled; {config.steps} levels, {draws} draw(s)",
         f"NFE      comparing: at most {compared}; sampling: at most {of_samples}",

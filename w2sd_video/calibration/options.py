@@ -12,6 +12,7 @@ from w2sd_video.calibration.real_clips import Clip, check_clips, clips_of_folder
 from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.rendering.load import check_device
 from w2sd_video.rendering.video import check_name
+from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.model_checks import check_plan
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ConfigError, RenderConfig
@@ -54,9 +55,7 @@ def check_words(words: Sequence[str]) -> None:
     Raises:
         ConfigError: such an option; the message says what to take instead.
     """
-    for word in words:
-        if (name := word.split("=")[0]) in _NOT_FOLLOWED:
-            raise ConfigError(f"{name}: {_NOT_FOLLOWED[name]}")
+    refuse_words(words, _NOT_FOLLOWED)
 
 
 def calibrated_config(options: argparse.Namespace, config: RenderConfig) -> RenderConfig:

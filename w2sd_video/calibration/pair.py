@@ -28,10 +28,10 @@ from w2sd_video.jobs.pool import Pool, Run, Task, TaskFailed, started
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.messages import first_line
 from w2sd_video.rendering.call_arguments import call_arguments, check_call
-from w2sd_video.rendering.inputs import read_inputs
-from w2sd_video.rendering.load import check_device, load, quiet
+from w2sd_video.rendering.inputs import input_hashes, read_inputs
+from w2sd_video.rendering.load import check_device, load
 from w2sd_video.rendering.sample import branch_of, sample_clips, threads_for
-from w2sd_video.settings.identity import file_hash, identity_of
+from w2sd_video.settings.identity import identity_of
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.writing import keys_in, read_arrays, remove_unfinished, write_arrays
@@ -122,7 +122,7 @@ class Comparer:
         self._parts, config = parts, parts.config
         check_device(config.device)
         self._inputs = read_inputs(config)
-        with threads_for(config.model.pretrained), quiet():
+        with threads_for(config.model.pretrained):
             self._pipe = load(config)
         self._pipe.set_progress_bar_config(disable=True)
         check_call(type(self._pipe), config)
@@ -184,7 +184,7 @@ def calibrate_pair(
     read_inputs(config)
     identity = {
         **identity_of(config),
-        "inputs": {name: file_hash(Path(str(path)), {}) for name, path in config.inputs.items()},
+        "inputs": input_hashes(config, {}),
         "clips": {clip.name: [clip.caption, hashlib.sha256(clip.read().tobytes()).hexdigest()[:16]] for clip in clips},
         "numbers": {"seed": config.seed, "draws": draws, "batch": batch, "ideal": bank},
     }

@@ -6,66 +6,24 @@ skip-layer guidance are all a ``RenderConfig``.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
+from w2sd_video.evaluation.places import EARLY as EARLY  # they were here in version 0.2
+from w2sd_video.evaluation.places import LATE as LATE
+from w2sd_video.evaluation.places import SETTINGS, Settings, at_places, is_guided
 from w2sd_video.messages import suggest
 from w2sd_video.presets import PRESETS
-from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.evaluations import nfe_of as nfe_of  # where it was in version 0.2
 from w2sd_video.settings.panels import panels, weak_panel
 from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig, reflected_steps, stage_scales
-from w2sd_video.settings.sources import denoiser_of, index_of
+from w2sd_video.settings.sources import denoiser_of, is_told_guidance
 
-Settings = dict[str, RenderConfig]
-"""Configurations by what they are called, their number of steps left open."""
-
-SETTINGS, EVERYWHERE = 6, 3
-"""Of each arm: settings that are tried at all steps and late, and how many, the first ones, at every place."""
 GUIDANCE_SCALES = (2.0, 3.0, 5.0, 1.5, 4.0, 7.0)
 """The scales of plain guidance, past what the miniatures' configurations have."""
 WEIGHTS = (1.0, 0.5, 2.0)
 """The weights of skip-layer guidance."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where, how often, with which steps and how much noise an arm does what it does: the same for every arm.
-
-    Attributes:
-        window: of the steps; all that is added to the strong model's own prediction, its guidance too, is on in it.
-        eta: noise of each step of DDIM.
-        reuse: a gap is measured at every so many steps.
-        is_second_order: whether DPM-Solver++ of second order takes the steps, in place of DDIM.
-        grid: exponent of the timesteps' spacing.
-    """
-
-    window: tuple[float, float] | None = None
-    eta: float = 0.0
-    reuse: int = 1
-    is_second_order: bool = False
-    grid: float = 1.0
-
-
-EARLY, MIDDLE, LATE = (0.0, 0.5), (0.25, 0.75), (0.5, 1.0)
-"""Windows of the steps."""
-PLACES = {
-    "": Place(),
-    "late": Place(LATE),
-    "early": Place(EARLY),
-    "middle": Place(MIDDLE),
-    "eta 1": Place(eta=1.0),
-    "late, eta 1": Place(LATE, eta=1.0),
-    "late, reuse 2": Place(LATE, reuse=2),
-    "late, 2M": Place(LATE, is_second_order=True),
-    "late, 2M, grid 1.3": Place(LATE, is_second_order=True, grid=1.3),
-}
-"""The places by what they are called; the first two are those of all settings."""
-_ADDS_NOISE = ("DDIMScheduler",)
-"""Schedulers whose steps have an eta; CogVideoX's DDIM has the argument, and does nothing with it."""
-_FIRST_ORDER = ("DDIMScheduler", "DDPMScheduler")
-"""Schedulers whose noise levels a second-order solver has too, by their configuration."""
 _MOST_STEPS_OF_A_GRID = 100
 """Beyond about 150 steps two of a grid are at one timestep."""
 
@@ -104,8 +62,8 @@ def cfg(config: RenderConfig) -> Settings:
     unreflected = _without_reflection(config)
     unguided = _with_guidance(unreflected, 1.0)
     scales = {f"guidance {scale:g}": _with_guidance(unreflected, scale) for scale in GUIDANCE_SCALES}
-    reusing = {} if _is_told_guidance(config) else {name: _guidance_as_a_gap(one) for name, one in scales.items()}
-    return {"guidance 1": unguided, **_at_places(scales, reusing)}
+    reusing = {} if is_told_guidance(config.model) else {name: _guidance_as_a_gap(one) for name, one in scales.items()}
+    return {"guidance 1": unguided, **at_places(scales, reusing)}
 
 
 def autoguidance(config: RenderConfig) -> Settings:
@@ -116,7 +74,7 @@ def autoguidance(config: RenderConfig) -> Settings:
     unguided, guided = (_without_reflection(variant) for variant in _unguided_and_guided(config))
     alone, beside = (replace(variant, weak=weak_panel(variant)) for variant in (unguided, guided))
     plain = replace(beside, strong=alone.base, weak=alone.weak, autoguidance_gap="strong")
-    return _at_places(
+    return at_places(
         {
             f"{_guidance_label(variant)}{label}, weight {weight:g}": replace(variant, autoguidance=weight)
             for variant, label, weight in (
@@ -144,7 +102,7 @@ def w2sd_recommended(config: RenderConfig) -> Settings:
 def w2sd(config: RenderConfig) -> Settings:
     """W2SD: the cheapest inversion and the paper's, with base unguided and guided, and a half of the strength."""
     unguided, guided = _unguided_and_guided(config)
-    return _at_places(
+    return at_places(
         {
             f"{_guidance_label(variant)}, {inversion}{label}": replace(
                 variant,
@@ -166,7 +124,7 @@ def w2sd(config: RenderConfig) -> Settings:
 def z_sampling(config: RenderConfig) -> Settings:
     """Z-Sampling: a reflection whose gap is guidance alone, high over low."""
     first, second = _guided_variants(config)
-    return _at_places(
+    return at_places(
         {
             f"{_guidance_label(variant)} over {low:g}, {inversion}": replace(
                 _guidance_gap(variant, low),
@@ -187,7 +145,7 @@ def z_sampling(config: RenderConfig) -> Settings:
 def fsg(config: RenderConfig) -> Settings:
     """Foresight guidance: a few longer reflections of a guidance gap."""
     first, second = _guided_variants(config)
-    return _at_places(
+    return at_places(
         {
             f"{_guidance_label(variant)} over {low:g}, span {span}, rounds {rounds}": replace(
                 _guidance_gap(variant, low), span=span, rounds=rounds
@@ -228,7 +186,7 @@ def skip_layers(config: RenderConfig) -> Settings:
         for variant in (unguided, guided)
         for label, branch in without_a_block(variant).items()
     }
-    return _at_places(dict(list(settings.items())[:SETTINGS]))
+    return at_places(dict(list(settings.items())[:SETTINGS]))
 
 
 ARMS: dict[str, Callable[[RenderConfig], Settings]] = {
@@ -296,11 +254,6 @@ def _can_be_taken(config: RenderConfig) -> bool:
         return False
 
 
-def nfe_of(config: RenderConfig) -> int:
-    """Return the network evaluations of a clip, in all roles."""
-    return sum(evaluations(config).values())
-
-
 def _without_reflection(config: RenderConfig) -> RenderConfig:
     return replace(config, reflection_steps=0, autoguidance=0.0)
 
@@ -315,7 +268,7 @@ def _with_guidance(config: RenderConfig, scale: float) -> RenderConfig:
 
 def _unguided_and_guided(config: RenderConfig) -> list[RenderConfig]:
     """Return a configuration with base unguided, and guided at its own scale, or at 2 if it has none."""
-    guided = config if _is_guided(config) else _with_guidance(config, 2.0)
+    guided = config if is_guided(config) else _with_guidance(config, 2.0)
     return [_with_guidance(config, 1.0), guided]
 
 
@@ -325,17 +278,13 @@ def _guided_variants(config: RenderConfig) -> list[RenderConfig]:
     return [guided, _with_guidance(config, 1.5 if stage_scales(guided.base.guidance_scale) == (3.0,) else 3.0)]
 
 
-def _is_guided(config: RenderConfig) -> bool:
-    return max(stage_scales(config.base.guidance_scale)) > 1
-
-
 def _guidance_gap(config: RenderConfig, low: float) -> RenderConfig:
     return replace(config, strong=config.base, weak=replace(config.base, guidance_scale=low))
 
 
 def _resampled(config: RenderConfig, inversion: Literal["resample", "resample-advanced"]) -> Settings:
     unguided, guided = _unguided_and_guided(config)
-    return _at_places(
+    return at_places(
         {
             f"{_guidance_label(variant)}, rounds {rounds}": replace(
                 variant, strong=variant.base, weak=weak_panel(variant), inversion=inversion, rounds=rounds
@@ -343,71 +292,6 @@ def _resampled(config: RenderConfig, inversion: Literal["resample", "resample-ad
             for variant, rounds in ((unguided, 1), (guided, 1), (guided, 2), (unguided, 2), (unguided, 3), (guided, 3))
         }
     )
-
-
-def _at_places(settings: Settings, reusing: Settings | None = None) -> Settings:
-    """Return settings at the places of an arm, but for those that they cannot have.
-
-    Args:
-        settings: those of the arm, those that matter most first.
-        reusing: how those are written that reuse a gap, where that is otherwise.
-    """
-    found = {}
-    for number, (name, setting) in enumerate(settings.items()):
-        for label, place in list(PLACES.items())[: len(PLACES) if number < EVERYWHERE else 2]:
-            one = setting if place.reuse == 1 or reusing is None else reusing.get(name)
-            if one is None or (placed := _at_place(one, place)) is None:
-                continue
-            found[f"{name}, {label}" if label else name] = placed
-    return found
-
-
-def _at_place(config: RenderConfig, place: Place) -> RenderConfig | None:
-    """Return a configuration at a place; None where it has no such thing: noise of the steps, or a gap to reuse."""
-    if place.eta and not _takes_eta(config):
-        return None
-    if place.reuse > 1 and config.inversion.startswith("resample") and config.reflection_steps != 0:
-        return None
-    if place.is_second_order and _scheduler_name(config) not in _FIRST_ORDER:
-        return None
-    if place.is_second_order:
-        config = replace(config, solver="DPMSolverMultistepScheduler", grid=place.grid)
-    if place.eta:
-        config = replace(config, call={**config.call, "eta": place.eta})
-    if place.reuse > 1:
-        config = replace(config, reuse=place.reuse)
-    if place.window is None:
-        return config
-    if config.reflection_steps != 0:
-        config = replace(config, reflection_steps=place.window)
-    if config.autoguidance:
-        config = replace(config, autoguidance_steps=place.window)
-    if _is_guided(config) and not _is_told_guidance(config):
-        windows = {**(config.base.windows or {}), "guidance_scale": place.window}
-        config = replace(config, base=replace(config.base, windows=windows))
-    return config
-
-
-def _takes_eta(config: RenderConfig) -> bool:
-    """Return whether a pipeline, known before it is loaded, hands noise of the steps to a scheduler that adds it."""
-    import diffusers
-
-    from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
-
-    of_diffusers = getattr(diffusers, index_of(config.model).get("_class_name", ""), None)
-    pipeline: Any = DiTMoEPipeline if config.model.family == "dit_moe" else of_diffusers
-    takes_it = pipeline is not None and "eta" in inspect.signature(pipeline.__call__).parameters
-    return takes_it and _scheduler_name(config) in _ADDS_NOISE
-
-
-def _scheduler_name(config: RenderConfig) -> str:
-    """Return the class of a pipeline's scheduler, known before it is loaded; empty for any other."""
-    return config.model.scheduler or (index_of(config.model).get("scheduler") or ["", ""])[1] or ""
-
-
-def _is_told_guidance(config: RenderConfig) -> bool:
-    """Return whether the network is told the guidance scale, so that there is no other half."""
-    return bool(denoiser_of(config.model).get("guidance_embeds"))
 
 
 def _guidance_as_a_gap(config: RenderConfig) -> RenderConfig:

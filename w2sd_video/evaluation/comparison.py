@@ -93,7 +93,7 @@ def choose(
     if len(settings) == 1:
         return settings[0], []
     tuned = [
-        Tuned(candidate, _value(select, measure(candidate, tuning), real, len(tuning.prompts)))
+        Tuned(candidate, value_of(select, measure(candidate, tuning), real, len(tuning.prompts)))
         for candidate in settings
     ]
     sign = 1 if select.higher_is_better else -1
@@ -158,10 +158,12 @@ def reported(
     return Result(candidate, tried, samples, figures)
 
 
-def _value(metric: Metric, samples: Samples, real: Real | None, prompts: int) -> float:
+def value_of(metric: Metric, samples: Samples, real: Real | None, prompts: int) -> float:
+    """Return what samples are worth by a metric, without an interval; NaN where nothing tells."""
     succeeded = samples.there
     if not succeeded.any():
         return float("nan")
     if isinstance(metric, Score):
-        return float(np.nanmean(samples.scores[metric.name][succeeded]))
+        values = samples.scores[metric.name][succeeded]
+        return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
     return value_of_set(metric, samples.features[metric.space][succeeded], samples.prompt[succeeded], real, prompts)

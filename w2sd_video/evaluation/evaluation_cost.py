@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from w2sd_video.evaluation.every_arm import arms_of
 from w2sd_video.evaluation.plan import Plan
-from w2sd_video.evaluation.samples import key_of
+from w2sd_video.evaluation.samples import key_of_setting
 from w2sd_video.jobs.pool import Pool
 from w2sd_video.rendering.step_cost import cost_lines, measured_cost
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.settings.words import plan_in_words
+from w2sd_video.settings.words import pair_plan
 
 
 def cost_in_words(config: RenderConfig, plan: Plan, pool: Pool) -> str:
@@ -21,11 +21,11 @@ def cost_in_words(config: RenderConfig, plan: Plan, pool: Pool) -> str:
         LoadError: a model that cannot be loaded.
     """
     asked = [settings for _, _, settings in arms_of(config, plan) if settings]
-    tuned = {key_of(one.config): one.nfe for settings in asked if len(settings) > 1 for one in settings}
+    tuned = {key_of_setting(one.config): one.nfe for settings in asked if len(settings) > 1 for one in settings}
     reported = [max(one.nfe for one in settings) for settings in asked]
     samples = len(tuned) * plan.tuning.samples + len(reported) * plan.report.samples
     nfe = sum(tuned.values()) * plan.tuning.samples + sum(reported) * plan.report.samples
-    lines = [line for line in plan_in_words(config).splitlines() if line.split()[0] not in ("clip", "steps", "NFE")]
+    lines = pair_plan(config)
     lines += [
         f"arms     {len(plan.arms)} at {len(plan.budgets)} budget(s): {', '.join(map(str, plan.budgets))} NFE",
         f"tuning   {len(tuned)} settings x {plan.tuning.samples} samples",

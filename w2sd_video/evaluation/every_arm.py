@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from w2sd_video.evaluation.arms import Candidate, candidates
 from w2sd_video.evaluation.comparison import Outcome, Result, Tuned, choose, compare, reported
-from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_against_real, real_features
+from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_against_real, real_of_splits
 from w2sd_video.evaluation.plan import Plan, open_folder
 from w2sd_video.evaluation.report import write_report
 from w2sd_video.evaluation.samples import SampleFiles, Samples, Split, batches_of, failed, joined, results_table
@@ -86,7 +86,7 @@ def evaluate_into(
     metrics, missing = load_metrics(plan, str(check_device(device)))
     if plan.warning:
         print(f"w2sd_video.evaluate: {plan.warning}", file=sys.stderr)
-    real = {split.name: real_features(metrics, config, split, plan) for split in (plan.tuning, plan.report)}
+    real = real_of_splits(metrics, config, plan, [plan.select])
     arms = arms_of(config, plan)
     with open_folder(folder, plan, metrics, config, shard) as files, threads_for(config.model.pretrained):
         make_worker = MakeLaboratory(

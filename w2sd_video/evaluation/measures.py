@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from w2sd_video.metrics import OF_FEW_FEATURES, Distance, Metric, MetricUnavaila
 from w2sd_video.metrics.frechet import principal_features
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import read_inputs
-from w2sd_video.rendering.load import LoadError, check_device, load, quiet
+from w2sd_video.rendering.load import LoadError, check_device, load
 from w2sd_video.rendering.sample import reflected
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
@@ -60,8 +60,7 @@ class MakeLaboratory:
             LoadError: a model or a metric that cannot be loaded.
         """
         device, inputs = str(check_device(self.config.device)), read_inputs(self.config)
-        with quiet():
-            pipe = load(self.config)
+        pipe = load(self.config)
         pipe.set_progress_bar_config(disable=True)
         check_call(type(pipe), self.config)
         for name, setting in self.settings.items():
@@ -108,6 +107,30 @@ def load_metrics(plan: Plan, device: str, command: str = "evaluate") -> tuple[li
     return metrics, missing
 
 
+def real_of_splits(
+    metrics: Sequence[Metric], config: RenderConfig, plan: Plan, chosen_by: Collection[str]
+) -> dict[str, dict[str, Real]]:
+    """Return the features of real clips by their space, for each of the two splits.
+
+    Args:
+        metrics: those that can be had.
+        config: W2SD as it is configured.
+        plan: names the clips.
+        chosen_by: names of the metrics by which settings are chosen: no others are found where that is done.
+
+    Raises:
+        ConfigError: as `real_features`.
+        VideoError: a real clip that cannot be read.
+    """
+    for split in (plan.tuning, plan.report):
+        _check_samples(metrics, split)
+    of_report = real_features(metrics, config, plan.report, plan)
+    if plan.real is not None:  # the same clips, whatever the prompts
+        return {plan.tuning.name: of_report, plan.report.name: of_report}
+    choosing = [metric for metric in metrics if metric.name in chosen_by]
+    return {plan.tuning.name: real_features(choosing, config, plan.tuning, plan), plan.report.name: of_report}
+
+
 def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split, plan: Plan) -> dict[str, Real]:
     """Return the features of real clips by their space: of those given, or of clips of the miniatures' world.
 
@@ -115,9 +138,7 @@ def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split,
         ConfigError: a distance of a single sample, or one that compares with real clips where nobody can make them.
         VideoError: a real clip that cannot be read.
     """
-    if of_sets := [metric.name for metric in metrics if isinstance(metric, Distance)]:
-        if len(split.prompts) * split.seeds < 2:
-            raise ConfigError(f"{split.name}: 1 sample, but {of_sets[0]} is of a set; take more prompts or seeds")
+    _check_samples(metrics, split)
     distances = _distances(metrics)
     if not distances:
         return {}
@@ -163,6 +184,12 @@ def real_against_real(
         for metric in distances
     }
     return RealAgainstReal(figures, len(prompt), len(next(iter(others.values())).features))
+
+
+def _check_samples(metrics: Sequence[Metric], split: Split) -> None:
+    of_sets = [metric.name for metric in metrics if isinstance(metric, Distance)]
+    if of_sets and split.samples < 2:
+        raise ConfigError(f"{split.name}: 1 sample, but {of_sets[0]} is of a set; take more prompts or seeds")
 
 
 def _distances(metrics: Sequence[Metric]) -> list[Distance]:

@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
-from w2sd_video.evaluation.arms import ARMS, candidates, check_arms, nfe_of
+from w2sd_video.evaluation.arms import ARMS, candidates, check_arms
 from w2sd_video.evaluation.samples import SampleFiles, Split, spaces_of
 from w2sd_video.jobs.folder import HIDDEN, JobFolder, read_record
 from w2sd_video.jobs.pool_options import Shard, add_pool_options
 from w2sd_video.metrics import BIASED, Metric, Score, check_name
+from w2sd_video.rendering.inputs import input_hashes
 from w2sd_video.rendering.job import HASHES
+from w2sd_video.settings.command_line import refuse_words
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.files import read_config
-from w2sd_video.settings.identity import Hashes, file_hash, identity_of
+from w2sd_video.settings.identity import Hashes, identity_of
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
 
@@ -129,9 +132,7 @@ def check_words(words: Sequence[str], has_budgets: bool) -> None:
     instead = _NOT_FOLLOWED | (
         {"--steps": "--budgets says how many evaluations there are; leave one out"} if has_budgets else {}
     )
-    for word in words:
-        if (name := word.split("=")[0]) in instead:
-            raise ConfigError(f"{name}: {instead[name]}")
+    refuse_words(words, instead)
 
 
 def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Plan:
@@ -239,7 +240,7 @@ def open_folder(
     splits = (plan.tuning, plan.report)
     identity = {
         **identity_of(config, hashes),
-        "inputs": {name: file_hash(Path(str(path)), hashes) for name, path in config.inputs.items()},
+        "inputs": input_hashes(config, hashes),
         "metrics": {metric.name: plan.sources[metric.name] for metric in metrics},
         "prompts": {split.name: list(split.prompts) for split in splits},
         "seeds": {split.name: split.seeds for split in splits},

@@ -55,6 +55,11 @@ def drawn(results: Sequence[Result], metric: Metric, on_front: Sequence[bool]) -
     better = "higher" if metric.higher_is_better else "lower"
     axis.set_xlabel(f"{metric.name.replace('_', ' ')} ({better} is better)", fontsize=9)
     picture.legend(loc="outside upper left", fontsize=8, ncols=2, frameon=False)
+    return as_svg(picture)
+
+
+def as_svg(picture: Figure) -> str:
+    """Return a picture as SVG, always the same."""
     text = io.StringIO()
     with rc_context({"svg.hashsalt": "w2sd"}):
         picture.savefig(text, format="svg", metadata={"Date": None})

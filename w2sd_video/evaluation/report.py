@@ -71,13 +71,12 @@ def write_report(
         for metric in ([select] if second in (None, select) else [select, second])
     }
     text = (
-        f"{config.model.pretrained}, {pair_in_words(config)}; {_size(plan.report, 'prompts')}, best settings by "
-        f"{select.name.replace('_', ' ')} on {_size(plan.tuning, 'other prompts')}"
+        f"{config.model.pretrained}, {pair_in_words(config)}; {size_of(plan.report)}, best settings by "
+        f"{select.name.replace('_', ' ')} on {size_of(plan.tuning, 'other prompts')}"
     )
     tables = [_table(outcome, on_front, budget, metrics, plan) for budget in plan.budgets]
     notes = _notes(outcome, missing, select, plan)
-    sections = [line for table in tables for line in (f"**{table.title}**", "", *markdown_of(table), "")]
-    markdown = "\n".join([text, "", *sections, *(f"- {note}" for note in notes)])
+    markdown = "\n".join([text, "", *sections_of(tables), *(f"- {note}" for note in notes)])
     page = Page(
         title="W2SD at equal cost",
         text=f"{text}.",
@@ -97,7 +96,8 @@ def write_report(
     return markdown
 
 
-def _size(split: Split, of: str) -> str:
+def size_of(split: Split, of: str = "prompts") -> str:
+    """Say how many samples of a setting a split has."""
     return f"{len(split.prompts)} {of} x {split.seeds} seed(s)"
 
 
@@ -109,10 +109,7 @@ def _table(
     plan: Plan,
 ) -> Table:
     """Return the table of a budget."""
-    columns = [Column("arm"), Column("best setting"), Column("NFE")]
-    columns += [
-        Column(metric.name.replace("_", " "), "higher" if metric.higher_is_better else "lower") for metric in metrics
-    ]
+    columns = [Column("arm"), Column("best setting"), Column("NFE"), *columns_of(metrics)]
     columns += [
         Column(f"{plan.select.replace('_', ' ')} less that of {plan.against}"),
         Column("p by Holm"),
@@ -162,6 +159,18 @@ def cell_of(figure: Figure, signed: bool = False) -> Cell:
     value, low, high = (f"{number:{'+' if signed else ''}.{digits}f}" for number in numbers)
     shown = f"{value} ({low} to {high})" if np.isfinite(figure.high - figure.low) else value
     return Cell(shown, figure.value)
+
+
+def columns_of(metrics: Sequence[Metric]) -> list[Column]:
+    """Return a column for each metric, which knows what is better."""
+    return [
+        Column(metric.name.replace("_", " "), "higher" if metric.higher_is_better else "lower") for metric in metrics
+    ]
+
+
+def sections_of(tables: Sequence[Table]) -> list[str]:
+    """Return the lines of tables in Markdown, each below its title."""
+    return [line for table in tables for line in (f"**{table.title}**", "", *markdown_of(table), "")]
 
 
 def markdown_of(table: Table) -> list[str]:

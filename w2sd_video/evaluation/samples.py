@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
+from w2sd_video.jobs.folder import key_of as key_of_data
 from w2sd_video.messages import first_line, is_disk_full
 from w2sd_video.metrics import Distance, Metric, Score
 from w2sd_video.rendering.outputs import write_clips
@@ -51,12 +50,13 @@ class Split:
     first: int
     seeds: int
 
-    def batches(self, size: int) -> Iterator[list[tuple[int, int]]]:
-        """Return what is sampled together: the place of a prompt in the split, and the seed of its noise."""
-        return (self.batch(number, size) for number in range(math.ceil(self.samples / size)))
-
     def batch(self, number: int, size: int) -> list[tuple[int, int]]:
-        """Return one of the `batches`."""
+        """Return what is sampled together: the place of a prompt in the split, and the seed of its noise.
+
+        Args:
+            number: which batch, counted from 0.
+            size: samples a batch; the last may have fewer.
+        """
         ranks = range(number * size, min((number + 1) * size, self.samples))
         places_and_seeds = ((rank % len(self.prompts), rank // len(self.prompts)) for rank in ranks)
         return [(place, SEEDS * seed + self.first + place) for place, seed in places_and_seeds]
@@ -112,11 +112,11 @@ class Batch:
     @property
     def name(self) -> str:
         """The same for the same samples, and fit for a file."""
-        return f"{key_of(self.config)}-{self.split.name}-{self.number:04d}"
+        return f"{key_of_setting(self.config)}-{self.split.name}-{self.number:04d}"
 
     @property
     def places_and_seeds(self) -> list[tuple[int, int]]:
-        """See `Split.batches`."""
+        """See `Split.batch`."""
         return self.split.batch(self.number, self.size)
 
 
@@ -144,7 +144,7 @@ class SampleFiles:
     def clip_file(self, config: RenderConfig, number: int) -> Path:
         """Return the file of the clip of a prompt that is shown, by its number among all prompts."""
         ending = "png" if config.frames == 1 else "mp4"
-        return self.folder / "clips" / f"{key_of(config)}-{number}.{ending}"
+        return self.folder / "clips" / f"{key_of_setting(config)}-{number}.{ending}"
 
     def file(self, batch: Batch) -> Path:
         """Return the file of what is measured of a batch."""
@@ -250,10 +250,13 @@ def results_table(measured: Iterable[tuple[Candidate, Split, Samples]], scores: 
     return text.getvalue()
 
 
-def key_of(config: RenderConfig) -> str:
+def key_of_setting(config: RenderConfig) -> str:
     """Return a name for everything about a configuration that changes its samples."""
-    settings = asdict(replace(config, **_NO_SETTINGS))  # type: ignore[arg-type]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return key_of_data(asdict(replace(config, **_NO_SETTINGS)))  # type: ignore[arg-type]
+
+
+key_of = key_of_setting
+"""Its name in version 0.2."""
 
 
 def failed(places_and_seeds: list[tuple[int, int]], error: str, seconds: float = 0.0) -> Samples:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class JobFolder:
     path: Path
     identity: Mapping[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A short name for the identity, which goes into each record."""
         return key_of(self.identity)

@@ -24,15 +24,15 @@ from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.messages import OUT_OF_MEMORY, first_line, is_disk_full, is_out_of_memory
 from w2sd_video.page import write_index
 from w2sd_video.rendering.call_arguments import check_call
-from w2sd_video.rendering.inputs import read_inputs
+from w2sd_video.rendering.inputs import input_hashes, read_inputs
 from w2sd_video.rendering.job_samples import Sample
 from w2sd_video.rendering.kept_latents import ENDING, LatentsDiffer, config_to_decode, decoding, keeping, read_kept
-from w2sd_video.rendering.load import load, quiet
+from w2sd_video.rendering.load import load
 from w2sd_video.rendering.outputs import write_sample
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.sample import reflected, sample_clips, threads_for
 from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage
-from w2sd_video.settings.identity import Hashes, file_hash, identity_of
+from w2sd_video.settings.identity import Hashes, identity_of
 from w2sd_video.settings.panels import panels
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.writing import PART
@@ -165,11 +165,7 @@ def _folder(job: RenderJob, hashes: Hashes) -> JobFolder:
 
 def _with_hashes(sample: Sample, hashes: Hashes) -> Sample:
     """Return a sample that knows the content of its inputs."""
-    for name, path in sample.config.inputs.items():
-        if path is None:
-            raise ConfigError(f"inputs.{name}: is needed by this configuration; add --inputs.{name} FILE")
-    inputs = {name: file_hash(Path(str(path)), hashes) for name, path in sample.config.inputs.items()}
-    return replace(sample, inputs=inputs)
+    return replace(sample, inputs=input_hashes(sample.config, hashes))
 
 
 def _records(folder: JobFolder, samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
@@ -281,7 +277,7 @@ class RenderWorker:
 
     def __init__(self, config: RenderConfig, folder: JobFolder, nfe: Nfe | None) -> None:
         self._config, self._folder, self._nfe = config, folder, dict(nfe or {})
-        with threads_for(config.model.pretrained), quiet():
+        with threads_for(config.model.pretrained):
             self._pipe = load(config)
         check_call(type(self._pipe), config)
         shown = panels(config)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from w2sd_video.rendering.job import RenderJob, parts_of
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.step_cost import cost_lines, measured_cost
-from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.panels import panels
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.words import plan_in_words
@@ -46,7 +46,7 @@ def cost_in_words(job: RenderJob) -> str:
         LoadError: a model that cannot be loaded.
     """
     parts = parts_of(job)
-    nfe = sum(sum(evaluations(panel).values()) for panel in panels(job.config).values())
+    nfe = sum(nfe_of(panel) for panel in panels(job.config).values())
     missing = parts.total - parts.kept
     lines = [line for line in plan_in_words(job.config).splitlines() if not line.startswith("clip ")]
     shard = f" of shard {job.shard.index}/{job.shard.count}" if job.shard.count > 1 else ""

@@ -18,7 +18,7 @@ class LoadError(Exception):
 
 
 def load(config: RenderConfig) -> Any:
-    """Load the pipeline that a configuration names, with its second denoisers and LoRA adapters.
+    """Load the pipeline that a configuration names, with its second denoisers and LoRA adapters, without a word.
 
     Raises:
         LoadError: what the backend refuses, or whatever a library raises of a file that is damaged or of something
@@ -28,11 +28,12 @@ def load(config: RenderConfig) -> Any:
 
     model = config.model
     try:
-        pipe = import_module(f"w2sd_video.backends.{model.family}").load(
-            locate(model.pretrained), dtype=getattr(torch, config.dtype), **load_options(config)
-        )
-        for name, source in model.lora.items():
-            pipe.load_lora_weights(locate(source or ""), adapter_name=name)
+        with quiet():
+            pipe = import_module(f"w2sd_video.backends.{model.family}").load(
+                locate(model.pretrained), dtype=getattr(torch, config.dtype), **load_options(config)
+            )
+            for name, source in model.lora.items():
+                pipe.load_lora_weights(locate(source or ""), adapter_name=name)
     except ConfigError:
         raise
     except Exception as error:  # each library has errors of its own for a file that is not what its name says

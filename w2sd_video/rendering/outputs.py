@@ -13,8 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import yaml
 
-from w2sd_video.rendering.video import contact_sheet, enlarge, panel_boxes, side_by_side, write_picture, write_video
+from w2sd_video.rendering.sheets import contact_sheet, enlarge, panel_boxes, side_by_side
+from w2sd_video.rendering.video import write_picture, write_video
 from w2sd_video.settings.identity import library_versions
 from w2sd_video.settings.schema import BranchConfig, RenderConfig
 from w2sd_video.writing import write_whole
@@ -156,6 +158,11 @@ def machine() -> str:
 def today() -> str:
     """Return the date and the time, of the zone without an offset, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def print_config(config: RenderConfig) -> None:
+    """Print a configuration as YAML."""
+    print(yaml.safe_dump(plain(config), sort_keys=False), end="")
 
 
 def plain(config: RenderConfig | BranchConfig) -> dict[str, Any]:

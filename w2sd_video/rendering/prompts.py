@@ -12,7 +12,7 @@ import numpy as np
 
 from w2sd_video.rendering.call_arguments import check_call, known_class
 from w2sd_video.rendering.inputs import read_inputs
-from w2sd_video.rendering.load import check_device, load, quiet
+from w2sd_video.rendering.load import check_device, load
 from w2sd_video.rendering.outputs import outputs, write_sample, write_sidecar
 from w2sd_video.rendering.sample import sample_clips, threads_for
 from w2sd_video.settings.panels import panels
@@ -35,8 +35,7 @@ def render(config: RenderConfig) -> list[Path]:
     inputs = read_inputs(config)
     written = []
     with threads_for(config.model.pretrained):
-        with quiet():
-            pipe = load(config)
+        pipe = load(config)
         check_call(type(pipe), config)
         for number, (prompt, path) in enumerate(zip(config.prompts, outputs(config), strict=True)):
             prompt_config = dataclasses.replace(config, prompts=[prompt], seed=config.seed + number)

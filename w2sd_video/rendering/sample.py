@@ -74,9 +74,10 @@ def sample_clips(
                 raise
             raise ConfigError(_refusal(pipe, config, error)) from error
     frames = result.images[:, None] if hasattr(result, "images") else result.frames
-    if not np.isfinite(frames).all():
-        raise ConfigError(_why_not_finite(pipe, config))
-    return to_uint8(frames), dict(run.nfe)
+    try:
+        return to_uint8(frames), dict(run.nfe)
+    except ValueError as error:  # values that are not finite
+        raise ConfigError(_why_not_finite(pipe, config)) from error
 
 
 @contextmanager

@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from w2sd_video.rendering.inputs import read_inputs
-from w2sd_video.rendering.load import load, quiet
+from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips, threads_for
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import to_download
 
 _STEPS = (2, 6)
 """Steps of two samplings, whose difference is the cost of steps alone."""
+_MOST_NFE = 10**4
+"""Evaluations beyond what any sample takes, where seconds allow more."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ class StepCost:
     def seconds(self, samples: int, nfe: int) -> float:
         """Return the seconds of samples that take so many network evaluations in all, by one worker."""
         return self.loading + samples * self.rest + nfe * self.evaluation
+
+    def nfe_in(self, seconds: float) -> int:
+        """Return how many network evaluations a sample may have to take so many seconds, at most 10,000."""
+        left = seconds - max(self.rest, 0.0)
+        if left <= 0:
+            return 0
+        return int(min(left / self.evaluation, _MOST_NFE)) if self.evaluation > 0 else _MOST_NFE
 
     def in_words(self, samples: int, nfe: int, workers: int) -> list[str]:
         """Say what samples would take, a line for time and one for memory."""
@@ -66,8 +75,7 @@ def measured_cost(config: RenderConfig, batch: int = 1) -> StepCost | None:
     plain = replace(config, reflection_steps=0, autoguidance=0.0)
     begun = time.perf_counter()
     with threads_for(config.model.pretrained):
-        with quiet():
-            pipe = load(config)
+        pipe = load(config)
         pipe.set_progress_bar_config(disable=True)
         loading = time.perf_counter() - begun
         prompts, inputs, spent = [config.prompts[0]] * batch, read_inputs(config), []

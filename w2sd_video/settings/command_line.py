@@ -9,7 +9,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -84,6 +84,21 @@ def parse(argv: list[str], command: str | None = "render", add_options: AddOptio
     check(config)
     lines = [*(PromptLine(prompt) for prompt in config.prompts[: len(config.prompts) - len(lines)]), *lines]
     return CommandLine(config, merged.dry_run, merged.print_config, lines, merged)
+
+
+def refuse_words(words: Sequence[str], instead: Mapping[str, str]) -> None:
+    """Refuse options of a render that another command would not follow.
+
+    Args:
+        words: of the command line that change the configuration.
+        instead: options that mean nothing to the command, and what to take in place of each.
+
+    Raises:
+        ConfigError: such an option.
+    """
+    for word in words:
+        if (name := word.split("=")[0]) in instead:
+            raise ConfigError(f"{name}: {instead[name]}")
 
 
 class _Parser(jsonargparse.ArgumentParser):

@@ -10,7 +10,7 @@ from w2sd_video.branch import STAGES
 from w2sd_video.reflection_settings import Role
 from w2sd_video.reuse import measuring_steps
 from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, counted, filled, stage_scales
-from w2sd_video.settings.sources import component, index_of
+from w2sd_video.settings.sources import is_told_guidance, scheduler_of
 from w2sd_video.window import Window
 
 MOST_STEPS = 1000
@@ -29,11 +29,16 @@ def evaluations(config: RenderConfig) -> dict[str, int]:
     return {role: max(stage[role] for stage in stages) for role in ROLES}
 
 
+def nfe_of(config: RenderConfig) -> int:
+    """Return the network evaluations of a clip, in all roles."""
+    return sum(evaluations(config).values())
+
+
 def most_steps(config: RenderConfig, budget: int) -> int:
     """Return how many steps, 0 to 1000, a budget of network evaluations allows a configuration without reflection."""
 
     def cost(steps: int) -> int:
-        return sum(evaluations(dataclasses.replace(config, steps=steps)).values())
+        return nfe_of(dataclasses.replace(config, steps=steps))
 
     return bisect_right(range(1, MOST_STEPS + 1), budget, key=cost)
 
@@ -49,7 +54,7 @@ def evaluations_by_stage(config: RenderConfig) -> list[dict[str, int]]:
 
 def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int) -> dict[str, int]:
     """Count the rows of all steps, as the algorithm asks for them: those at the same latents are evaluated once."""
-    embedded = bool(component(config.model.pretrained, "transformer").get("guidance_embeds"))
+    embedded = is_told_guidance(config.model)
     of_role, settings = dict(zip(ROLES, branches, strict=True)), counted(config)
     reflected, pushed = settings.steps(config.steps), settings.pushed_steps(config.steps)
     measured = measuring_steps(settings.reuse, reflected), measuring_steps(settings.reuse, pushed)
@@ -106,7 +111,7 @@ def _calls_of_steps(config: RenderConfig) -> list[int]:
 
 def _scheduler_calls(config: RenderConfig) -> int:
     """Return how many predictions the scheduler is given: most take one a step, and of the others a few are known."""
-    name = config.model.scheduler or (index_of(config.model).get("scheduler") or ["", ""])[1]
+    name = scheduler_of(config.model)
     if name == "PNDMScheduler":  # Stable Diffusion's first one, which takes its second step twice
         return config.steps + 1
     return 2 * config.steps - 1 if name in _SECOND_ORDER else config.steps

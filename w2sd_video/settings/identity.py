@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from w2sd_video.settings.schema import ConfigError, ModelConfig, RenderConfig
-from w2sd_video.settings.sources import path_of, read_json
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.sources import path_of, read_json, sources_of
 
 OF_A_SAMPLE = ("prompts", "seed", "output", "inputs")
 """Settings that each sample has of its own."""
@@ -53,14 +52,6 @@ def identity_of(config: RenderConfig, hashes: Hashes | None = None) -> dict[str,
 def library_versions() -> dict[str, str]:
     """Return the versions that samples depend on."""
     return {name: metadata.version(name) for name in ("w2sd-video", "torch", "diffusers", "transformers")}
-
-
-def sources_of(model: ModelConfig) -> Iterator[str]:
-    """Return all that a model is loaded from: hub ids, folders and files."""
-    named = (model.pretrained, model.motion_adapter, model.controlnet, model.ip_adapter, model.vae)
-    for source in (*named, *model.weights.values(), *model.lora.values(), *model.components.values()):
-        if source:
-            yield source
 
 
 def file_hash(path: Path, hashes: Hashes) -> str:

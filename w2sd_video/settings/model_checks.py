@@ -19,6 +19,7 @@ from w2sd_video.settings.sources import (
     is_class_conditional,
     path_of,
     read_json,
+    sources_of,
     stages_of,
 )
 
@@ -53,10 +54,8 @@ def check_plan(config: RenderConfig) -> None:
 
 def _check_plan(config: RenderConfig) -> None:
     model = config.model
-    sources = (model.pretrained, model.motion_adapter, model.controlnet, model.ip_adapter, model.vae)
-    for source in (*sources, *model.weights.values(), *model.lora.values(), *model.components.values()):
-        if source:
-            path_of(source)
+    for source in sources_of(model):
+        path_of(source)
     for role in ROLES:
         _check_branch(role, getattr(config, role), model)
     if is_class_conditional(model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from w2sd_video.settings.evaluations import evaluations, most_steps
+from w2sd_video.settings.evaluations import most_steps, nfe_of
 from w2sd_video.settings.schema import BranchConfig, RenderConfig, filled
 
 EQUAL_COST = "strong at equal cost"
@@ -31,6 +31,6 @@ def panels(config: RenderConfig) -> dict[str, RenderConfig]:
         return {"W2SD": config}
     strong = dataclasses.replace(config, reflection_steps=0, autoguidance=0.0)
     weak = dataclasses.replace(strong, base=weak_panel(config))
-    steps = most_steps(strong, sum(evaluations(config).values()))
+    steps = most_steps(strong, nfe_of(config))
     longer = {EQUAL_COST: dataclasses.replace(strong, steps=steps)} if steps > config.steps else {}
     return {"weak": weak, "strong": strong, **longer, "W2SD": config}

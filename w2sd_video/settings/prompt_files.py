@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,10 +137,10 @@ def _text(value: Any, where: str) -> str | None:
 
 
 def _seed(value: Any, where: str) -> int | None:
-    if isinstance(value, str):
-        value = int(value) if value.strip().isascii() and value.strip().isdigit() else value
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,99}\s*", value):
+        value = int(value)
     if value is not None and not (type(value) is int and 0 <= value <= 2**62):
-        raise ConfigError(f"{where}: seed {value!r}: must be a whole number from 0 to 2**62")
+        raise ConfigError(f"{where}: seed {shortened(repr(value))}: must be a whole number from 0 to 2**62")
     return value
 
 

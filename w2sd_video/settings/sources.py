@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,24 @@ def _is_library_and_class(entry: Any) -> bool:
 def denoiser_of(model: ModelConfig) -> dict[str, Any]:
     """Return the config of a pipeline's first denoiser; nothing if it is not on this machine."""
     return next((config for name in DENOISERS if (config := component(model.pretrained, name))), {})
+
+
+def scheduler_of(model: ModelConfig) -> str:
+    """Return the class of a pipeline's scheduler; nothing if the pipeline is not on this machine."""
+    return model.scheduler or (index_of(model).get("scheduler") or ["", ""])[1] or ""
+
+
+def is_told_guidance(model: ModelConfig) -> bool:
+    """Return whether guidance is distilled into the network, which is told the scale and evaluated once."""
+    return bool(denoiser_of(model).get("guidance_embeds"))
+
+
+def sources_of(model: ModelConfig) -> Iterator[str]:
+    """Yield all that a model is loaded from: hub ids, folders and files."""
+    named = (model.pretrained, model.motion_adapter, model.controlnet, model.ip_adapter, model.vae)
+    for source in (*named, *model.weights.values(), *model.lora.values(), *model.components.values()):
+        if source:
+            yield source
 
 
 def stages_of(model: ModelConfig) -> int | None:

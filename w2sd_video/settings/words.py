@@ -48,6 +48,11 @@ def plan_in_words(config: RenderConfig) -> str:
     return "\n".join([*lines, f"memory   {_memory_in_words(config, counts)}"])
 
 
+def pair_plan(config: RenderConfig) -> list[str]:
+    """Return the lines of `plan_in_words` that are of the pair, and not of one render."""
+    return [line for line in plan_in_words(config).splitlines() if line.split()[0] not in ("clip", "steps", "NFE")]
+
+
 def parameters(model: ModelConfig) -> dict[str, float | None]:
     """Return the millions of parameters of each component, None where neither a folder nor the configuration tells."""
     known: dict[str, float | None] = dict(model.parameters)

@@ -9,28 +9,27 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from w2sd_video.evaluation.arms import Candidate, nfe_of
-from w2sd_video.evaluation.comparison import Result
+from w2sd_video.evaluation.arms import Candidate
+from w2sd_video.evaluation.comparison import Result, reported
 from w2sd_video.evaluation.every_arm import Work
-from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_features
+from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_of_splits
 from w2sd_video.evaluation.plan import open_folder
-from w2sd_video.evaluation.samples import Split, results_table
-from w2sd_video.evaluation.statistics import Real, measured
+from w2sd_video.evaluation.samples import results_table
 from w2sd_video.jobs.folder import JobFolder
 from w2sd_video.jobs.pool import Pool, started
 from w2sd_video.jobs.pool_options import Shard
-from w2sd_video.metrics import Metric
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import LoadError, check_device
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.sample import threads_for
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.schema import ConfigError, RenderConfig
-from w2sd_video.tuning.operators import Operator, fitted, plain_of
+from w2sd_video.tuning.operators import fitted, plain_of
 from w2sd_video.tuning.search import ByMetrics, Search, Tried, rounds_of
 from w2sd_video.tuning.tuning_plan import TuningPlan, nfe_in
 from w2sd_video.tuning.tuning_report import ClipFile, Findings, write_ballot, write_tuning_report
 from w2sd_video.tuning.verdict import PLAIN
-from w2sd_video.tuning.votes import VOTES, ByVotes, label_of, missing_votes, read_votes, win_figures
+from w2sd_video.tuning.votes import VOTES, ByVotes, label_of, missing_votes, win_figures
 from w2sd_video.writing import write_whole
 
 JOURNAL, BUDGET = "search.journal", "budget.json"
@@ -80,15 +79,14 @@ def tune_into(
     for name in plan.metrics:
         if name in missing:
             raise LoadError(f"metric {name}: {missing[name]}")
-    real = {split.name: real_features(metrics, config, split, whole) for split in (whole.tuning, whole.report)}
+    real = real_of_splits(metrics, config, whole, plan.metrics)
     with open_folder(folder, whole, metrics, config, Shard()) as files, threads_for(config.model.pretrained):
         plan = plan if seconds is None else replace(plan, nfe=_nfe_of_seconds(folder, config, seconds, whole.batch))
-        first = {f"operator {one.name}": one.at(one.first[0], plan.nfe) for one in plan.operators if _is_whole(one)}
         make_worker = MakeLaboratory(
             config,
             files,
             {metric.name: whole.sources[metric.name] for metric in metrics},
-            {name: setting for name, setting in first.items() if setting is not None},
+            {},
             whole.shown,
             metrics if pool.is_this_process else None,
         )
@@ -100,25 +98,32 @@ def tune_into(
         ):
             work = Work(files, run, Shard(), whole.batch, bar.update)
             searched = [metric for metric in metrics if metric.name in plan.metrics]
-            searched.sort(key=lambda metric: plan.metrics.index(metric.name))
+            higher = {metric.name: metric.higher_is_better for metric in searched}
             plain = _plain(config, plan.nfe)
             if plan.is_voted:
                 return _by_votes(folder, config, plan, plain, work, files.clip_file)
             search = Search(
                 folder / JOURNAL,
                 plan.operators,
-                {metric.name: metric.higher_is_better for metric in searched},
+                higher,
                 plan.nfe,
                 rounds,
                 plan.seed,
             )
             search.run(plan.trials, work.make, ByMetrics(work, searched, real["tuning"], rounds))
             tried = search.tried()
-            chosen, best = chosen_of(tried, {metric.name: metric.higher_is_better for metric in searched}, plan.best)
+            chosen, best = chosen_of(tried, higher, plan.best)
             chosen = {PLAIN: plain, **chosen}
             work.make([(candidate, whole.report) for candidate in chosen.values()])
-            results = [_result(work, candidate, whole.report, metrics, real["report"]) for candidate in chosen.values()]
-        write_whole(folder / "results.csv", results_table(work.measured(), files.scores))
+            results = [
+                reported(candidate, 0, work.read, whole.report, metrics, real["report"])
+                for candidate in chosen.values()
+            ]
+            asked = [(one.candidate, split) for one in tried if one.candidate for split in rounds]
+            asked = [(one, split) for one, split in asked if not work.missing([(one, split)])]
+            asked += [(candidate, whole.report) for candidate in chosen.values()]
+            sampled = [(one, split, work.read(one, split)) for one, split in asked]
+        write_whole(folder / "results.csv", results_table(sampled, files.scores))
         findings = Findings(plan, metrics, searched, missing, tried, search.importances(), results, best)
         words = write_tuning_report(folder, config, findings, files.clip_file)
         return Tuned(words, _failures(results))
@@ -177,7 +182,7 @@ def _by_votes(
     folder: Path, config: RenderConfig, plan: TuningPlan, plain: Candidate, work: Work, clip_file: ClipFile
 ) -> Tuned:
     """Go on with a search by votes as far as those that there are lead, and write the page for the next ones."""
-    votes, higher = read_votes(plan.votes), {VOTES.name: True}
+    votes, higher = plan.votes, {VOTES.name: True}
     search = Search(folder / JOURNAL, plan.operators, higher, plan.nfe, [plan.voted], plan.seed, at_a_time=1)
     work.make([(plain, plan.voted)])
     unknown = search.run(plan.trials, work.make, ByVotes(votes, label_of(plain)))
@@ -226,21 +231,6 @@ def _plain(config: RenderConfig, nfe: int) -> Candidate:
     if plain is None:
         raise ConfigError(f"--nfe {nfe}: not a step of this configuration fits; give more")
     return Candidate(PLAIN, "as configured", nfe, plain, nfe_of(plain))
-
-
-def _is_whole(operator: Operator) -> bool:
-    return bool(operator.first) and operator.first[0].keys() == operator.space.keys()
-
-
-def _result(
-    work: Work, candidate: Candidate, report: Split, metrics: Sequence[Metric], real: Mapping[str, Real]
-) -> Result:
-    samples = work.read(candidate, report)
-    figures = {
-        metric.name: measured(metric, samples, real.get(getattr(metric, "space", metric.name)), len(report.prompts))
-        for metric in metrics
-    }
-    return Result(candidate, 0, samples, figures)
 
 
 def _nfe_of_seconds(folder: Path, config: RenderConfig, seconds: float, batch: int) -> int:

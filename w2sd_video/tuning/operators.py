@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from w2sd_video.evaluation.arms import at_budget, nfe_of, without_a_block
+from w2sd_video.evaluation.arms import at_budget, without_a_block
+from w2sd_video.evaluation.places import takes_eta
 from w2sd_video.messages import suggest
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.panels import weak_panel
 from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig
-from w2sd_video.settings.sources import component, index_of, read_json
+from w2sd_video.settings.sources import is_told_guidance, read_json, scheduler_of
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _none(plain: RenderConfig) -> Operator:
 
 
 def _guidance(plain: RenderConfig) -> Operator:
-    space = {"guidance_scale": _SCALE, **({} if _is_told_the_scale(plain) else _window("guidance"))}
+    space = {"guidance_scale": _SCALE, **({} if is_told_guidance(plain.model) else _window("guidance"))}
 
     def made(values: Values) -> RenderConfig:
         return _stepped(_with_guidance(plain, values), values)
@@ -253,7 +255,7 @@ def _named(of: str, end: str) -> str:
 
 
 def _beside(plain: RenderConfig) -> dict[str, Open]:
-    return {"guidance_scale": _SCALE_BESIDE} if _is_told_the_scale(plain) else _GUIDANCE_BESIDE
+    return {"guidance_scale": _SCALE_BESIDE} if is_told_guidance(plain.model) else _GUIDANCE_BESIDE
 
 
 def _pushing(plain: RenderConfig) -> dict[str, Open]:
@@ -309,14 +311,14 @@ def _guided(plain: RenderConfig, scale: float) -> RenderConfig:
 
 def _stepping(plain: RenderConfig) -> dict[str, Open]:
     """Return what is open in the step itself: solver, grid, and noise, as far as scheduler and pipeline take them."""
-    scheduler = _scheduler(plain)
+    scheduler = scheduler_of(plain.model)
     if not scheduler:
         return {}
     solvers = [_own_solver(plain), *(name for name in _MULTISTEP if name != scheduler)]
     if "Flow" in scheduler:
         solvers.remove("UniPCMultistepScheduler")
     space: dict[str, Open] = {"solver": tuple(solvers), "grid": Range(1.0, 1.75, 0.25)}
-    if scheduler == _TAKES_ETA and _call_takes_eta(plain):
+    if takes_eta(plain):
         space["eta"] = Range(0.0, 1.0, 0.25)
     return space
 
@@ -325,7 +327,7 @@ def _stepped(config: RenderConfig, values: Values) -> RenderConfig:
     """Return a configuration with a solver, a grid where that takes one, and noise where that adds any."""
     if "solver" not in values:
         return config
-    scheduler = _scheduler(config)
+    scheduler = scheduler_of(config.model)
     solver = scheduler if values["solver"] == _own_solver(config) else values["solver"]
     config = replace(config, solver=None if solver == scheduler else solver)
     if solver in _TAKES_GRID:
@@ -336,29 +338,9 @@ def _stepped(config: RenderConfig, values: Values) -> RenderConfig:
 
 
 def _own_solver(config: RenderConfig) -> str:
-    return config.solver or _scheduler(config)
-
-
-def _scheduler(config: RenderConfig) -> str:
-    """Return the class of the pipeline's scheduler; nothing for a pipeline that is not on this machine."""
-    return config.model.scheduler or (index_of(config.model).get("scheduler") or ["", ""])[1] or ""
+    return config.solver or scheduler_of(config.model)
 
 
 def _prediction(config: RenderConfig) -> str:
     scheduler = read_json(config.model.pretrained, "scheduler/scheduler_config.json")
     return str(scheduler.get("prediction_type", ""))
-
-
-def _call_takes_eta(config: RenderConfig) -> bool:
-    """Return whether the call of a pipeline has an argument for DDIM's noise; of diffusers' own, by its class."""
-    import inspect
-
-    import diffusers
-
-    pipeline = getattr(diffusers, index_of(config.model).get("_class_name", ""), None)
-    return pipeline is not None and "eta" in inspect.signature(pipeline.__call__).parameters
-
-
-def _is_told_the_scale(config: RenderConfig) -> bool:
-    """Return whether guidance is distilled into the network, which is told the scale and evaluated once."""
-    return bool(component(config.model.pretrained, "transformer").get("guidance_embeds"))

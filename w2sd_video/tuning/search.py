@@ -10,18 +10,20 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from w2sd_video.evaluation.arms import Candidate, nfe_of
+from w2sd_video.evaluation.arms import Candidate
+from w2sd_video.evaluation.comparison import value_of
 from w2sd_video.evaluation.every_arm import Work
-from w2sd_video.evaluation.samples import Samples, Split, joined
-from w2sd_video.evaluation.statistics import Real, value_of_set
+from w2sd_video.evaluation.samples import Split, joined
+from w2sd_video.evaluation.statistics import Real
 from w2sd_video.jobs.folder import key_of
 from w2sd_video.metrics import Metric, Score
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.schema import ConfigError
 from w2sd_video.tuning.operators import Open, Operator, Range, in_words
 
@@ -107,6 +109,7 @@ class Search:
         self._operators = {operator.name: operator for operator in operators}
         self._metrics, self._nfe, self._rounds, self._seed = dict(metrics), nfe, list(rounds), seed
         self._at_a_time = at_a_time
+        self._candidates: dict[tuple[str, str], Candidate | None] = {}
         with _quiet():
             storage = _opened(journal)
             self._studies = {operator.name: self._study(storage, operator) for operator in operators}
@@ -248,10 +251,14 @@ class Search:
         return False
 
     def _candidate(self, operator: Operator, values: Mapping[str, Any]) -> Candidate | None:
-        config = operator.at(values, self._nfe)
-        if config is None:
-            return None
-        return Candidate(operator.name, in_words(values), self._nfe, config, nfe_of(config))
+        """Return values as a setting; None where no number of steps fits. Each is asked for many times."""
+        key = operator.name, repr(sorted(values.items()))
+        if key not in self._candidates:
+            config, candidate = operator.at(values, self._nfe), None
+            if config is not None:
+                candidate = Candidate(operator.name, in_words(values), self._nfe, config, nfe_of(config))
+            self._candidates[key] = candidate
+        return self._candidates[key]
 
     def _tried(self, operator: Operator, trial: FrozenTrial) -> Tried:
         candidate = self._candidate(operator, trial.params) if trial.params.keys() == operator.space.keys() else None
@@ -288,24 +295,22 @@ class ByMetrics:
         for split in self._rounds[:rounds]:
             samples = self._work.read(candidate, split)
             place = samples.prompt + split.first - self._rounds[0].first
-            parts.append(Samples(**{**vars(samples), "prompt": place}))
+            parts.append(replace(samples, prompt=place))
         samples = joined(parts)
         if not samples.there.all():
             return str(samples.error[~samples.there][0])
         prompts = sum(len(split.prompts) for split in self._rounds[:rounds])
-        scores = [self._score(metric, samples, prompts) for metric in self._metrics]
+        scores = [value_of(metric, samples, self._real_of(metric, prompts), prompts) for metric in self._metrics]
         missing = [metric.name for metric, score in zip(self._metrics, scores, strict=True) if not np.isfinite(score)]
         return f"{missing[0]} is no number" if missing else scores
 
-    def _score(self, metric: Metric, samples: Samples, prompts: int) -> float:
-        if isinstance(metric, Score):
-            values = samples.scores[metric.name]
-            return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-        real = self._real.get(metric.space)
-        if real is not None and real.prompt is not None:
-            is_known = real.prompt < prompts
-            real = Real(real.features[is_known], real.prompt[is_known])
-        return value_of_set(metric, samples.features[metric.space], samples.prompt, real, prompts)
+    def _real_of(self, metric: Metric, prompts: int) -> Real | None:
+        """Return the real clips that a metric compares with: of the first prompts alone, where it is known which."""
+        real = None if isinstance(metric, Score) else self._real.get(metric.space)
+        if real is None or real.prompt is None:
+            return real
+        is_known = real.prompt < prompts
+        return Real(real.features[is_known], real.prompt[is_known])
 
 
 def rounds_of(tuning: Split, rounds: int) -> list[Split]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from w2sd_video.jobs.pool import Pool
 from w2sd_video.rendering.step_cost import cost_lines, measured_cost
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.settings.words import plan_in_words
+from w2sd_video.settings.words import pair_plan
 from w2sd_video.tuning.tuning_plan import TuningPlan
 
 
@@ -15,7 +15,7 @@ def cost_in_words(config: RenderConfig, plan: TuningPlan, seconds: float | None,
     The model is loaded to measure that, if it is on this machine.
 
     Raises:
-        ConfigError: what this pipeline cannot be given, or a budget that is too small.
+        ConfigError: what this pipeline cannot be given.
         LoadError: a model that cannot be loaded.
     """
     whole = plan.measured
@@ -23,16 +23,16 @@ def cost_in_words(config: RenderConfig, plan: TuningPlan, seconds: float | None,
     trials, reported = plan.trials * len(plan.operators), plan.best + len(plan.operators) + 1
     samples = trials * tuning + reported * whole.report.samples
     cost = measured_cost(config, min(whole.batch, whole.report.samples))
-    nfe = plan.nfe
-    if seconds is not None and cost is not None:
-        nfe = int(max(seconds - max(cost.rest, 0.0), 0.0) / cost.evaluation)
-    lines = [line for line in plan_in_words(config).splitlines() if line.split()[0] not in ("clip", "steps", "NFE")]
+    nfe = plan.nfe if seconds is None or cost is None else cost.nfe_in(seconds)
+    lines = pair_plan(config)
     lines += [f"left out {name}: {reason}" for name, reason in plan.missing.items()]
     names = ", ".join(operator.name for operator in plan.operators)
     lines += [
         f"budget   {nfe} NFE a clip" if nfe else f"budget   {seconds:g} seconds a clip",
         f"search   {len(plan.operators)} operators x {plan.trials} settings x at most {tuning} samples: {names}",
         f"report   at most {reported} settings x {whole.report.samples} samples of other prompts",
-        f"NFE      in all: at most {samples * nfe} of {samples} samples, fewer as hopeless settings are given up",
     ]
+    if nfe:
+        all_of_them = f"at most {samples * nfe} of {samples} samples"
+        lines.append(f"NFE      in all: {all_of_them}, fewer as hopeless settings are given up")
     return "\n".join([*lines, *cost_lines(cost, samples, samples * nfe, pool.workers or 1)])

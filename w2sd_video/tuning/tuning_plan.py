@@ -12,11 +12,12 @@ from w2sd_video.evaluation.plan import Plan, plan_of
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.rendering.step_cost import measured_cost
-from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.command_line import refuse_words
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.settings.sources import MINIATURE
 from w2sd_video.tuning.operators import OPERATORS, Operator, fitted, operators_of, plain_of
-from w2sd_video.tuning.votes import VOTE, check_votes
+from w2sd_video.tuning.votes import VOTE, Vote, read_votes
 
 _NOT_FOLLOWED = dict.fromkeys(("-o", "--output"), "a search fills a folder; name it with --folder") | {
     "--seed": "the noise of a search is always the same; --search-seed proposes other settings",
@@ -47,7 +48,7 @@ class TuningPlan:
         rounds: parts in which the prompts are looked at.
         best: how many of the best settings are reported, beside the best of each operator.
         seed: of the proposals.
-        votes: files of votes.
+        votes: those that there are.
         measured: everything else, as an evaluation has it: prompts, metrics, real clips, batch.
     """
 
@@ -59,7 +60,7 @@ class TuningPlan:
     rounds: int
     best: int
     seed: int
-    votes: Sequence[Path]
+    votes: Sequence[Vote]
     measured: Plan
 
     @property
@@ -105,15 +106,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check_words(words: Sequence[str]) -> None:
     """Refuse options of other commands that a search would not follow (ConfigError)."""
-    for word in words:
-        if (name := word.split("=")[0]) in _NOT_FOLLOWED:
-            raise ConfigError(f"{name}: {_NOT_FOLLOWED[name]}")
+    refuse_words(words, _NOT_FOLLOWED)
 
 
 def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> TuningPlan:
     """Fill in what was not given, and refuse what makes no sense.
 
-    A budget of seconds is left open, as 0 evaluations; `with_budget` works it out.
+    A budget of seconds is left open, as 0 evaluations; `nfe_in` works it out.
 
     Args:
         options: the options.
@@ -148,7 +147,7 @@ def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str)
     _within("--search-seed", options.search_seed, 0, 2**32 - 1)
     _within("--shown", options.shown, 2 if is_voted else 0, 1000)
     operators, missing = operators_of(config, tuple(dict.fromkeys(options.operators or OPERATORS)))
-    usual = options.nfe or sum(evaluations(config).values())
+    usual = options.nfe or nfe_of(config)
     if options.seconds is None:
         _check_budget(config, usual)
     given = vars(options) | {
@@ -157,7 +156,7 @@ def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str)
         "number_of_tuning_seeds": options.number_of_tuning_seeds or 1,
         "arms": ["strong"],
         "against": None,
-        "budgets": [max(usual, sum(evaluations(replace(plain_of(config), steps=1)).values()))],
+        "budgets": [max(usual, _nfe_of_a_step(config))],
         "select": None if is_voted else names[0],
     }
     for option in ("number_of_seeds", "number_of_tuning_seeds"):
@@ -177,12 +176,11 @@ def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str)
             raise ConfigError("--metric vote: there are too few prompts; at least 2 are searched by and 2 reported")
         report = replace(measured.report, prompts=measured.report.prompts[: measured.shown], seeds=1)
         measured = replace(measured, report=report)
-    files = [Path(file) for file in options.votes]
-    check_votes(files)
+    votes = read_votes(Path(file) for file in options.votes)
     trials = options.trials or (3 if is_voted else 24)
     nfe = 0 if options.seconds is not None else usual
     rounds, best, seed = options.rounds, options.best, options.search_seed
-    return TuningPlan(operators, missing, nfe, names, trials, rounds, best, seed, files, measured)
+    return TuningPlan(operators, missing, nfe, names, trials, rounds, best, seed, votes, measured)
 
 
 def nfe_in(config: RenderConfig, seconds: float, batch: int) -> int:
@@ -197,19 +195,24 @@ def nfe_in(config: RenderConfig, seconds: float, batch: int) -> int:
     cost = measured_cost(config, batch)
     if cost is None:
         raise ConfigError(f"--seconds {seconds:g}: the model is not on this machine to measure it; give --nfe")
-    nfe = int((seconds - max(cost.rest, 0.0)) / cost.evaluation)
+    nfe = cost.nfe_in(seconds)
     if nfe < 1 or fitted(plain_of(config), nfe) is None:
         raise ConfigError(
             f"--seconds {seconds:g}: a clip takes {max(cost.rest, 0.0):.3g} beside evaluations of "
             f"{cost.evaluation:.3g} each; give more"
         )
-    return min(nfe, 10**4)
+    return nfe
 
 
 def _check_budget(config: RenderConfig, nfe: int) -> None:
     if fitted(plain_of(config), nfe) is None:
-        least = sum(evaluations(replace(plain_of(config), steps=1)).values())
-        raise ConfigError(f"--nfe {nfe}: a step of this configuration takes {least}; give at least that")
+        raise ConfigError(
+            f"--nfe {nfe}: a step of this configuration takes {_nfe_of_a_step(config)}; give at least that"
+        )
+
+
+def _nfe_of_a_step(config: RenderConfig) -> int:
+    return nfe_of(replace(plain_of(config), steps=1))
 
 
 def _usual_metric(config: RenderConfig) -> list[str]:

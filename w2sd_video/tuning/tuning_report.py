@@ -11,17 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
 
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import Result
-from w2sd_video.evaluation.plot import drawn
-from w2sd_video.evaluation.report import cell_of, clip_of, markdown_of
+from w2sd_video.evaluation.plot import as_svg, drawn
+from w2sd_video.evaluation.report import cell_of, clip_of, columns_of, sections_of, size_of
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.evaluation.statistics import pareto_front
 from w2sd_video.metrics import Metric
-from w2sd_video.page import Cell, Clip, Column, Group, Page, Table, embedded, write_page
+from w2sd_video.page import Cell, Column, Group, Page, Table, embedded, write_page
 from w2sd_video.rendering.outputs import machine, plain, today, versions
 from w2sd_video.settings.schema import RenderConfig, stage_scales
 from w2sd_video.settings.words import pair_in_words
@@ -85,7 +84,8 @@ def write_tuning_report(folder: Path, config: RenderConfig, findings: Findings, 
     verdict = in_words(differences, operators, metric.name, len(report.prompts), GUIDANCE in findings.rivals)
     text = (
         f"{config.model.pretrained}, {pair_in_words(config)}; at most {plan.nfe} NFE a clip, searched by "
-        f"{', '.join(name.replace('_', ' ') for name in higher)} on {_size(tuning)}, reported on {_size(report)} others"
+        f"{', '.join(name.replace('_', ' ') for name in higher)} on {size_of(tuning)}, "
+        f"reported on {size_of(report)} others"
     )
     on_front = pareto_front(
         [(float(result.candidate.nfe), result.figures[metric.name].value) for result in results],
@@ -109,8 +109,7 @@ def write_tuning_report(folder: Path, config: RenderConfig, findings: Findings, 
     write_whole(folder / "trials.csv", _trials_csv(findings))
     for name, plot in zip(("front.svg", "search.svg"), plots.values(), strict=True):
         write_whole(folder / name, plot)
-    sections = [line for table in tables for line in (f"**{table.title}**", "", *markdown_of(table), "")]
-    markdown = "\n".join([text, "", verdict, "", *sections, *(f"- {note}" for note in notes)])
+    markdown = "\n".join([text, "", verdict, "", *sections_of(tables), *(f"- {note}" for note in notes)])
     write_whole(folder / "table.md", markdown + "\n")
     page = Page(
         title="The best settings at a budget",
@@ -130,19 +129,20 @@ def write_ballot(
     folder: Path, config: RenderConfig, split: Split, candidates: Sequence[Candidate], clip_file: ClipFile
 ) -> Path:
     """Write the page on which people vote, which does not say what is what, and return its path."""
-    groups: dict[str, list[Clip]] = {}
-    for place, prompt in enumerate(split.prompts):
-        for candidate in sorted(candidates, key=label_of):
-            file = clip_file(candidate.config, split.first + place)
-            if file.exists():
-                blind = replace(clip_of(candidate, file, embedded(file)), label=label_of(candidate), caption="")
-                groups.setdefault(prompt, []).append(blind)
+    groups = []
+    for number, prompt in enumerate(split.prompts, split.first):
+        files = {label_of(each): (each, clip_file(each.config, number)) for each in candidates}
+        clips = [
+            replace(clip_of(each, file, embedded(file)), label=label, caption="")
+            for label, (each, file) in sorted(files.items())
+            if file.exists()
+        ]
+        if clips:
+            groups.append(Group(prompt, number, clips))
     page = Page(
         title="Which is better?",
         text="Press Blind vote, choose any two, vote on each pair, and save the votes. Every setting needs some.",
-        groups=[
-            Group(prompt, split.first + list(split.prompts).index(prompt), clips) for prompt, clips in groups.items()
-        ],
+        groups=groups,
     )
     path = folder / f"{VOTE}.html"
     write_page(path, page)
@@ -169,10 +169,7 @@ def search_plot(tried: Sequence[Tried], metrics: Sequence[Metric]) -> str:
     else:
         axis.set_ylabel(names[1].replace("_", " "), fontsize=9)
         picture.legend(loc="outside upper left", fontsize=8, ncols=2, frameon=False)
-    text = io.StringIO()
-    with rc_context({"svg.hashsalt": "w2sd"}):
-        picture.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    return as_svg(picture)
 
 
 def _operator_of(name: str, findings: Findings) -> str:
@@ -180,16 +177,8 @@ def _operator_of(name: str, findings: Findings) -> str:
     return name if name in {each.operator for each in findings.tried} else name.rpartition(" ")[0]
 
 
-def _size(split: Split) -> str:
-    return f"{len(split.prompts)} prompts x {split.seeds} seed(s)"
-
-
 def _results_table(findings: Findings, on_front: Sequence[bool]) -> Table:
-    columns = [Column("setting"), Column("values"), Column("steps"), Column("NFE")]
-    columns += [
-        Column(metric.name.replace("_", " "), "higher" if metric.higher_is_better else "lower")
-        for metric in findings.metrics
-    ]
+    columns = [Column("setting"), Column("values"), Column("steps"), Column("NFE"), *columns_of(findings.metrics)]
     rows = []
     for result, is_on_front in zip(findings.results, on_front, strict=True):
         candidate, seconds = result.candidate, float(np.mean(result.samples.seconds))
@@ -230,11 +219,8 @@ def _tried_table(findings: Findings) -> Table:
         known = ("finished", "given up", NO_STEPS)
         states = Counter(each.state if each.state in known else "failed" for each in of_operator)
         best = (max(values) if metric.higher_is_better else min(values)) if values else np.nan
-        numbers = [
-            len(of_operator) - states[NO_STEPS],
-            *(states[state] for state in ("finished", "given up", "failed")),
-        ]
-        numbers.append(states[NO_STEPS])
+        counts = [states[state] for state in ("finished", "given up", "failed", NO_STEPS)]
+        numbers = [sum(counts[:-1]), *counts]
         rows.append([Cell(operator), *(Cell(str(number), number) for number in numbers), Cell(f"{best:.4g}", best)])
     names = ("operator", "tried", "finished", "given up", "failed", "proposed but too dear")
     best_column = Column(f"best {metric.name.replace('_', ' ')}", "higher" if metric.higher_is_better else "lower")

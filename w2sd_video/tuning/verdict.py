@@ -67,14 +67,14 @@ def differences_of(
     ]
     figures = [by_name[mine].figures[metric] - by_name[other].figures[metric] for metric, mine, other in pairs]
     differences = []
-    for (metric, mine, other), figure, (low, high) in zip(pairs, figures, holm(figures), strict=True):
+    for (metric, mine, other), figure, (low, high) in zip(pairs, figures, intervals_by_holm(figures), strict=True):
         is_above = True if low > 0 else False if high < 0 else None
         is_better = None if is_above is None else is_above == higher_is_better[metric]
         differences.append(Difference(metric, mine, other, figure.value, low, high, is_better))
     return differences
 
 
-def holm(differences: Sequence[Figure]) -> list[tuple[float, float]]:
+def intervals_by_holm(differences: Sequence[Figure]) -> list[tuple[float, float]]:
     """Return intervals of paired differences that exclude 0 exactly where Holm's step-down test rejects that.
 
     The test is Student's, with the standard error of each difference (S. Holm, "A Simple Sequentially

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.samples import key_of
+from w2sd_video.evaluation.samples import key_of_setting
 from w2sd_video.evaluation.statistics import Figure, figure, resampled
 from w2sd_video.messages import shortened
 from w2sd_video.metrics import Score
@@ -22,9 +22,9 @@ from w2sd_video.settings.schema import ConfigError
 from w2sd_video.text_files import parse_json, read_text
 
 VOTE = "vote"
+"""The name of the metric."""
 _DRAWS = 200
 """Resamples of the prompts: each solves for all strengths anew."""
-"""The name of the metric."""
 
 
 def _people_judge(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
@@ -56,12 +56,7 @@ class Vote:
 
 def label_of(candidate: Candidate) -> str:
     """Return what a setting is called on a page for voting: always the same, and it does not say what it is."""
-    return f"setting {key_of(candidate.config)[:6]}"
-
-
-def check_votes(files: Iterable[Path]) -> None:
-    """Refuse files that hold no votes (ConfigError)."""
-    read_votes(files)
+    return f"setting {key_of_setting(candidate.config)[:6]}"
 
 
 def read_votes(files: Iterable[Path]) -> list[Vote]:

@@ -18,7 +18,7 @@ from w2sd_video.page.write import embedded
 from w2sd_video.reflection_settings import Inversion
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import read_inputs
-from w2sd_video.rendering.load import load, quiet
+from w2sd_video.rendering.load import load
 from w2sd_video.rendering.outputs import plain, write_sample, write_sidecar
 from w2sd_video.rendering.prompts import check_before_loading, sample_panels
 from w2sd_video.rendering.sample import threads_for
@@ -196,8 +196,7 @@ class Workbench:
         if model != self._model:
             say(0.0, f"loading {config.model.pretrained}")
             self._model, self._pipe = "", None  # what is not used any more is freed first
-            with quiet():
-                self._pipe = load(config)
+            self._pipe = load(config)
             self._model = model
         return self._pipe
 
