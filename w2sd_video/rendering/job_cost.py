@@ -31,7 +31,7 @@ def clips_cost_in_words(config: RenderConfig) -> str:
     except ConfigError as error:  # a plan can be made for another machine, and before all files are there
         return "\n".join([*lines, f"seconds  unknown: {error}"])
     shown = panels(config).values()
-    nfe = sum(sum(evaluations(panel).values()) for panel in shown) * len(config.prompts)
+    nfe = sum(map(nfe_of, shown)) * len(config.prompts)
     cost = measured_cost(replace(config, compare=False))
     return "\n".join([*lines, *cost_lines(cost, len(shown) * len(config.prompts), nfe, 1)])
 
