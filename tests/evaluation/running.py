@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import random
 import signal
 import subprocess
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from processes import ENVIRONMENT
+from processes import ENVIRONMENT, kill_workers_of
 
 from w2sd_video.settings.command_line import parse
 
@@ -89,35 +88,7 @@ def kill_driver(folder, kills, *options):
 
 
 def kill_workers(folder, kills, *options):
-    """Run an evaluation, and kill -9 one of its workers at a time after some more samples.
-
-    Returns:
-        How often one was killed, and the exit code.
-    """
-    chosen, killed, process = random.Random(kills), 0, start(folder, *options)
-    while killed < kills and process.poll() is None:
-        wanted = samples_in(folder) + chosen.randint(1, 2)
-        while process.poll() is None and samples_in(folder) < wanted:
-            time.sleep(0.002)
-        time.sleep(chosen.uniform(0, 0.1))
-        if workers := workers_of(process.pid):
-            os.kill(chosen.choice(workers), signal.SIGKILL)
-            killed += 1
+    """Run an evaluation, and kill its workers; return how often, and the exit code."""
+    process = start(folder, *options)
+    killed = kill_workers_of(process, kills, lambda: samples_in(folder))
     return killed, process.wait()
-
-
-def workers_of(driver):
-    """Return the processes of Ray's actors that descend from a driver."""
-    parents, actors = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if (folder / "cmdline").read_text().startswith("ray::_Actor"):
-                actors.append(int(folder.name))
-        except OSError:  # it has ended meanwhile
-            continue
-
-    def descends(process):
-        return process == driver or (process in parents and descends(parents[process]))
-
-    return [actor for actor in actors if descends(actor)]

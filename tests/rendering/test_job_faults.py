@@ -4,8 +4,6 @@ The number of kills is small unless asked for: ``python -m pytest -m kills tests
 """
 
 import functools
-import os
-import random
 import resource
 import shutil
 import signal
@@ -17,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kill_jobs import command, contents, leftovers, run, run_and_kill
-from processes import OF_A_USER, hears_ctrl_c
+from processes import OF_A_USER, hears_ctrl_c, kill_workers_of
 
 from w2sd_video.rendering.video import write_video
 
@@ -128,25 +126,8 @@ def write_edges(path):
 @pytest.mark.kills
 def test_workers_that_are_killed_are_replaced_and_nothing_is_lost():
     pytest.importorskip("ray", reason="several workers need the extra ray")
-    options = ("--prompts", "prompts.txt", "--samples", "10", "--steps", "4")
+    options = ("--prompts", "prompts.txt", "--samples", "20", "--steps", "10")
     process = subprocess.Popen(command("killed", *options, "--workers", "2"), env=OF_A_USER, start_new_session=True)
-    chosen, killed = random.Random(0), 0
-    while process.poll() is None and killed < 20:
-        time.sleep(chosen.uniform(1, 4))
-        workers = workers_of(process.pid)
-        if workers and list(Path("killed").glob("*.mp4")):
-            os.kill(chosen.choice(workers), signal.SIGKILL)
-            killed += 1
-    process.wait()
-    assert killed >= 5, "it came to its end too soon"
+    assert kill_workers_of(process, 20, lambda: len(list(Path("killed").glob("*.mp4")))) == 20, "it ended too soon"
+    assert process.wait() == 0
     check_the_same(options)
-
-
-def workers_of(pid):
-    """Return the processes of Ray's actors that descend from a process."""
-    found = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
-    rows = [line.split(maxsplit=2) for line in found.splitlines()]
-    descendants = {pid}
-    for _ in range(8):
-        descendants |= {int(own) for own, parent, _ in rows if int(parent) in descendants}
-    return [int(own) for own, _, name in rows if int(own) in descendants and "ray::" in name and "Actor" in name]
