@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from w2sd_video.branch import Branch
 from w2sd_video.driver.call import Run, walking
+from w2sd_video.driver.parts import is_modular
 from w2sd_video.driver.solvers import solver_of
 from w2sd_video.driver.walk import Walk
 from w2sd_video.gaps.swaps import swapped
@@ -110,5 +111,14 @@ def reflection(
     if isinstance(pipe, type) or not callable(pipe) or not hasattr(pipe, "scheduler"):
         raise TypeError(f"pipe must be a diffusers pipeline that was loaded, got {pipe!r:.80}")
     swaps = [] if solver is None else [(pipe, {"scheduler": solver_of(pipe, solver)})]
-    with swapped(swaps), walking(pipe, branches, settings, Walk) as run:
+    with swapped(swaps), _walking(pipe, branches, settings) as run:
         yield run
+
+
+def _walking(pipe: Any, branches: dict[Role, Branch], settings: Reflection) -> AbstractContextManager[Run]:
+    """Return what leads the calls of a pipeline: a block of a modular one's denoise loop, a scheduler of others'."""
+    if is_modular(pipe):
+        from w2sd_video.driver.modular_call import walking_blocks  # modular pipelines of diffusers are slow to import
+
+        return walking_blocks(pipe, branches, settings)
+    return walking(pipe, branches, settings, Walk)

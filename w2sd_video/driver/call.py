@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from operator import length_hint
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -93,7 +93,7 @@ def walking(
         raise ValueError("the pipeline is being reflected already; end that block before beginning another")
     with make_call().prepared():
         pass  # what no call could be given is refused here
-    with _of_class(pipe, reflecting_class(type(pipe), loop, make_call)):
+    with of_class(pipe, reflecting_class(type(pipe), loop, make_call)):
         yield run
 
 
@@ -134,7 +134,7 @@ class PipelineCall:
         ]
         controlnet = controlnet_of(pipe, branches)
         used = {
-            role: [_second(stage[role]) or own for stage, own in zip(stages, denoisers, strict=True)]
+            role: [second_of(stage[role]) or own for stage, own in zip(stages, denoisers, strict=True)]
             for role in branches
         }
         networks = list(itertools.chain(denoisers, *used.values())) + ([] if controlnet is None else [controlnet])
@@ -154,7 +154,7 @@ class PipelineCall:
             self._controls = [] if controlnet is None else [ControlSwitch(controlnet, branches, self._state)]
             yield
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], running: list[PipelineCall]) -> Any:
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], running: list[Any]) -> Any:
         """Call the pipeline, reflected; the call stands among those that are running as long as it has the networks."""
         given = by_name(self._signature, args, kwargs)
         with self.prepared(), ExitStack() as stack:
@@ -308,17 +308,24 @@ class PipelineCall:
                 self._state.rehearsing = None
 
 
+class ReflectedCall(Protocol):
+    """One call of a pipeline, to be made once."""
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], running: list[Any]) -> Any:
+        """Call the pipeline, reflected; the call stands among those that are running as long as it does."""
+
+
 class ReflectedPipeline:
     """What a pipeline is an instance of inside a block."""
 
 
-def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineCall]) -> type:
+def reflecting_class(original: Any, loop: Any, make_call: Callable[[], ReflectedCall]) -> type:
     """Return a subclass of a pipeline's class, of the same name, in which the calls of its loop are reflected.
 
     They are caught right before the class whose ``__call__`` is the loop, so that a subclass which prepares arguments
     and calls ``super().__call__`` does so as ever. What is made of the class, or copied from the pipeline, is stock.
     """
-    running: list[PipelineCall] = []
+    running: list[Any] = []
     calls_of_loop = 0
 
     def call_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -358,7 +365,8 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
     return Reflecting
 
 
-def _second(branch: Branch) -> nn.Module | None:
+def second_of(branch: Branch) -> nn.Module | None:
+    """Return the second denoiser that a branch is answered with, if it has one."""
     return branch.weights if isinstance(branch.weights, nn.Module) else None
 
 
@@ -384,7 +392,7 @@ def _walked(iterable: Any, bar: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _of_class(pipe: Any, reflecting: type) -> Iterator[None]:
+def of_class(pipe: Any, reflecting: type) -> Iterator[None]:
     """Make a pipeline an instance of another class for a while."""
     before = type(pipe)
     pipe.__class__ = reflecting

@@ -29,16 +29,22 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
     return denoisers
 
 
+def is_modular(pipe: Any) -> bool:
+    """Return whether a pipeline is made of blocks, also where it is of a class that diffusers does not have yet."""
+    return any(base.__name__ == "ModularPipeline" for base in type(pipe).__mro__)
+
+
 def check_kind(pipe: Any) -> None:
     """Refuse a pipeline or a scheduler of which it is known beforehand that it cannot be reflected.
 
     Raises:
         TypeError: naming it.
     """
-    if any(base.__name__ == "ModularPipeline" for base in type(pipe).__mro__):  # of some versions of diffusers only
+    if is_modular(pipe):
         raise TypeError(
-            f"{type(pipe).__name__} is a modular pipeline, whose loop is a block of its own, and cannot be reflected "
-            "yet; use the pipeline of the same model that has one __call__ (for example WanPipeline)"
+            f"{type(pipe).__name__} is a modular pipeline, whose loop is a block of its own: it is reflected by "
+            "reflection(pipe, ...) alone; use the pipeline of the same model that has one __call__ (for example "
+            "WanPipeline)"
         )
     Trajectory.check(pipe.scheduler)
 

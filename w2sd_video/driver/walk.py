@@ -169,8 +169,7 @@ class Walk:
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
-        if self._settings.is_on:
-            self.turns = with_later_watches(self.turns, timesteps, begin)
+        self.turns = self._with_later_watches(begin)
         self._announce()
         return True
 
@@ -179,6 +178,10 @@ class Walk:
         timestep = self.wrapped.timesteps[begin]
         turns = probes(begin, timestep, "watch", WATCH_TURNS) if self._settings.is_on else []
         return turns + (probes(begin, timestep, "measure", PROBE_TURNS) if self._state.measures else [])
+
+    def _with_later_watches(self, begin: int) -> list[Turn]:
+        """Return the turns, with those among them in which the loop is watched again."""
+        return with_later_watches(self.turns, self.wrapped.timesteps, begin) if self._settings.is_on else self.turns
 
     def _moment_of(self, call: int, first: int, total: int) -> Moment:
         """Return the step that a call of the wrapped scheduler belongs to, of those from the first on."""

@@ -1,0 +1,79 @@
+"""A walk that the block of a modular pipeline leads turn by turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from w2sd_video.driver.signatures import by_name
+from w2sd_video.driver.turns import Turn
+from w2sd_video.driver.walk import Walk
+from w2sd_video.inversions import Request
+
+
+class TurnOver(BaseException):
+    """Ends a turn at ``scheduler.step``, with the latents to go on with. No ``except Exception`` may take it."""
+
+    def __init__(self, latents: torch.Tensor) -> None:
+        super().__init__()
+        self.latents = latents
+
+
+class LoopWalk(Walk):
+    """A walk whose every turn begins from a copy of the loop's state: what the loop keeps need not be watched.
+
+    Attributes:
+        shape: of the latents in the loop's state. Where the blocks step latents of that shape, a turn ends right at
+            ``scheduler.step``; where they step a part of them (LTX all frames but the first), they lay out the latents
+            that they are handed.
+    """
+
+    shape: torch.Size | None = None
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """The wrapped scheduler's timesteps."""
+        return self.wrapped.timesteps
+
+    def begin(self, calls: range) -> None:
+        """Lay out the turns of a loop over some calls of the wrapped scheduler."""
+        self._handed_back.forget()
+        self._plan(calls)
+
+    def turn_of(self, call: int) -> Turn:
+        """Return the turn that is to be gone through, for a call of the wrapped scheduler.
+
+        Raises:
+            RuntimeError: the loop is at another step.
+        """
+        turn = self.turns[self.at] if self.at < len(self.turns) else None
+        if turn is None or turn.call != call:
+            raise RuntimeError("the denoise loop does not go through its timesteps in order, so it cannot be reflected")
+        self._shown, self._state.in_turn = turn, True
+        return turn
+
+    def call_of(self, asked: Any) -> int:
+        """Return the call of the wrapped scheduler at whose timestep a prediction is asked for."""
+        assert isinstance(asked, Request)
+        return self._trajectory.calls[asked.step]
+
+    def check_stepped(self, turn: Turn) -> None:
+        """Refuse blocks that did not step in a turn (RuntimeError)."""
+        if self._shown is turn:
+            raise RuntimeError("the blocks of the denoise loop never call scheduler.step, so it cannot be reflected")
+
+    def _probe_turns(self, begin: int) -> list[Turn]:
+        return []
+
+    def _with_later_watches(self, begin: int) -> list[Turn]:
+        return self.turns
+
+    def _step(self, *args: Any, **kwargs: Any) -> Any:
+        turn = self._shown
+        result = super()._step(*args, **kwargs)
+        if turn is None or turn.takes_step:
+            return result
+        if by_name(self._step_signature, args, kwargs)["sample"].shape == self.shape:
+            raise TurnOver(result[0])
+        return result
