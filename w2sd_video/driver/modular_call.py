@@ -8,7 +8,6 @@ find among the components.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -26,9 +25,9 @@ from w2sd_video.branch import Branch
 from w2sd_video.driver.arguments import check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.call import ReflectedPipeline, Run, of_class, reflecting_class, second_of
 from w2sd_video.driver.denoiser import check_same_shape
-from w2sd_video.driver.guards import counting_nothing
+from w2sd_video.driver.modular_networks import Networks
 from w2sd_video.driver.modular_walk import LoopWalk, TurnOver
-from w2sd_video.driver.networks import in_place_of, in_use
+from w2sd_video.driver.networks import in_use
 from w2sd_video.driver.parts import (
     branch_at_stage,
     check_no_cache,
@@ -39,10 +38,9 @@ from w2sd_video.driver.parts import (
 )
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.rows import are_equal
-from w2sd_video.driver.signatures import by_name, declared_signature, named_signature, uncompiled
+from w2sd_video.driver.signatures import by_name, declared_signature, uncompiled
 from w2sd_video.driver.turns import Turn
 from w2sd_video.driver.walk import presented
-from w2sd_video.gaps import Swap, swapped, swaps_of
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.gaps.swaps import attributes_put_back
 from w2sd_video.reflection_settings import Reflection, Role
@@ -100,10 +98,6 @@ class BlocksCall:
         self._run = run
         self._used = [branch for role, branch in branches.items() if role in settings.roles]
         self._stand_ins: dict[str, Any] = {}
-        self._swaps: dict[int, list[Swap]] = {}
-        self._known_swaps: list[tuple[Branch, nn.Module, list[Swap]]] = []
-        self._evaluating = threading.RLock()
-        self._seen: list[nn.Module] = []
         self._shown: dict[str, Any] = {}
         self._texts: dict[Any, dict[str, Any]] = {}
         self._changes: dict[Any, dict[str, Any]] = {}
@@ -140,6 +134,9 @@ class BlocksCall:
         with in_use(self._networks):
             if self._settings.is_on:
                 check_no_cache(pipe, self._networks)
+            self._state = CallState(stages=len(denoisers), leads=self._settings.is_on)
+            self._walk = LoopWalk(pipe.scheduler, self._settings, self._state)
+            self._answers = Networks(self._state)
             for role, branch in branches.items():
                 check_loaded(branch.lora or {}, used[role])
                 check_text_encoders(pipe, branch.lora or {})
@@ -147,9 +144,7 @@ class BlocksCall:
                 for own, module, stage in zip(denoisers, used[role], self._stages, strict=True):
                     if module is not own:
                         check_same_shape(own, module)
-                    self._swaps_of(stage[role], module)
-            self._state = CallState(stages=len(denoisers), leads=self._settings.is_on)
-            self._walk = LoopWalk(pipe.scheduler, self._settings, self._state)
+                    self._answers.swaps_of(stage[role], module)
             yield
 
     def _loaded(self) -> dict[str, nn.Module]:
@@ -224,15 +219,6 @@ class BlocksCall:
     def _is_in_loop(self, name: str) -> bool:
         return any(spec.name == name for loop in denoise_loops(self._pipe._blocks) for spec in loop.expected_components)
 
-    def _swaps_of(self, branch: Branch, module: nn.Module) -> list[Swap]:
-        """Return what a branch changes in a network while it is evaluated."""
-        for known, network, swaps in self._known_swaps:
-            if known == branch and network is module:
-                return swaps
-        swaps = swaps_of(uncompiled(module), branch)
-        self._known_swaps.append((branch, module, swaps))
-        return swaps
-
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], running: list[Any]) -> Any:
         """Call the pipeline, reflected; the call stands among those that are running as long as it has the networks."""
         signature = declared_signature(self._original, "__call__")
@@ -242,7 +228,7 @@ class BlocksCall:
             stack.callback(running.remove, self)
             stack.enter_context(attributes_put_back(self._walk.wrapped, always=False))
             for network in self._networks:
-                stack.enter_context(self._switched(network))
+                stack.enter_context(self._answers.switched(network))
             blocks = with_reflection(self._pipe._blocks, self._iterate)
             self._parts = {"_blocks": blocks, "scheduler": presented(self._walk), **self._guiders.own}
             components = _standing_for(self._pipe, self._original, self._part)
@@ -289,30 +275,6 @@ class BlocksCall:
             finally:
                 self._state.rehearsing = None
 
-    @contextmanager
-    def _switched(self, network: nn.Module) -> Iterator[None]:
-        """Count what a network evaluates, with the role's changes in it; evaluations of other threads pass by."""
-        signature = named_signature(network)
-        latents_name = next(iter(signature.parameters))
-
-        def answer(*args: Any, **kwargs: Any) -> Any:
-            state = self._state
-            if state.is_elsewhere:
-                with self._evaluating:
-                    return evaluate(*args, **kwargs)
-            state.nfe[state.role] += len(by_name(signature, args, kwargs)[latents_name])
-            is_first = state.leads and not any(network is seen for seen in self._seen)
-            with ExitStack() as stack:
-                if is_first:
-                    self._seen.append(network)
-                    stack.enter_context(counting_nothing(uncompiled(network)))
-                stack.enter_context(self._evaluating)
-                stack.enter_context(swapped(self._swaps.get(id(network), [])))
-                return evaluate(*args, **kwargs)
-
-        with in_place_of(network, answer) as evaluate:
-            yield
-
     def _iterate(self, loop: Any, components: Any, block_state: Any, i: int, t: Any) -> Any:
         """Go through the turns of one step of a denoise loop, and leave the loop's state as the step does."""
         if self._state.rehearsing is not None:
@@ -326,18 +288,16 @@ class BlocksCall:
             state = copy.copy(block_state)
             if not turn.takes_step:
                 vars(state).update({name: _own_copy(value) for name, value in vars(state).items()})
-            changes = self._changes_of(turn, i, block_state)
             if latents is not None:
                 state.latents = latents.to(block_state.latents.dtype)
-            vars(state).update(changes)
             self._walk.shape = getattr(getattr(state, "latents", None), "shape", None)
-            try:
-                _, state = loop.loop_step(components, state, **self._told(turn, i, t, block_state.timesteps))
-                latents = state.latents
-            except TurnOver as over:
-                latents = over.latents
-            finally:
-                self._stand_ins, self._swaps = {}, {}
+            with self._answering(turn, i, block_state) as changes:
+                vars(state).update(changes)
+                try:
+                    _, state = loop.loop_step(components, state, **self._told(turn, i, t, block_state.timesteps))
+                    latents = state.latents
+                except TurnOver as over:
+                    latents = over.latents
             self._walk.check_stepped(turn)
             if turn.takes_step:
                 kept = {name: value for name, value in vars(state).items() if name not in changes}
@@ -372,22 +332,26 @@ class BlocksCall:
             for text, shown in self._texts.items()
         }
 
-    def _changes_of(self, turn: Turn, i: int, block_state: Any) -> dict[str, Any]:
-        """Put the networks and guiders of a turn's role in place, and return its changes of the loop's state."""
-        role = turn.asked.role
+    @contextmanager
+    def _answering(self, turn: Turn, i: int, block_state: Any) -> Iterator[dict[str, Any]]:
+        """Put the networks and guiders of a turn's role in place, and yield its changes of the loop's state."""
+        role, walk = turn.asked.role, self._walk
         settings = [self._state.setting(stage) for stage in self._stages]
         scales: list[Any] = [setting.guidance_scale for setting in settings]
-        networks: dict[str, nn.Module] = {}
-        for (name, own), setting in zip(self._denoisers.items(), settings, strict=True):
-            networks[name] = second_of(setting) or own
-            self._swaps[id(networks[name])] = self._swaps_of(setting, networks[name])
+        pairs = zip(self._denoisers.items(), settings, strict=True)
+        networks = {name: second_of(setting) or own for (name, own), setting in pairs}
         guiders = self._guiders.of(role, i, {name: scales[_stage_of(name)] for name in self._guiders.own})
-        self._stand_ins = {**networks, **guiders}
         changes = dict(self._changes.get(settings[0].text, {}))
         guidance = getattr(block_state, "guidance", None)
         if not guiders and scales[0] is not None and isinstance(guidance, torch.Tensor):
             changes["guidance"] = torch.full_like(guidance, scales[0])
-        return changes
+        shares = walk.shares_latents(0), walk.shares_latents(1)
+        self._stand_ins = {**networks, **guiders}
+        try:
+            with self._answers.answering(settings, list(networks.values()), guiders, *shares):
+                yield changes
+        finally:
+            self._stand_ins = {}
 
     def _told(self, turn: Turn, i: int, t: Any, timesteps: Sequence[Any]) -> dict[str, Any]:
         """Return the number and the timestep of an iteration that the blocks are told."""

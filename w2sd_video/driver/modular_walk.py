@@ -53,6 +53,11 @@ class LoopWalk(Walk):
         self._shown, self._state.in_turn = turn, True
         return turn
 
+    def shares_latents(self, ahead: int) -> bool:
+        """Return whether the turn that is so far ahead has the latents and the timestep of the one before it."""
+        at = self.at + ahead
+        return at < len(self.turns) and getattr(self.turns[at].asked, "shares_latents", False)
+
     def call_of(self, asked: Any) -> int:
         """Return the call of the wrapped scheduler at whose timestep a prediction is asked for."""
         assert isinstance(asked, Request)
