@@ -108,7 +108,7 @@ def reflection(
     for role, branch in branches.items():
         if not isinstance(branch, Branch):
             raise TypeError(f"{role} must be a Branch, got {branch!r}")
-    if isinstance(pipe, type) or not callable(pipe) or not hasattr(pipe, "scheduler"):
+    if isinstance(pipe, type) or not callable(pipe) or not (hasattr(pipe, "scheduler") or is_modular(pipe)):
         raise TypeError(f"pipe must be a diffusers pipeline that was loaded, got {pipe!r:.80}")
     swaps = [] if solver is None else [(pipe, {"scheduler": solver_of(pipe, solver)})]
     with swapped(swaps), _walking(pipe, branches, settings) as run:

@@ -6,7 +6,6 @@ import diffusers
 import pytest
 import tiny
 import torch
-from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
 from pipelines_table import run
 from plain_loop import STRONG, WEAK
 from tiny.variants import build
@@ -215,9 +214,3 @@ def test_momentum_of_guidance_in_diffusers_own_loops_is_seen(name, words):
         call |= {"editing_prompt": ["a hat"], "edit_guidance_scale": 5.0, "edit_warmup_steps": 1}
     with reflection(pipe, strong=Branch(), weak=Branch()), pytest.raises(ValueError, match=words):
         run(pipe, call)
-
-
-def test_a_modular_pipeline_is_refused_for_what_it_is():
-    pipe = StableDiffusionXLAutoBlocks().init_pipeline()
-    with pytest.raises(TypeError, match="is a modular pipeline"), reflection(pipe, strong=STRONG, weak=WEAK):
-        pass

@@ -54,7 +54,9 @@ FAMILIES: dict[str, Family] = {
     "wan 2.2": Family("Wan22Blocks", lambda: tiny.wan(two_stage=True)),
     "wan image to video": Family("WanImage2VideoAutoBlocks", tiny.wan_image_to_video),
     "stable diffusion xl": Family("StableDiffusionXLAutoBlocks", tiny.stable_diffusion_xl),
-    "stable diffusion 3": Family("StableDiffusion3AutoBlocks", tiny.stable_diffusion_3),
+    "stable diffusion 3": Family(
+        "StableDiffusion3AutoBlocks", tiny.stable_diffusion_3, lambda: {"negative_prompt": "blue"}
+    ),
     "flux": Family("FluxAutoBlocks", tiny.flux),
     "flux 2": Family(
         "Flux2AutoBlocks",

@@ -313,6 +313,13 @@ class BlocksCall:
                 "the loop keeps keys and values of its network for later steps, which would answer one role with "
                 "another's; pass use_kv_cache=False"
             )
+        if self._guiders.own and vars(block_state).get("negative_prompt_embeds", "no field") is None:
+            for branch in self._used:
+                if branch.guidance_scale not in (None, 1):
+                    raise ValueError(
+                        f"a branch has guidance_scale={branch.guidance_scale}, but this call of {self._name} has no "
+                        "unconditional prompt; pass negative_prompt"
+                    )
         latents = getattr(block_state, "latents", None)
         self._samples = len(latents) if isinstance(latents, torch.Tensor) else 1
         calls = _calls_among(self._walk.wrapped.timesteps, getattr(block_state, "timesteps", None))
