@@ -12,7 +12,7 @@ from typing import Any
 
 from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.modular_pipelines.modular_pipeline import LoopSequentialPipelineBlocks, ModularPipelineBlocks
-from diffusers.modular_pipelines.modular_pipeline_utils import InsertableDict
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InsertableDict
 from torch import nn
 
 from w2sd_video.backends import DENOISERS
@@ -65,6 +65,38 @@ class ReflectionBlock(ModularPipelineBlocks):
         return components, self._iterate(self._loop, components, block_state, i, t)
 
 
+class SecondDenoiser(ModularPipelineBlocks):
+    """Makes second weights a component of a pipeline, which loads, moves and offloads them with its others.
+
+    A branch names them: ``Branch(weights="weak_transformer")``. Inserted among the blocks of a pipeline, it does
+    nothing when these run.
+
+    Args:
+        name: of the component.
+        kind: class of the network, that of the pipeline's own denoiser.
+        from_pretrained: where it is loaded from, as ``ComponentSpec`` takes it: ``pretrained_model_name_or_path``,
+            ``subfolder``, ...
+    """
+
+    def __init__(self, name: str, kind: type[nn.Module], **from_pretrained: Any) -> None:
+        super().__init__()
+        self._spec = ComponentSpec(name=name, type_hint=kind, **from_pretrained)
+
+    @property
+    def description(self) -> str:
+        """What it does, for a person."""
+        return f"Second weights of the denoiser, {self._spec.name}, for a branch of a reflection"
+
+    @property
+    def expected_components(self) -> list[Any]:
+        """The second denoiser."""
+        return [self._spec]
+
+    def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
+        """Leave all as it is."""
+        return components, state
+
+
 def denoise_loops(blocks: Any) -> Iterator[Any]:
     """Yield the loops of a pipeline's blocks that evaluate a denoiser."""
     if isinstance(blocks, LoopSequentialPipelineBlocks):
@@ -86,18 +118,26 @@ def reason_against(loop: Any) -> str | None:
     return None
 
 
-def with_reflection(blocks: Any, iterate: Iteration) -> Any:
-    """Return blocks in whose denoise loops a `ReflectionBlock` has the place of their own; others are shared."""
+def with_reflection(blocks: Any, iterate: Iteration, is_quiet: bool = False) -> Any:
+    """Return blocks in whose denoise loops a `ReflectionBlock` has the place of their own; others are shared.
+
+    Args:
+        blocks: of a pipeline; they are left as they are.
+        iterate: goes once round a loop.
+        is_quiet: whether the loops are to show no progress.
+    """
     if isinstance(blocks, LoopSequentialPipelineBlocks):
         inserted = {"reflect": ReflectionBlock(blocks, iterate)} if any(denoise_loops(blocks)) else None
     else:
-        reflected = {name: with_reflection(block, iterate) for name, block in blocks.sub_blocks.items()}
+        reflected = {name: with_reflection(block, iterate, is_quiet) for name, block in blocks.sub_blocks.items()}
         is_changed = any(block is not blocks.sub_blocks[name] for name, block in reflected.items())
         inserted = reflected if is_changed else None
     if inserted is None:
         return blocks
     changed = copy.copy(blocks)
     changed.sub_blocks = InsertableDict(inserted)
+    if is_quiet:
+        changed._progress_bar_config = {"disable": True}
     return changed
 
 

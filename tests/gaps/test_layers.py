@@ -6,9 +6,11 @@ import diffusers
 import pytest
 import tiny
 import torch
+from helpers import run
 from networks import everywhere, noise, reflected, with_branch
+from tiny.variants import build
 
-from w2sd_video import Branch
+from w2sd_video import Branch, reflection
 from w2sd_video.gaps import swaps_of
 from w2sd_video.gaps.layers import blocks_of
 
@@ -159,3 +161,11 @@ def test_an_attention_to_more_than_its_own_tokens_is_not_passed_over_either():
     pipe, call = tiny.nucleus_moe()
     with pytest.raises(ValueError, match="very tokens that attend"):
         reflected(pipe, call, everywhere(perturbed_layers=[0]))
+
+
+def test_a_block_that_diffusers_registers_by_other_names_than_its_own_is_left_out():
+    """Z-Image's takes ``x``, and is registered as taking ``hidden_states``."""
+    pipe, call = build("ZImagePipeline")
+    stock = run(pipe, call)
+    with reflection(pipe, strong=Branch(), weak=Branch(), base=Branch(skip_layers=[0]), reflection_steps=0):
+        assert not torch.equal(run(pipe, call), stock)

@@ -52,12 +52,19 @@ def _stock(name: str) -> Callable[[], Built]:
 FAMILIES: dict[str, Family] = {
     "wan": Family("WanBlocks", tiny.wan),
     "wan 2.2": Family("Wan22Blocks", lambda: tiny.wan(two_stage=True)),
+    "wan 2.2 image to video": Family("Wan22Image2VideoBlocks", lambda: tiny.wan_image_to_video(two_stage=True)),
     "wan image to video": Family("WanImage2VideoAutoBlocks", tiny.wan_image_to_video),
     "stable diffusion xl": Family("StableDiffusionXLAutoBlocks", tiny.stable_diffusion_xl),
     "stable diffusion 3": Family(
         "StableDiffusion3AutoBlocks", tiny.stable_diffusion_3, lambda: {"negative_prompt": "blue"}
     ),
+    "stable diffusion xl image to image": Family(
+        "StableDiffusionXLAutoBlocks",
+        tiny.stable_diffusion_xl,
+        lambda: {"image": picture(16), "strength": 0.75, "num_inference_steps": 4},
+    ),
     "flux": Family("FluxAutoBlocks", tiny.flux),
+    "flux kontext": Family("FluxKontextAutoBlocks", _stock("FluxKontextPipeline")),
     "flux 2": Family(
         "Flux2AutoBlocks",
         _stock("Flux2Pipeline"),
@@ -66,6 +73,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "flux 2 klein": Family("Flux2KleinBaseAutoBlocks", _stock("Flux2KleinPipeline")),
     "qwen image": Family("QwenImageAutoBlocks", _stock("QwenImagePipeline"), _qwen_text, ("text_encoder",)),
+    "qwen image edit": Family(
+        "QwenImageEditAutoBlocks",
+        _stock("QwenImageEditPipeline"),
+        lambda: _qwen_text() | {"image": picture(16)},
+        ("text_encoder",),
+    ),
     "z image": Family("ZImageAutoBlocks", _stock("ZImagePipeline")),
     "ltx": Family("LTXAutoBlocks", tiny.ltx),
     "ltx image to video": Family("LTXAutoBlocks", tiny.ltx, lambda: {"image": picture(32)}),

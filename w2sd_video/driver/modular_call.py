@@ -229,8 +229,7 @@ class BlocksCall:
             stack.enter_context(attributes_put_back(self._walk.wrapped, always=False))
             for network in self._networks:
                 stack.enter_context(self._answers.switched(network))
-            blocks = with_reflection(self._pipe._blocks, self._iterate)
-            self._parts = {"_blocks": blocks, "scheduler": presented(self._walk), **self._guiders.own}
+            self._parts = {"scheduler": presented(self._walk), **self._guiders.own}
             components = _standing_for(self._pipe, self._original, self._part)
             arguments = self._arguments(given)
             if self._settings.grid != 1.0:
@@ -238,7 +237,9 @@ class BlocksCall:
             self._walk.draw = drawing_as(arguments.get("generator"))
             self._walk.fresh_steps = partial(stage_changes, self._pipe)
             try:
+                self._parts["_blocks"] = with_reflection(self._pipe._blocks, self._iterate, is_quiet=True)
                 self._rehearse(components, arguments, given)
+                self._parts["_blocks"] = with_reflection(self._pipe._blocks, self._iterate)
                 result = self._call_blocks(components, **given)
             finally:
                 nfe = self._state.nfe
