@@ -54,7 +54,8 @@ def reflection(
     stock one goes on, past the branches. A second denoiser (``weights``) is not to be used elsewhere meanwhile.
 
     Args:
-        pipe: any diffusers pipeline that loops over ``scheduler.step`` with a known scheduler.
+        pipe: any diffusers pipeline that loops over ``scheduler.step`` with a known scheduler; or a modular one with a
+            denoise loop of blocks, its components loaded.
         strong: the setting that denoises in a reflection.
         weak: the setting that inverts.
         base: the setting of the step that counts; None is the pipeline's own.
@@ -82,8 +83,8 @@ def reflection(
         A ``Run``, filled in by each call of the pipeline.
 
     Raises:
-        TypeError: no pipeline, no branches, a scheduler that is not known or cannot be reflected, or a pipeline without
-            a denoiser.
+        TypeError: no pipeline, no branches, a scheduler that is not known or cannot be reflected, a pipeline without
+            a denoiser, or a modular one whose loop is not made of blocks.
         ValueError: a setting out of range, weights or LoRA that are not loaded, a second denoiser of another shape,
             experts, layers or side networks that the pipeline does not have, a cache of evaluations, a second denoiser
             without the adapters of the first; or, inside the block, a guidance scale or text that this pipeline cannot
@@ -110,7 +111,8 @@ def reflection(
             raise TypeError(f"{role} must be a Branch, got {branch!r}")
     if isinstance(pipe, type) or not callable(pipe) or not (hasattr(pipe, "scheduler") or is_modular(pipe)):
         raise TypeError(f"pipe must be a diffusers pipeline that was loaded, got {pipe!r:.80}")
-    swaps = [] if solver is None else [(pipe, {"scheduler": solver_of(pipe, solver)})]
+    is_loaded = getattr(pipe, "scheduler", None) is not None  # of a modular pipeline it may not be yet
+    swaps = [(pipe, {"scheduler": solver_of(pipe, solver)})] if solver is not None and is_loaded else []
     with swapped(swaps), _walking(pipe, branches, settings) as run:
         yield run
 

@@ -591,7 +591,7 @@ def test_bad_pipelines_and_calls_are_one_clear_error():
     empty = diffusers.WanBlocks().init_pipeline()
     with (
         pytest.raises(ValueError, match="scheduler, transformer of WanModularPipeline are not loaded"),
-        reflection(empty, strong=Branch(), weak=Branch()),
+        reflection(empty, strong=Branch(), weak=Branch(), solver="UniPCMultistepScheduler"),
     ):
         pass
     pipe, call = modular("wan")
