@@ -73,12 +73,6 @@ FAMILIES: dict[str, Family] = {
     ),
     "flux 2 klein": Family("Flux2KleinBaseAutoBlocks", _stock("Flux2KleinPipeline")),
     "qwen image": Family("QwenImageAutoBlocks", _stock("QwenImagePipeline"), _qwen_text, ("text_encoder",)),
-    "qwen image edit": Family(
-        "QwenImageEditAutoBlocks",
-        _stock("QwenImageEditPipeline"),
-        lambda: _qwen_text() | {"image": picture(16)},
-        ("text_encoder",),
-    ),
     "z image": Family("ZImageAutoBlocks", _stock("ZImagePipeline")),
     "ltx": Family("LTXAutoBlocks", tiny.ltx),
     "ltx image to video": Family("LTXAutoBlocks", tiny.ltx, lambda: {"image": picture(32)}),
