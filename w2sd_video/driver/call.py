@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from operator import length_hint
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -36,7 +38,7 @@ from w2sd_video.driver.parts import (
     stage_changes,
 )
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
-from w2sd_video.driver.signatures import as_given, by_name, declared_signature, defaults, with_signature
+from w2sd_video.driver.signatures import as_given, by_name, code_of, declared_signature, defaults, with_signature
 from w2sd_video.driver.timesteps import counting_calls
 from w2sd_video.driver.walk import Walk, presented
 from w2sd_video.driver.watching import Watch
@@ -117,6 +119,11 @@ class PipelineCall:
         self._used = [branch for role, branch in branches.items() if role in settings.roles]
         self._loop: Callable[..., Any] = loop.__call__
         self._signature = declared_signature(loop, "__call__")
+
+    @property
+    def is_in_its_loop(self) -> bool:
+        """Whether what runs is this call's own loop."""
+        return not self._state.is_elsewhere
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -323,6 +330,8 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
 
     def call_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal calls_of_loop
+        if not isinstance(self, ReflectedPipeline):  # a method that was taken inside the block, after it
+            return loop.__call__(self, *args, **kwargs)
         calls_of_loop += 1
         return make_call().run(args, kwargs, running)
 
@@ -351,11 +360,56 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], PipelineC
                 return super().progress_bar(iterable, total)
             return running[-1].progress_bar(super().progress_bar, iterable, total)
 
+    Reflecting.scheduler = _SchedulerInCalls(loop, running)
     if loop is not original:
         Reflecting.__call__ = with_signature(call_to_the_loop, inspect.signature(original.__call__))
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         setattr(Reflecting, name, getattr(original, name))
     return Reflecting
+
+
+class _SchedulerInCalls:
+    """The attribute of a pipeline's scheduler, which its loop is given in a reflected call only.
+
+    The loop runs past it where its function is called itself: a method that was taken before the block, or a subclass
+    that names the class in place of ``super()``.
+
+    Args:
+        loop: the class whose ``__call__`` is the loop.
+        running: the reflected calls of the pipeline.
+    """
+
+    def __init__(self, loop: type, running: list[PipelineCall]) -> None:
+        self._name = loop.__name__
+        self._code = code_of(vars(loop)["__call__"])
+        self._running = running
+
+    def __get__(self, pipe: Any, owner: type) -> Any:
+        if pipe is None or "scheduler" not in vars(pipe):
+            raise AttributeError("scheduler")
+        if not any(call.is_in_its_loop for call in self._running) and self._loop_runs_past(pipe):
+            raise ValueError(
+                f"{self._name}.__call__ was called past the pipeline, as a method that was taken before the block or by "
+                "the name of its class, so nothing would be reflected; call the pipeline itself inside the block, and "
+                f"{self._name}.__call__ by super().__call__ in a subclass"
+            )
+        return vars(pipe)["scheduler"]
+
+    def __set__(self, pipe: Any, scheduler: Any) -> None:
+        vars(pipe)["scheduler"] = scheduler
+
+    def _loop_runs_past(self, pipe: Any) -> bool:
+        """Return whether the innermost loop of a pipeline that runs in this thread was called by something else."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code is self._code and any(value is pipe for value in frame.f_locals.values()):
+                break
+            frame = frame.f_back
+        else:
+            return False
+        while frame is not None and frame.f_globals.get("__name__") != __name__:
+            frame = frame.f_back
+        return frame is None or frame.f_code is not PipelineCall._call.__code__
 
 
 def _second(branch: Branch) -> nn.Module | None:
