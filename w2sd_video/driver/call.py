@@ -216,7 +216,7 @@ class PipelineCall:
         walk.draw = drawing_as(arguments.get("generator"))
         walk.on_turn = Momentum(self._pipe).after_turn
         walk.fresh_steps = partial(stage_changes, self._pipe)
-        walk.watch = Watch(type(self._pipe).__name__, LoopState(self._pipe, self._loop), self._check_control)
+        walk.watch = Watch(type(self._pipe).__name__, LoopState(self._pipe, PipelineCall._call.__code__), self._check_control)
 
     def _call(self, arguments: Mapping[str, Any], positional: int) -> Any:
         args, kwargs = as_given(arguments, positional)

@@ -138,6 +138,12 @@ class DenoiserSwitch:
         if state.rehearsing is not None:
             return [like.new_zeros(shape) for shape in shapes]
         assert state.probing is not None
+        if torch.is_grad_enabled() and like.requires_grad:
+            raise ValueError(
+                f"{type(self._pipe).__name__} differentiates through its network (guidance by the gradient of a loss), "
+                "which cannot be reflected; reflect no step (reflection_steps=0)"
+            )
+        state.given.append(arguments)
         if state.probing == CHANGED_SCALE and state.many_rows and state.changed_scale is None:
             self._change_scale()
         rows = probe_rows(state.probing, shapes, sum(map(len, state.answered)), like)

@@ -84,6 +84,7 @@ class CallState:
         measures: whether the call begins with turns that measure the layout of guidance.
         probing: the number of the probe turn that is under way; None in all others.
         answered: rows that the evaluations of this turn were answered with, where they are no network's own.
+        given: the arguments of the networks in a turn in which they are not run.
         answering: the denoiser that answered last.
         layouts: what the probe turns have shown, by the denoiser that answered in them.
         stated_scales: the numbers among the call's arguments that are named for guidance.
@@ -110,6 +111,7 @@ class CallState:
     measures: bool = False
     probing: int | None = None
     answered: list[list[torch.Tensor]] = field(default_factory=list)
+    given: list[Arguments] = field(default_factory=list)
     answering: int = 0
     layouts: dict[int, Layout] = field(default_factory=dict)
     stated_scales: tuple[float, ...] = ()
