@@ -229,7 +229,10 @@ class LateCounter(Loop):
 
 def test_state_that_matters_later_is_refused_at_the_latest_in_the_end():
     pipe, call = of(LateCounter)
-    with reflection(pipe, strong=STRONG, weak=WEAK, reflection_steps=2), pytest.raises(ValueError, match=r"self\.turns"):
+    with (
+        reflection(pipe, strong=STRONG, weak=WEAK, reflection_steps=2),
+        pytest.raises(ValueError, match=r"self\.turns"),
+    ):
         run(pipe, call)
 
 

@@ -14,6 +14,7 @@ from operator import length_hint
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -183,10 +184,11 @@ class PipelineCall:
                 result = self._call(given | changes, len(args))
                 samples = _samples_in(result)
             except Exception as error:
-                if self._state.probing is not None and _is_raised_by(type(self._pipe), error):
+                if self._state.probing is not None and not _is_of_ours_or_of_memory(error):
                     raise ValueError(
                         f"{type(self._pipe).__name__} needs more of its network than a prediction (keys and values, "
-                        "attention maps), so its loop cannot be watched without it, nor be reflected"
+                        "attention maps), or more of its scheduler than latents, so its loop cannot be watched "
+                        f"without them, nor be reflected ({type(error).__name__}: {error})"
                     ) from error
                 raise
             finally:
@@ -216,7 +218,9 @@ class PipelineCall:
         walk.draw = drawing_as(arguments.get("generator"))
         walk.on_turn = Momentum(self._pipe).after_turn
         walk.fresh_steps = partial(stage_changes, self._pipe)
-        walk.watch = Watch(type(self._pipe).__name__, LoopState(self._pipe, PipelineCall._call.__code__), self._check_control)
+        walk.watch = Watch(
+            type(self._pipe).__name__, LoopState(self._pipe, PipelineCall._call.__code__), self._check_control
+        )
 
     def _call(self, arguments: Mapping[str, Any], positional: int) -> Any:
         args, kwargs = as_given(arguments, positional)
@@ -232,6 +236,11 @@ class PipelineCall:
                 f"{name} evaluated its network in another thread than its loop's, so nothing was reflected"
             )
         self._check_control()
+        if any(self._state.text_differs):
+            raise ValueError(
+                f"the text that {name} gives its network changed in the call, but a branch has a text of its own, "
+                "encoded before the first step; leave the text of the branches out, or what changes the other"
+            )
 
     def _check_control(self) -> None:
         """Refuse a scale for a ControlNet that the loop did not evaluate (one that is a part of the denoiser)."""
@@ -389,9 +398,9 @@ class _SchedulerInCalls:
             raise AttributeError("scheduler")
         if not any(call.is_in_its_loop for call in self._running) and self._loop_runs_past(pipe):
             raise ValueError(
-                f"{self._name}.__call__ was called past the pipeline, as a method that was taken before the block or by "
-                "the name of its class, so nothing would be reflected; call the pipeline itself inside the block, and "
-                f"{self._name}.__call__ by super().__call__ in a subclass"
+                f"{self._name}.__call__ was called past the pipeline, as a method that was taken before the block or "
+                "by the name of its class, so nothing would be reflected; call the pipeline itself inside the block, "
+                f"and {self._name}.__call__ by super().__call__ in a subclass"
             )
         return vars(pipe)["scheduler"]
 
@@ -416,13 +425,14 @@ def _second(branch: Branch) -> nn.Module | None:
     return branch.weights if isinstance(branch.weights, nn.Module) else None
 
 
-def _is_raised_by(pipeline: type, error: BaseException) -> bool:
-    """Return whether an error was raised by the very code of a pipeline, and not by what it calls, hooks among it."""
+def _is_of_ours_or_of_memory(error: BaseException) -> bool:
+    """Return whether an error was raised by the package, or says that memory ran out."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    modules = {base.__module__ for base in pipeline.__mro__ if "__call__" in vars(base)}
-    return trace is not None and trace.tb_frame.f_globals.get("__name__") in modules
+    package = __name__.partition(".")[0]
+    is_ours = trace is not None and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == package
+    return is_ours or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 def _samples_in(result: Any) -> int:

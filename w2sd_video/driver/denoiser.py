@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from w2sd_video.branch import Branch
+from w2sd_video.driver.comparing import copied, differences
 from w2sd_video.driver.guards import Caches, counting_nothing
 from w2sd_video.driver.layout import Layout, answered, rows_needed
 from w2sd_video.driver.measuring import CHANGED_SCALE, probe_rows
@@ -134,7 +135,7 @@ class DenoiserSwitch:
         like = samples if isinstance(samples, torch.Tensor) else samples[0]
         shapes = output_shapes(uncompiled(self._denoiser), samples)
         if shown := state.rehearsing or state.noting:
-            shown.calls.append(arguments)
+            shown.calls.append(copied(arguments))
         if state.rehearsing is not None:
             return [like.new_zeros(shape) for shape in shapes]
         assert state.probing is not None
@@ -279,6 +280,9 @@ class DenoiserSwitch:
         key = (text, call)
         if key not in self._texts:
             self._texts[key] = own.changes(call, other, self._latents_name)
+        for name in self._texts[key]:
+            differs = differences(own.calls[call].get(name), arguments.get(name))
+            self._state.text_differs += [flag for flag, _ in differs]
         return arguments | self._texts[key]
 
 

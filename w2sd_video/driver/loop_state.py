@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
+from w2sd_video.driver.comparing import copied, differences, state_of
+
 
 class LoopState:
-    """What a pipeline's loop knows, and hands on, while it takes a step: a turn that is repeated has to find it as it was.
+    """What a pipeline's loop knows and hands on while it takes a step: a repeated turn has to find it as it was.
 
     What a loop keeps by its turns (a counter of its own, the momentum of a guidance, a random draw) is in a variable of
     a method of its class, in an attribute of the pipeline, or in a random generator. A tensor or a generator that has
@@ -43,14 +44,14 @@ class LoopState:
 
     def remember(self, handed_on: Any) -> None:
         """Keep what the loop that is calling the scheduler knows now, and what it has handed on in this turn."""
-        self._before, self._handed_on = _copied(self._variables()), _copied(handed_on)
+        self._before, self._handed_on = copied(self._variables()), copied(handed_on)
 
     def compare(self, handed_on: Any) -> None:
         """Compare both with what was remembered at the same latents, for the same answers, without a wait."""
         now, before = self._variables(), self._before
         self._before = {}
         for name in before.keys() & now.keys():
-            for flag, does_harm in _differences(before[name], now[name]):
+            for flag, does_harm in differences(before[name], now[name]):
                 if does_harm:
                     self._differing.append((name, flag))
                 elif flag:
@@ -59,7 +60,7 @@ class LoopState:
 
     def compare_handed_on(self, handed_on: Any) -> None:
         """Compare what was handed on alone."""
-        self._depends += [flag for flag, _ in _differences(self._handed_on, handed_on)]
+        self._depends += [flag for flag, _ in differences(self._handed_on, handed_on)]
 
     def check(self) -> None:
         """Look at what was compared.
@@ -92,8 +93,6 @@ class LoopState:
 
 _DRIVER = "w2sd_video.driver."
 """Begins the names of the modules whose functions stand between the loop and this file."""
-_COPIED = 2**22
-"""Elements of a tensor that is copied to be compared; a larger one that is written into in place is not noticed."""
 _DATA = (torch.Tensor, np.ndarray, torch.Generator, int, float, str, np.generic, list, tuple, deque, dict)
 
 
@@ -103,61 +102,10 @@ def _is_data(value: Any) -> bool:
 
 def _random_states() -> Iterator[tuple[str, bytes]]:
     """Give the state of every generator that needs no name, all of them on the host."""
-    yield "torch's global generator", _state_of(torch.default_generator)
+    yield "torch's global generator", state_of(torch.default_generator)
     if torch.cuda.is_initialized():
         for device, generator in enumerate(torch.cuda.default_generators):
-            yield f"the global generator of cuda:{device}", _state_of(generator)
+            yield f"the global generator of cuda:{device}", state_of(generator)
     _, keys, *rest = np.random.get_state(legacy=True)
     yield "numpy.random", np.asarray(keys).tobytes() + repr(rest).encode()
     yield "random", repr(hash(random.getstate())).encode()
-
-
-def _copied(value: Any) -> Any:
-    """Return what a value is compared by later."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone() if value.numel() <= _COPIED else value
-    if isinstance(value, torch.Generator):
-        return _state_of(value)
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, (list, tuple, deque)) else value
-
-
-def _state_of(generator: torch.Generator) -> bytes:
-    """Return the state of a generator, which lies on the host whatever it draws for."""
-    return generator.get_state().numpy().tobytes()
-
-
-def _differences(before: Any, now: Any) -> list[tuple[bool | torch.Tensor, bool]]:
-    """Return what is true where a value is no longer what was copied of it, and whether that does harm by itself.
-
-    What is no data is not looked at.
-    """
-    if isinstance(now, torch.Generator):
-        return [(before != _state_of(now), True)]
-    if isinstance(now, bytes):
-        return [(before != now, True)]
-    if isinstance(now, torch.Tensor):
-        if before is now:
-            return []
-        if not isinstance(before, torch.Tensor) or before.shape != now.shape or before.dtype != now.dtype:
-            return [(True, True)]
-        return [(((before != now) & ~((before != before) & (now != now))).any(), True)]
-    if isinstance(now, np.ndarray):
-        is_same = isinstance(before, np.ndarray) and (before.shape, before.dtype) == (now.shape, now.dtype)
-        return [(not is_same or before.tobytes() != now.tobytes(), True)]
-    if isinstance(now, Mapping):
-        if not isinstance(before, Mapping):
-            return [(True, True)]
-        changed = [(before.keys() != now.keys(), not before.keys() <= now.keys())]
-        return changed + [flag for key in before.keys() & now.keys() for flag in _differences(before[key], now[key])]
-    if isinstance(now, (list, tuple, deque)):
-        if not isinstance(before, list) or len(before) > len(now):
-            return [(True, True)]
-        changed = [(len(before) != len(now), False)]
-        return changed + [flag for one, other in zip(before, now, strict=False) for flag in _differences(one, other)]
-    if isinstance(now, float) and isinstance(before, float) and math.isnan(now) and math.isnan(before):
-        return []
-    return [(bool(before != now), False)] if isinstance(now, (int, float, str, np.generic)) else []

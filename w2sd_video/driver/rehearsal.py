@@ -94,6 +94,7 @@ class CallState:
         stages: how many denoisers the pipeline has; each has weights of its own.
         rehearsing: set while the pipeline only shows what it gives its denoiser.
         rehearsals: what it showed, by the text of the branch (None: its own).
+        text_differs: what is true where the text of the pipeline's own was not what it showed.
         noting: what the pipeline shows in the first turn that is watched, if that is to be learnt.
         guidance_scale: the argument of the pipeline's call, if it is a number.
         leads: whether the loop is led: then the network is evaluated in its turns only.
@@ -120,6 +121,7 @@ class CallState:
     stages: int = 1
     rehearsing: Rehearsal | None = None
     rehearsals: dict[Any, Rehearsal] = field(default_factory=dict)
+    text_differs: list[bool | torch.Tensor] = field(default_factory=list)
     noting: Rehearsal | None = None
     guidance_scale: float | None = None
     leads: bool = False

@@ -26,7 +26,7 @@ def declared_signature(cls: type, method: str) -> inspect.Signature:
 
 
 def code_of(function: Any) -> CodeType | None:
-    """Return the code of a function under whatever wraps it (decorators, ``functools.partialmethod``), if it has one."""
+    """Return the code of a function under what wraps it (decorators, ``functools.partialmethod``), if it has one."""
     while isinstance(function, partialmethod):
         function = function.func
     return getattr(inspect.unwrap(function), "__code__", None)
