@@ -222,6 +222,7 @@ class Walk:
             self.steps_taken += 1
             return self.wrapped.step(*args, **kwargs)
         arguments, self._positional = by_name(self._step_signature, args, kwargs), len(args)
+        arguments["model_output"] = arguments["model_output"].detach()  # of a loop that keeps the graph of all turns
         turn = self._checked(turn, arguments)
         self._state.step_taken = turn.takes_step
         self._handed_back.check(arguments["sample"])
