@@ -207,11 +207,13 @@ class PipelineCall:
             check_no_own_timesteps(arguments, self._settings.grid)
         scale = arguments.get("guidance_scale")
         state.guidance_scale = float(scale) if isinstance(scale, Real) else None
-        state.stated_scales = tuple(
-            float(value)
+        state.stated_scales = {
+            name: float(value)
             for name, value in arguments.items()
-            if ("guidance" in name or "cfg" in name) and isinstance(value, Real) and not isinstance(value, bool)
-        )
+            if any(word in name for word in ("guidance", "cfg", "scale"))
+            and isinstance(value, Real)
+            and not isinstance(value, bool)
+        }
         state.measures = any(
             branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
         )

@@ -189,8 +189,9 @@ class DenoiserSwitch:
         layout, name = self._layout, type(self._pipe).__name__
         if layout is None or layout.kind == "not affine":
             raise ValueError(
-                f"the guidance of {name} is no weighted sum of its evaluations, so a branch cannot set its "
-                "guidance_scale; leave it out, and let the branches differ in something else"
+                f"the guidance of {name} is no weighted sum of its evaluations, or the scales of this call leave open "
+                "what guidance_scale weighs in it, so a branch cannot set it; call it with other scales, or let the "
+                "branches differ in something else"
             )
         if not layout.is_guided and scale != 1:
             raise ValueError(

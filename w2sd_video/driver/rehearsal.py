@@ -87,7 +87,7 @@ class CallState:
         given: the arguments of the networks in a turn in which they are not run.
         answering: the denoiser that answered last.
         layouts: what the probe turns have shown, by the denoiser that answered in them.
-        stated_scales: the numbers among the call's arguments that are named for guidance.
+        stated_scales: the numbers among the call's arguments that are named for guidance or a scale.
         many_rows: whether a sample is made of more than one row, so that its guidance scale has to be changed to tell
             which it acts on.
         changed_scale: puts the pipeline's guidance scale back after the probe turn that has it changed, and returns it.
@@ -115,7 +115,7 @@ class CallState:
     given: list[Arguments] = field(default_factory=list)
     answering: int = 0
     layouts: dict[int, Layout] = field(default_factory=dict)
-    stated_scales: tuple[float, ...] = ()
+    stated_scales: dict[str, float] = field(default_factory=dict)
     many_rows: bool = False
     changed_scale: Callable[[], float] | None = None
     stages: int = 1
