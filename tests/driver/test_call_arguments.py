@@ -99,8 +99,46 @@ def test_a_subclass_that_goes_past_super_is_not_passed_over_in_silence():
 
     pipe, call = tiny.wan()
     pipe.__class__ = App
-    with pytest.raises(RuntimeError, match=r"WanPipeline.__call__ by super"), reflection(pipe, **GAP):
+    with pytest.raises(ValueError, match=r"WanPipeline.__call__ by super"), reflection(pipe, **GAP) as done:
         run(pipe, call)
+    assert not any(done.nfe.values())
+
+
+def test_a_method_that_was_taken_before_the_block_is_refused_and_one_of_inside_is_stock_after_it():
+    pipe, call = tiny.stable_diffusion()
+    call |= {"num_inference_steps": STEPS, "output_type": "latent"}
+
+    def seeded():
+        return call | {"generator": torch.Generator().manual_seed(7)}
+
+    stock, before = pipe(**seeded()).images, pipe.__call__
+    with reflection(pipe, **GAP):
+        expected = pipe(**seeded()).images
+        inside = pipe.__call__
+        assert torch.equal(inside(**seeded()).images, expected)
+        for past in (before, functools.partial(type(pipe).__mro__[2].__call__, pipe)):
+            with pytest.raises(ValueError, match="taken before the block"):
+                past(**seeded())
+        with pytest.raises(ValueError, match="taken before the block"):
+            pipe(**seeded(), callback_on_step_end=lambda *_: before(**seeded()))
+        assert torch.equal(pipe(**seeded()).images, expected)
+    assert torch.equal(before(**seeded()).images, stock) and torch.equal(inside(**seeded()).images, stock)
+
+
+def test_a_call_with_arguments_that_stand_by_is_reflected():
+    pipe, call = tiny.stable_diffusion()
+    with reflection(pipe, **GAP):
+        expected = run(pipe, call)
+
+    class Fast(type(pipe)):
+        __call__ = functools.partialmethod(diffusers.StableDiffusionPipeline.__call__, num_inference_steps=STEPS)
+
+    pipe.__class__ = Fast
+    arguments = call | {"generator": torch.Generator().manual_seed(7), "output_type": "latent"}
+    del arguments["num_inference_steps"]
+    with reflection(pipe, **GAP) as done:
+        assert torch.equal(pipe(**arguments).images, expected)
+    assert done.reflected_steps == STEPS - 1 and type(pipe) is Fast
 
 
 def test_a_wrong_argument_is_the_stock_error():

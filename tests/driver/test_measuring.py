@@ -6,6 +6,8 @@ import pytest
 import tiny
 import torch
 from helpers import run
+from pipelines_table import run as result_of
+from tiny.variants import build
 
 from w2sd_video import Branch, reflection
 from w2sd_video.driver.layout import Pair, answered, rows_needed
@@ -51,7 +53,7 @@ def turned_into_velocity(cond, uncond, latents):
     return 0.4 * latents - 0.9 * plain(5.0)(cond, uncond, latents)
 
 
-def probe(make, calls=((0, 1),), samples=1, dtype=torch.float32, own_scale=None, changed=None):
+def probe(make, calls=((0, 1),), samples=1, dtype=torch.float32, own_scale=None, changed=None, stated=None):
     """Return the turns of a step whose rows are made into a prediction by a rule; `calls` name the rows' parts."""
     turns = []
     for turn in range(PROBE_TURNS):
@@ -67,7 +69,7 @@ def probe(make, calls=((0, 1),), samples=1, dtype=torch.float32, own_scale=None,
         of_sample = [[flat[order.index(part) * samples + s] for part in sorted(order)] for s in range(samples)]
         prediction = torch.stack([rule(*parts, latents[s]) for s, parts in enumerate(of_sample)])
         turns.append(Probed(rows, prediction.to(dtype), latents))
-    return measured(turns, own_scale)
+    return measured(turns, own_scale, stated)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -132,6 +134,32 @@ def test_of_three_rows_those_of_the_scale_are_told_by_changing_it(rule):
     layout = probe(rule(4.0), calls=((1, 0, 2),), own_scale=4.0, changed=rule(5.0))
     assert layout.pairs == (Pair(1, 0),) and layout.others and layout.scale == 4.0
     assert probe(rule(4.0), calls=((1, 0, 2),)).kind == "not affine", "where the scale cannot be changed"
+
+
+@pytest.mark.parametrize(("rule", "other"), [(perturbed, 3.0), (of_text_and_image, 1.5)])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_of_three_rows_those_of_a_scale_that_cannot_be_changed_are_told_by_the_scales_of_the_call(rule, other, samples):
+    stated = {"guidance_scale": 4.2, "other_scale": other}
+    layout = probe(rule(4.2), ((1, 0, 2),), samples, stated=stated)
+    assert layout.pairs == tuple(Pair(samples + s, s) for s in range(samples)) and layout.scale == 4.2
+    assert probe(rule(4.2), ((1, 0, 2),), stated={"guidance_scale": 4.2}).kind == "not affine"
+    as_much = {"guidance_scale": other, "other_scale": other}
+    assert probe(rule(other), ((1, 0, 2),), stated=as_much).kind == "not affine", "two rows may be meant"
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionXLInstructPix2PixPipeline", "PixArtSigmaPAGPipeline", "SanaPAGPipeline"]
+)
+def test_three_rows_at_a_branchs_scale_are_the_pipeline_called_with_it(name):
+    pipe, call = build(name)
+    call |= {"guidance_scale": 4.2, "num_inference_steps": 3}
+    for scale in (2.0, 6.0):
+        expected = result_of(pipe, call | {"guidance_scale": scale})
+        with reflection(pipe, strong=Branch(), weak=Branch(), base=Branch(guidance_scale=scale), reflection_steps=0):
+            assert torch.allclose(result_of(pipe, call), expected, rtol=1e-3, atol=1e-4)
+    with reflection(pipe, strong=Branch(guidance_scale=6.0), weak=Branch(guidance_scale=2.0)) as done:
+        assert not torch.equal(result_of(pipe, call), expected)
+    assert done.nfe == {"base": 9, "strong": 6, "weak": 6}
 
 
 @pytest.mark.parametrize("samples", [1, 2])

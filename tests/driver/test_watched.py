@@ -1,8 +1,11 @@
 """What a loop does to more turns than steps is seen before any network runs: loops written for it, with one fault."""
 
+import random
+import time
 from itertools import zip_longest
 
 import diffusers
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -52,7 +55,61 @@ class Momentum(Loop):
 class Counter(Loop):
     def kept(self, prediction, memory, generator):
         self.turns = (self.turns or 0) + 1
+        return prediction if self.turns < 5 else 0.9 * prediction
+
+
+class FallingNorms(Loop):
+    """Its guidance follows what a log says of earlier turns."""
+
+    def kept(self, prediction, memory, generator):
+        norms = memory.setdefault("norms", [])
+        norms.append(float(prediction.norm()))
+        return 0.9 * prediction if len(norms) > 2 and norms[-2] < norms[-3] else prediction
+
+
+class HiddenCounter(Loop):
+    """What it counts is where no variable shows it."""
+
+    def kept(self, prediction, memory, generator, turns=iter(range(10**6))):  # noqa: B008
+        return prediction * (1 + next(turns) % 2)
+
+
+class TorchDraws(Loop):
+    def kept(self, prediction, memory, generator):
+        torch.rand(1)
         return prediction
+
+
+class NumpyDraws(Loop):
+    def kept(self, prediction, memory, generator):
+        np.random.rand()
+        return prediction
+
+
+class PythonDraws(Loop):
+    def kept(self, prediction, memory, generator):
+        random.random()
+        return prediction
+
+
+class NumpyMomentum(Loop):
+    def kept(self, prediction, memory, generator):
+        memory["sum"] = prediction.numpy() + 0.5 * memory.get("sum", np.zeros(1))
+        return prediction
+
+
+class Gradient(Loop):
+    @torch.enable_grad()
+    def __call__(self, prompt, generator=None, num_inference_steps=6, **kwargs):
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+        text, _ = self.encode_prompt(prompt, "cpu", 1, True)
+        for t in self.scheduler.timesteps:
+            latents = latents.detach().requires_grad_()
+            prediction = self.unet(latents, t, text).sample
+            (slope,) = torch.autograd.grad(prediction.square().mean(), latents)
+            latents = self.scheduler.step(prediction + slope, t, latents).prev_sample
+        return (latents.detach(),)
 
 
 class Multistep(Loop):
@@ -135,6 +192,13 @@ def test_a_loop_that_keeps_nothing_is_reflected(inversion):
         (Multistep, "keeps prediction"),
         (Draws, "keeps generator"),
         (InPlace, "keeps memory"),
+        (NumpyMomentum, "keeps memory"),
+        (FallingNorms, "keeps memory"),
+        (HiddenCounter, "keeps prediction"),
+        (TorchDraws, "keeps torch's global generator"),
+        (NumpyDraws, "keeps numpy.random"),
+        (PythonDraws, "keeps random"),
+        (Gradient, "differentiates through its network"),
         (Edits, "changes its latents"),
     ],
 )
@@ -151,7 +215,75 @@ def test_state_by_turns_is_refused_before_any_network_runs(cls, what, inversion,
         run(pipe, call)
     assert not evaluations and not any(done.nfe.values())
     with reflection(pipe, strong=strong, weak=weak, reflection_steps=0):
-        assert torch.equal(run(pipe, call), run(pipe, call))
+        assert torch.equal(run(pipe, call), run(*of(cls)))
+
+
+class LateCounter(Loop):
+    """What it counts is of no consequence before its fourth step."""
+
+    def weight(self, guidance_scale, i):
+        self.turns = (self.turns or 0) + 1
+        return guidance_scale if i < 3 else guidance_scale + self.turns
+
+
+def test_state_that_matters_later_is_refused_at_the_latest_in_the_end():
+    pipe, call = of(LateCounter)
+    with (
+        reflection(pipe, strong=STRONG, weak=WEAK, reflection_steps=2),
+        pytest.raises(ValueError, match=r"self\.turns"),
+    ):
+        run(pipe, call)
+
+
+class Records(Loop):
+    """It keeps a clock, a log of numbers, one of latents and one of words."""
+
+    def kept(self, prediction, memory, generator):
+        self.turns = (self.turns or 0) + 1
+        memory["seconds"] = time.perf_counter() - memory.setdefault("began", time.perf_counter())
+        memory.setdefault("norms", []).append(float(prediction.norm()))
+        memory.setdefault("latents", []).append(prediction.clone())
+        memory["said"] = f"{self.turns} turns in {memory['seconds']} s"
+        return prediction
+
+
+class Closure(Loop):
+    """Its loop stands in a function of its own."""
+
+    @torch.no_grad()
+    def __call__(self, prompt, generator=None, guidance_scale=5.0, num_inference_steps=6, **kwargs):
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+        text, empty = self.encode_prompt(prompt, "cpu", 1, True)
+
+        def denoise():
+            nonlocal latents
+            for i, t in enumerate(self.scheduler.timesteps):
+                assert i < num_inference_steps
+                cond, uncond = (self.unet(latents, t, words).sample for words in (text, empty))
+                prediction = uncond + guidance_scale * (cond - uncond)
+                latents = self.scheduler.step(prediction, t, latents).prev_sample
+
+        denoise()
+        return (latents,)
+
+
+class WithGraph(Loop):
+    """Its author forgot ``torch.no_grad``."""
+
+    __call__ = Loop.__call__.__wrapped__
+
+
+@pytest.mark.parametrize("inversion", INVERSIONS)
+@pytest.mark.parametrize("cls", [Records, Closure, WithGraph])
+def test_records_that_nothing_depends_on_and_loops_in_inner_functions_are_reflected(cls, inversion):
+    pipe, call = of(Loop)
+    with reflection(pipe, strong=STRONG, weak=WEAK, inversion=inversion) as plain:
+        expected = run(pipe, call)
+    pipe, call = of(cls)
+    with reflection(pipe, strong=STRONG, weak=WEAK, inversion=inversion) as done:
+        result = run(pipe, call)
+    assert torch.equal(result, expected) and not result.requires_grad and done == plain
 
 
 def test_timesteps_may_be_read_beside_the_loop():

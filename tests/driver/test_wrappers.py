@@ -232,6 +232,35 @@ def test_a_callback_that_changes_the_text_beside_a_branch_with_text_is_refused(i
         assert torch.isfinite(run(pipe, call, **changes)).all()
 
 
+@pytest.mark.parametrize("system", [tiny.stable_diffusion, tiny.wan])
+@pytest.mark.parametrize("is_returned", [True, False])
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_text_that_is_written_into_beside_a_branch_with_text_is_refused(mode, is_returned, system):
+    pipe, call = system()
+    kept = []
+
+    def change(pipe, index, timestep, kwargs):
+        kept.append(kwargs["prompt_embeds"])
+        if index == 2:
+            kept[0].mul_(0.5)
+        return kwargs if is_returned else {}
+
+    changes = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    branches = {"strong": Branch(), "weak": Branch(prompt="a blue square")}
+    with (
+        mode(),
+        reflection(pipe, **branches),
+        pytest.raises(ValueError, match=r"text .* changed|changed prompt_embeds"),
+    ):
+        run(pipe, call, **changes)
+    with mode(), reflection(pipe, **GAP):
+        run(pipe, call, **changes)
+    changes["callback_on_step_end"] = lambda pipe, index, timestep, kwargs: kwargs
+    with mode(), reflection(pipe, **branches) as done:
+        run(pipe, call, **changes)
+    assert done.reflected_steps
+
+
 # --- passes --------------------------------------------------------------------------------------------------------
 
 

@@ -553,6 +553,16 @@ def test_other_threads_see_neither_blocks_nor_branches():
     assert all(results)
 
 
+def test_a_method_that_was_taken_before_the_block_is_refused():
+    pipe, call = modular("wan")
+    expected, before = run(pipe, call), pipe.__call__
+    with reflection(pipe, strong=Branch(), weak=Branch(skip_layers=[0])):
+        assert not torch.equal(run(pipe, call), expected)
+        with pytest.raises(ValueError, match="taken before the block"):
+            run(before, call)
+    assert torch.equal(run(pipe, call), expected)
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from operator import length_hint
+from types import FrameType
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -36,7 +40,7 @@ from w2sd_video.driver.parts import (
     stage_changes,
 )
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
-from w2sd_video.driver.signatures import as_given, by_name, declared_signature, defaults, with_signature
+from w2sd_video.driver.signatures import as_given, by_name, code_of, declared_signature, defaults, with_signature
 from w2sd_video.driver.timesteps import counting_calls
 from w2sd_video.driver.walk import Walk, presented
 from w2sd_video.driver.watching import Watch
@@ -118,6 +122,11 @@ class PipelineCall:
         self._loop: Callable[..., Any] = loop.__call__
         self._signature = declared_signature(loop, "__call__")
 
+    @property
+    def is_in_its_loop(self) -> bool:
+        """Whether what runs is this call's own loop."""
+        return not self._state.is_elsewhere
+
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Work out what stands in for the pipeline's parts, and keep its networks for this call.
@@ -176,10 +185,11 @@ class PipelineCall:
                 result = self._call(given | changes, len(args))
                 samples = _samples_in(result)
             except Exception as error:
-                if self._state.probing is not None and _is_raised_by(type(self._pipe), error):
+                if self._state.probing is not None and _is_of_the_loop(error):
                     raise ValueError(
                         f"{type(self._pipe).__name__} needs more of its network than a prediction (keys and values, "
-                        "attention maps), so its loop cannot be watched without it, nor be reflected"
+                        "attention maps), or more of its scheduler than latents, so its loop cannot be watched "
+                        f"without them, nor be reflected ({type(error).__name__}: {error})"
                     ) from error
                 raise
             finally:
@@ -198,18 +208,22 @@ class PipelineCall:
             check_no_own_timesteps(arguments, self._settings.grid)
         scale = arguments.get("guidance_scale")
         state.guidance_scale = float(scale) if isinstance(scale, Real) else None
-        state.stated_scales = tuple(
-            float(value)
+        state.stated_scales = {
+            name: float(value)
             for name, value in arguments.items()
-            if ("guidance" in name or "cfg" in name) and isinstance(value, Real) and not isinstance(value, bool)
-        )
+            if any(word in name for word in ("guidance", "cfg", "scale"))
+            and isinstance(value, Real)
+            and not isinstance(value, bool)
+        }
         state.measures = any(
             branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
         )
         walk.draw = drawing_as(arguments.get("generator"))
         walk.on_turn = Momentum(self._pipe).after_turn
         walk.fresh_steps = partial(stage_changes, self._pipe)
-        walk.watch = Watch(type(self._pipe).__name__, LoopState(self._pipe, self._loop), self._check_control)
+        walk.watch = Watch(
+            type(self._pipe).__name__, LoopState(self._pipe, PipelineCall._call.__code__), self._check_control
+        )
 
     def _call(self, arguments: Mapping[str, Any], positional: int) -> Any:
         args, kwargs = as_given(arguments, positional)
@@ -225,6 +239,11 @@ class PipelineCall:
                 f"{name} evaluated its network in another thread than its loop's, so nothing was reflected"
             )
         self._check_control()
+        if any(self._state.text_differs):
+            raise ValueError(
+                f"the text that {name} gives its network changed in the call, but a branch has a text of its own, "
+                "encoded before the first step; leave the text of the branches out, or what changes the other"
+            )
 
     def _check_control(self) -> None:
         """Refuse a scale for a ControlNet that the loop did not evaluate (one that is a part of the denoiser)."""
@@ -311,6 +330,10 @@ class PipelineCall:
 class ReflectedCall(Protocol):
     """One call of a pipeline, to be made once."""
 
+    @property
+    def is_in_its_loop(self) -> bool:
+        """Whether what runs is this call's own loop."""
+
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], running: list[Any]) -> Any:
         """Call the pipeline, reflected; the call stands among those that are running as long as it does."""
 
@@ -330,6 +353,8 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], Reflected
 
     def call_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal calls_of_loop
+        if not isinstance(self, ReflectedPipeline):  # a method that was taken inside the block, after it
+            return loop.__call__(self, *args, **kwargs)
         calls_of_loop += 1
         return make_call().run(args, kwargs, running)
 
@@ -358,6 +383,7 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], Reflected
                 return super().progress_bar(iterable, total)
             return running[-1].progress_bar(super().progress_bar, iterable, total)
 
+    Reflecting.scheduler = _SchedulerInCalls(loop, running)
     if loop is not original:
         Reflecting.__call__ = with_signature(call_to_the_loop, inspect.signature(original.__call__))
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
@@ -365,18 +391,61 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], Reflected
     return Reflecting
 
 
+class _SchedulerInCalls:
+    """The attribute of a pipeline's scheduler, which its loop is given in a reflected call only.
+
+    The loop runs past it where its function is called itself: a method that was taken before the block, or a subclass
+    that names the class in place of ``super()``.
+
+    Args:
+        loop: the class whose ``__call__`` is the loop.
+        running: the reflected calls of the pipeline.
+    """
+
+    def __init__(self, loop: type, running: list[Any]) -> None:
+        self._name = loop.__name__
+        self._code = code_of(vars(loop)["__call__"])
+        self._running = running
+
+    def __get__(self, pipe: Any, owner: type) -> Any:
+        if pipe is None or "scheduler" not in vars(pipe):
+            raise AttributeError("scheduler")
+        if not any(call.is_in_its_loop for call in self._running) and self._loop_runs_past(pipe):
+            raise ValueError(
+                f"{self._name}.__call__ was called past the pipeline, as a method that was taken before the block or "
+                "by the name of its class, so nothing would be reflected; call the pipeline itself inside the block, "
+                f"and {self._name}.__call__ by super().__call__ in a subclass"
+            )
+        return vars(pipe)["scheduler"]
+
+    def __set__(self, pipe: Any, scheduler: Any) -> None:
+        vars(pipe)["scheduler"] = scheduler
+
+    def _loop_runs_past(self, pipe: Any) -> bool:
+        """Return whether the innermost loop of a pipeline that runs in this thread was called by something else."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code is self._code and any(value is pipe for value in frame.f_locals.values()):
+                break
+            frame = frame.f_back
+        else:
+            return False
+        while frame is not None and frame.f_globals.get("__name__") != __name__:
+            frame = frame.f_back
+        return frame is None or frame.f_code is not PipelineCall._call.__code__
+
+
 def second_of(branch: Branch) -> nn.Module | None:
     """Return the second denoiser that a branch is answered with, if it has one."""
     return branch.weights if isinstance(branch.weights, nn.Module) else None
 
 
-def _is_raised_by(pipeline: type, error: BaseException) -> bool:
-    """Return whether an error was raised by the very code of a pipeline, and not by what it calls, hooks among it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    modules = {base.__module__ for base in pipeline.__mro__ if "__call__" in vars(base)}
-    return trace is not None and trace.tb_frame.f_globals.get("__name__") in modules
+def _is_of_the_loop(error: BaseException) -> bool:
+    """Return whether an error is of neither the package nor a callback, nor says that memory ran out."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_ours = frames[-1].f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]
+    is_of_callback = any(frame.f_code is PipelineCall._checked.__code__ for frame in frames)
+    return not (is_ours or is_of_callback or isinstance(error, (MemoryError, torch.OutOfMemoryError)))
 
 
 def _samples_in(result: Any) -> int:

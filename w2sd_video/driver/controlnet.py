@@ -58,6 +58,7 @@ class ControlSwitch:
         if self._state.rehearsing is not None:
             return self._forward(*args, **kwargs)
         if self._state.probing is not None:
+            self._state.given.append(arguments)
             return self._instead_of_residuals(arguments)
         branch = self._state.setting(self._branches)
         scale = branch.control_scale

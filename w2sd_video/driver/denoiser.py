@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from w2sd_video.branch import Branch
+from w2sd_video.driver.comparing import copied, differences
 from w2sd_video.driver.guards import Caches, counting_nothing
 from w2sd_video.driver.layout import Layout, answered, rows_needed
 from w2sd_video.driver.measuring import CHANGED_SCALE, probe_rows
@@ -134,10 +135,16 @@ class DenoiserSwitch:
         like = samples if isinstance(samples, torch.Tensor) else samples[0]
         shapes = output_shapes(uncompiled(self._denoiser), samples)
         if shown := state.rehearsing or state.noting:
-            shown.calls.append(arguments)
+            shown.calls.append(copied(arguments))
         if state.rehearsing is not None:
             return [like.new_zeros(shape) for shape in shapes]
         assert state.probing is not None
+        if torch.is_grad_enabled() and like.requires_grad:
+            raise ValueError(
+                f"{type(self._pipe).__name__} differentiates through its network (guidance by the gradient of a loss), "
+                "which cannot be reflected; reflect no step (reflection_steps=0)"
+            )
+        state.given.append(arguments)
         if state.probing == CHANGED_SCALE and state.many_rows and state.changed_scale is None:
             self._change_scale()
         rows = probe_rows(state.probing, shapes, sum(map(len, state.answered)), like)
@@ -182,8 +189,9 @@ class DenoiserSwitch:
         layout, name = self._layout, type(self._pipe).__name__
         if layout is None or layout.kind == "not affine":
             raise ValueError(
-                f"the guidance of {name} is no weighted sum of its evaluations, so a branch cannot set its "
-                "guidance_scale; leave it out, and let the branches differ in something else"
+                f"the guidance of {name} is no weighted sum of its evaluations, or the scales of this call leave open "
+                "what guidance_scale weighs in it, so a branch cannot set it; call it with other scales, or let the "
+                "branches differ in something else"
             )
         if not layout.is_guided and scale != 1:
             raise ValueError(
@@ -273,6 +281,9 @@ class DenoiserSwitch:
         key = (text, call)
         if key not in self._texts:
             self._texts[key] = own.changes(call, other, self._latents_name)
+        for name in self._texts[key]:
+            differs = differences(own.calls[call].get(name), arguments.get(name))
+            self._state.text_differs += [flag for flag, _ in differs]
         return arguments | self._texts[key]
 
 

@@ -12,7 +12,7 @@ pack, permute or drop frames), as long as a sample is made of two rows at most.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,13 +76,13 @@ def probe_rows(turn: int, shapes: Sequence[torch.Size], before: int, like: torch
     return rows
 
 
-def measured(probed: Sequence[Probed], own_scale: float | None, stated: Sequence[float] = ()) -> Layout:
+def measured(probed: Sequence[Probed], own_scale: float | None, stated: Mapping[str, float] | None = None) -> Layout:
     """Return the layout that probe turns have shown.
 
     Args:
         probed: the turns, in order.
         own_scale: the pipeline's guidance scale, if the turn `CHANGED_SCALE` was taken at another one.
-        stated: what the call's arguments say of guidance: the scale of two rows that nothing else tells apart is there.
+        stated: the scales among the call's arguments: those of rows that nothing else tells apart are there.
     """
     first = probed[0]
     calls, tolerance = tuple(len(rows) for rows in first.rows), _TOLERANCE.get(first.prediction.dtype, 3e-2)
@@ -101,7 +101,9 @@ def measured(probed: Sequence[Probed], own_scale: float | None, stated: Sequence
         kind, weights = ("not affine", weights) if of_constants is None else ("affine", of_constants)
     if kind == "not affine":
         return Layout(calls, kind)
-    return replace(_with_pairs(calls, kind, weights, changed, own_scale, tolerance, stated), axis=axis, slice=place)
+    return replace(
+        _with_pairs(calls, kind, weights, changed, own_scale, tolerance, stated or {}), axis=axis, slice=place
+    )
 
 
 def at_other_weights(layout: Layout, probed: Probed) -> Layout:
@@ -122,7 +124,7 @@ def _with_pairs(
     changed: torch.Tensor | None,
     own_scale: float | None,
     tolerance: float,
-    stated: Sequence[float],
+    stated: Mapping[str, float],
 ) -> Layout:
     """Return the layout with its pairs, told by what a changed scale does, else by the scale that the call states."""
     shares = weights / weights.sum(1, keepdim=True)
@@ -131,9 +133,12 @@ def _with_pairs(
         return _with_idle_rows(calls, kind, [rows[0] for rows in counted])
     moved = None if changed is None or own_scale is None else changed / changed.sum(1, keepdim=True) - shares
     responds = moved is not None and bool((moved.abs().amax(1) > 0.5).all())
-    if not responds and any(len(rows) > 2 for rows in counted):
-        return Layout(calls, "not affine")
-    by = moved if responds and moved is not None else _towards_stated(shares, stated, tolerance)
+    if responds:
+        by = moved
+    elif sum(calls) > 2 * len(shares) or any(len(rows) > 2 for rows in counted):
+        by, own_scale = _moved_by_stated(shares, stated, tolerance), stated.get("guidance_scale")
+    else:
+        by = _towards_stated(shares, stated, tolerance)
     if by is None:
         return Layout(calls, "not affine")
     pairs = tuple(Pair(int(row.argmax()), int(row.argmin())) for row in by)
@@ -148,19 +153,53 @@ def _with_pairs(
     return Layout(calls, kind, pairs, scale, (cond, uncond), further)
 
 
-def _towards_stated(shares: torch.Tensor, stated: Sequence[float], tolerance: float) -> torch.Tensor | None:
+def _moved_by_stated(shares: torch.Tensor, stated: Mapping[str, float], tolerance: float) -> torch.Tensor | None:
+    """Return what the guidance scale moves the weights of many rows by, if the scales of the call leave one answer.
+
+    Each weight is a 0 or 1, plus or minus the guidance scale or not, plus or minus another scale or not: those of
+    perturbed attention are 1 - w, w + p and -p.
+    """
+    scale = stated.get("guidance_scale")
+    if scale is None:
+        return None
+    others = [other for name, other in stated.items() if name != "guidance_scale"]
+    rests = {start + sign * other for other in (0.0, *others) for start in (0, 1) for sign in (-1, 1)}
+
+    def moves(weight: float) -> list[int]:
+        near = 20 * tolerance * max(1.0, abs(scale))
+        return [move for move in (-1, 0, 1) if any(abs(weight - move * scale - rest) < near for rest in rests)]
+
+    moved = torch.zeros_like(shares)
+    for sample, weights in enumerate(shares.tolist()):
+        possible = [moves(weight) for weight in weights]
+        fixed = [0 in moves_of_row for moves_of_row in possible]
+        pairs = [
+            (up, down)
+            for up, down in itertools.permutations(range(len(weights)), 2)
+            if 1 in possible[up]
+            and -1 in possible[down]
+            and all(fixed[row] or row in (up, down) for row in range(len(fixed)))
+        ]
+        if len(pairs) != 1:
+            return None
+        moved[sample, pairs[0][0]], moved[sample, pairs[0][1]] = 1, -1
+    return moved
+
+
+def _towards_stated(shares: torch.Tensor, stated: Mapping[str, float], tolerance: float) -> torch.Tensor | None:
     """Return what is largest at the conditional row of two: the one that weighs as much as the call states.
 
     Some pipelines count from 0. Where the call states nothing it is the row that weighs more; None where it states
     something else, so that the rows are others (those of perturbed attention alone).
     """
-    if not stated:
+    scales = [scale for name, scale in stated.items() if "guidance" in name or "cfg" in name]
+    if not scales:
         return shares
     heavier, lighter = (float(shares[0].max()), float(shares[0].min()))
 
     def is_stated(weight: float) -> bool:
         return any(
-            abs(weight - scale - start) < 20 * tolerance * max(1.0, abs(scale)) for scale in stated for start in (0, 1)
+            abs(weight - scale - start) < 20 * tolerance * max(1.0, abs(scale)) for scale in scales for start in (0, 1)
         )
 
     if is_stated(heavier):

@@ -219,6 +219,11 @@ class BlocksCall:
     def _is_in_loop(self, name: str) -> bool:
         return any(spec.name == name for loop in denoise_loops(self._pipe._blocks) for spec in loop.expected_components)
 
+    @property
+    def is_in_its_loop(self) -> bool:
+        """Whether what runs is this call's own loop."""
+        return not self._state.is_elsewhere
+
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], running: list[Any]) -> Any:
         """Call the pipeline, reflected; the call stands among those that are running as long as it has the networks."""
         signature = declared_signature(self._original, "__call__")

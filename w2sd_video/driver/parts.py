@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partialmethod
 from typing import Any
 
 from torch import nn
 
 from w2sd_video.backends import DENOISERS, second_denoiser
 from w2sd_video.branch import STAGES, Branch
+from w2sd_video.driver.signatures import code_of
 from w2sd_video.gaps.ip_adapter import has_ip_adapter
 from w2sd_video.gaps.lora import active_adapters
 from w2sd_video.reflection_settings import Role
@@ -151,7 +152,9 @@ def loop_of(cls: type) -> type:
 
 
 def _hands_on(function: Any) -> bool:
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    if isinstance(function, partialmethod):  # what it calls, it calls past super()
+        return False
+    code = code_of(function)
     return code is not None and "__call__" in code.co_names
 
 

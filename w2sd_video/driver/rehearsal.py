@@ -84,15 +84,17 @@ class CallState:
         measures: whether the call begins with turns that measure the layout of guidance.
         probing: the number of the probe turn that is under way; None in all others.
         answered: rows that the evaluations of this turn were answered with, where they are no network's own.
+        given: the arguments of the networks in a turn in which they are not run.
         answering: the denoiser that answered last.
         layouts: what the probe turns have shown, by the denoiser that answered in them.
-        stated_scales: the numbers among the call's arguments that are named for guidance.
+        stated_scales: the numbers among the call's arguments that are named for guidance or a scale.
         many_rows: whether a sample is made of more than one row, so that its guidance scale has to be changed to tell
             which it acts on.
         changed_scale: puts the pipeline's guidance scale back after the probe turn that has it changed, and returns it.
         stages: how many denoisers the pipeline has; each has weights of its own.
         rehearsing: set while the pipeline only shows what it gives its denoiser.
         rehearsals: what it showed, by the text of the branch (None: its own).
+        text_differs: what is true where the text of the pipeline's own was not what it showed.
         noting: what the pipeline shows in the first turn that is watched, if that is to be learnt.
         guidance_scale: the argument of the pipeline's call, if it is a number.
         leads: whether the loop is led: then the network is evaluated in its turns only.
@@ -110,14 +112,16 @@ class CallState:
     measures: bool = False
     probing: int | None = None
     answered: list[list[torch.Tensor]] = field(default_factory=list)
+    given: list[Arguments] = field(default_factory=list)
     answering: int = 0
     layouts: dict[int, Layout] = field(default_factory=dict)
-    stated_scales: tuple[float, ...] = ()
+    stated_scales: dict[str, float] = field(default_factory=dict)
     many_rows: bool = False
     changed_scale: Callable[[], float] | None = None
     stages: int = 1
     rehearsing: Rehearsal | None = None
     rehearsals: dict[Any, Rehearsal] = field(default_factory=dict)
+    text_differs: list[bool | torch.Tensor] = field(default_factory=list)
     noting: Rehearsal | None = None
     guidance_scale: float | None = None
     leads: bool = False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partialmethod
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -17,10 +19,17 @@ def declared_signature(cls: type, method: str) -> inspect.Signature:
 
     Wrappers of ``(self, *args, **kwargs)`` hide them.
     """
-    functions = [vars(base)[method] for base in cls.__mro__ if method in vars(base)]
+    functions = [getattr(base, method) for base in cls.__mro__ if method in vars(base)]
     signatures = [inspect.signature(function) for function in functions]
     signature = next((one for one in signatures if not _hides(one)), signatures[0])
     return signature.replace(parameters=_without_self(signature))
+
+
+def code_of(function: Any) -> CodeType | None:
+    """Return the code of a function under what wraps it (decorators, ``functools.partialmethod``), if it has one."""
+    while isinstance(function, partialmethod):
+        function = function.func
+    return getattr(inspect.unwrap(function), "__code__", None)
 
 
 def _without_self(signature: inspect.Signature) -> list[inspect.Parameter]:

@@ -12,6 +12,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import CodeType
 from typing import Any
 
 import torch
@@ -99,13 +100,19 @@ def counting_calls(cls: type) -> Iterator[None]:
 
 
 def _namespaces(cls: type) -> dict[int, dict[str, Any]]:
-    """Return the globals of the methods of a class that call the builtin ``enumerate``."""
+    """Return the globals of the methods of a class that call the builtin ``enumerate``, in functions of theirs too."""
     found = {}
     for base in cls.__mro__:
         for attribute in vars(base).values():
             function = inspect.unwrap(getattr(attribute, "__func__", attribute))
-            if inspect.isfunction(function) and "enumerate" in function.__code__.co_names:
+            if inspect.isfunction(function) and "enumerate" in _names_in(function.__code__):
                 namespace = function.__globals__
                 if namespace.get("enumerate", enumerate_calls) is enumerate_calls:
                     found[id(namespace)] = namespace
     return found
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """Return the names that some code uses, and the functions that are made in it."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return {*code.co_names}.union(*map(_names_in, inner))

@@ -12,7 +12,7 @@ from w2sd_video.algorithm import StepRequest
 from w2sd_video.inversions import Request
 from w2sd_video.reflection_settings import Role
 
-Purpose = Literal["watch", "watch again", "measure"]
+Purpose = Literal["watch", "repeat", "watch again", "measure"]
 
 WATCH_TURNS = 4
 """Turns in which a loop is watched: it is handed other latents and has to step from them, then its own ones, twice."""
@@ -25,8 +25,8 @@ class ProbeRequest:
     """A turn in which no network is run, so that it can be seen what the pipeline makes of its evaluations.
 
     Attributes:
-        purpose: ``watch``: that the loop can be led, ``watch again`` at a later step; ``measure``: how it lays its
-            guidance out.
+        purpose: ``watch``: that the loop can be led, ``watch again`` at a later step; ``repeat``: that what it keeps
+            does no harm, however often; ``measure``: how it lays its guidance out.
         number: among the turns of its purpose, from 0.
         total: how many these are.
         role: whose evaluation it stands before.
@@ -45,11 +45,18 @@ class ProbeRequest:
     @property
     def is_of_pair(self) -> bool:
         """Whether it is one of the two that have to be alike, the last ones of those that watch."""
-        return self.purpose != "measure" and self.number >= self.total - 2
+        return self.purpose.startswith("watch") and self.number >= self.total - 2
+
+    @property
+    def is_of_others(self) -> bool:
+        """Whether it is one of every two that repeat in which latents and answers are others."""
+        return self.purpose == "repeat" and self.number % 2 == 0
 
     @property
     def rows(self) -> int:
         """Which rows the network's are: the two turns that have to be alike come after others, and after each other."""
+        if self.purpose == "repeat":
+            return 1 + self.number if self.is_of_others else 0
         return self.number if self.purpose == "measure" else int(not self.is_of_pair)
 
 
@@ -88,7 +95,25 @@ def with_later_watches(turns: Sequence[Turn], timesteps: torch.Tensor, begin: in
         begin: the first call, which is watched anyway.
     """
     several = sorted({turn.call for turn in turns if not turn.begins_call and turn.call != begin})
-    watched = {several[len(several) // 2], several[-1]} if several else set()
+    return _with_watches(turns, timesteps, {several[len(several) // 2], several[-1]} if several else set())
+
+
+def with_all_watches(rest: Sequence[Turn], timesteps: torch.Tensor, begin: int) -> list[Turn]:
+    """Return the turns that are left of a loop that keeps records: as many before them, and some before every call.
+
+    Args:
+        rest: of all calls, in order, with later watches.
+        timesteps: the wrapped scheduler's.
+        begin: the first call, which has been watched.
+    """
+    watched = {turn.call for turn in rest if isinstance(turn.asked, ProbeRequest)}
+    laid_out = _with_watches(rest, timesteps, {turn.call for turn in rest} - watched - {begin})
+    return probes(begin, timesteps[begin], "repeat", len(laid_out) + len(laid_out) % 2) + laid_out
+
+
+def _with_watches(turns: Sequence[Turn], timesteps: torch.Tensor, watched: set[int]) -> list[Turn]:
+    """Return turns with those that watch before the first one of some calls."""
+    watched = set(watched)
     laid_out: list[Turn] = []
     for turn in turns:
         if turn.call in watched:

@@ -21,7 +21,7 @@ from w2sd_video.driver.measuring import PROBE_TURNS, Probed, at_other_weights, m
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, with_signature
 from w2sd_video.driver.timesteps import Timesteps, at_index
-from w2sd_video.driver.turns import WATCH_TURNS, ProbeRequest, Turn, probes, with_later_watches
+from w2sd_video.driver.turns import WATCH_TURNS, ProbeRequest, Turn, probes, with_all_watches, with_later_watches
 from w2sd_video.driver.watching import Watch, check_scaling
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection
@@ -211,7 +211,7 @@ class Walk:
         self._state.role = asked.role if asked else "base"
         self._state.place += not getattr(asked, "shares_latents", False)
         self._state.probing = asked.rows if isinstance(asked, ProbeRequest) else None
-        self._state.answered = []
+        self._state.answered, self._state.given = [], []
         own = self._state.rehearsals.get(None)
         is_first = isinstance(asked, ProbeRequest) and (asked.purpose, asked.number) == ("watch", 0)
         self._state.noting = own if is_first and own and not own.calls else None
@@ -225,6 +225,7 @@ class Walk:
             self.steps_taken += 1
             return self.wrapped.step(*args, **kwargs)
         arguments, self._positional = by_name(self._step_signature, args, kwargs), len(args)
+        arguments["model_output"] = arguments["model_output"].detach()  # of a loop that keeps the graph of all turns
         turn = self._checked(turn, arguments)
         self._state.step_taken = turn.takes_step
         self._handed_back.check(arguments["sample"])
@@ -259,7 +260,11 @@ class Walk:
         if asked.purpose == "watch" and asked.number == 0:
             level = self._trajectory.level(self._trajectory.step_at(turn.call))
             check_scaling(self.wrapped, latents, turn.timestep, self._trajectory.input_scale(level))
-        return self.watch.see(asked, latents)
+        next_latents = self.watch.see(asked, latents, (self._state.given, arguments))
+        if asked.purpose == "watch" and asked.is_last and self.watch.repeats:
+            rest = slice(self.at + 1, None)
+            self.turns[rest] = with_all_watches(self.turns[rest], self.wrapped.timesteps, turn.call)
+        return next_latents
 
     def _measure(self, asked: ProbeRequest, prediction: torch.Tensor, latents: torch.Tensor) -> None:
         """Keep what a probe turn shows, and find the layout after the last."""

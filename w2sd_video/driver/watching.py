@@ -29,27 +29,43 @@ class Watch:
         self._on_watched = on_watched
         self._first = torch.zeros(0)
 
-    def see(self, asked: ProbeRequest, latents: torch.Tensor) -> torch.Tensor:
+    @property
+    def repeats(self) -> bool:
+        """Whether the loop was found to keep what does no harm only if nothing depends on it."""
+        return self._loop_state is not None and self._loop_state.keeps_records
+
+    def see(self, asked: ProbeRequest, latents: torch.Tensor, handed_on: Any) -> torch.Tensor:
         """Look at a turn and return the latents for the next: others after the very first, then the own ones.
 
-        The last two turns have to be alike. At a later step there was a step before the first of them, after which
-        callbacks may have left something behind, and what is compared is looked at in the end.
+        The last two turns have to be alike, and every second of those that repeat. At a later step there was a step
+        before the first of them, after which callbacks may have left something behind, and what is compared is looked
+        at in the end.
+
+        Args:
+            asked: the turn.
+            latents: what the loop steps from.
+            handed_on: all that it gave its networks and the scheduler.
 
         Raises:
             ValueError: a loop that is not as it had been.
         """
-        if asked.number == 0:
+        if asked.number == 0 and asked.purpose != "repeat":
             self._first = latents.clone()
-        if asked.purpose == "watch" and asked.number == 0:
-            return probe_rows(0, [latents.shape], 0, latents)[0]
         if self._loop_state and asked.is_of_pair:
             if asked.is_last:
-                self._loop_state.compare()
+                self._loop_state.compare(handed_on)
             else:
-                self._loop_state.remember()
-        if asked.purpose == "watch" and asked.is_last:
+                self._loop_state.remember(handed_on)
+        elif self._loop_state and asked.purpose == "repeat" and not asked.is_of_others:
+            self._loop_state.compare_handed_on(handed_on)
+        is_watched = asked.purpose == "watch" and asked.is_last
+        if is_watched or (asked.purpose == "repeat" and asked.is_last):
             self.check()
+        if is_watched:
             self._on_watched()
+        others_next = asked.number == 0 if asked.purpose == "watch" else asked.purpose == "repeat" and not asked.is_last
+        if (others_next and not asked.is_of_others) or (is_watched and self.repeats):
+            return probe_rows(0, [latents.shape], asked.number, latents)[0]
         return self._first.clone()  # the pipeline may write into it
 
     def check(self) -> None:
