@@ -159,6 +159,11 @@ def _check_sampler(sampler: Any) -> None:
             f"sampler {type(sampler).__name__} cannot be reflected: it is no function of sigmas that ComfyUI's own "
             "KSAMPLER runs; use KSamplerSelect or another sampler node"
         )
+    if "unipc" in getattr(sampler.sampler_function, "__name__", ""):
+        raise ValueError(
+            "UniPC (uni_pc, uni_pc_bh2) cannot be reflected: it builds the latents again from earlier ones, and loses "
+            "what a reflection adds; use euler, heun, dpmpp_2m, res_multistep, ..."
+        )
 
 
 def _check(guider: Any, weak: Weak, sigmas: torch.Tensor, latent_shapes: Any) -> None:
