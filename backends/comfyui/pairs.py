@@ -11,8 +11,9 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-import comfy.hooks
 import torch
+
+import comfy.hooks
 
 Model = Any
 """A ``comfy.model_patcher.ModelPatcher``, what ComfyUI's MODEL is."""
@@ -126,7 +127,7 @@ class PatchesHook(comfy.hooks.WeightHook):
         return True
 
     def _by_strength(self) -> dict[tuple[int, float, float], dict[Any, Any]]:
-        """Return the patches by their place among those of their weight, and by strength, in the order of the places."""
+        """Return the patches by their place among those of a weight, and by strength, in the order of the places."""
         groups: dict[tuple[int, float, float], dict[Any, Any]] = {}
         for name, patches in self.patches.items():
             for place, (strength, patch, strength_model, offset, function) in enumerate(patches):

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 import comfy.hooks
 import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
-import torch
 from comfy.patcher_extension import WrappersMP
-
 from w2sd_video import Reflection, Trajectory
 from w2sd_video.backends.comfyui.pairs import Model, check_pair, hooked, kind_of, separated, share_weights
 from w2sd_video.backends.k_diffusion import sample_w2sd

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
-
 from w2sd_video.backends.comfyui.pairs import Model, named
 
 

@@ -70,9 +70,62 @@ def sd15(seed=0, model_type=comfy.model_base.ModelType.EPS):
     return patcher(comfy.model_base.BaseModel(config, model_type), seed)
 
 
+def of_config(config, network, seed):
+    config.custom_operations = comfy.ops.disable_weight_init
+    return patcher(network(config), seed)
+
+
+def ltx(seed=0):
+    small = {
+        "cross_attention_dim": 32,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "caption_channels": EMBEDDING,
+    }
+    settings = {"image_model": "ltxv", "in_channels": 128, "num_layers": 3, "dtype": torch.float32, **small}
+    return of_config(comfy.supported_models.LTXV(settings), comfy.model_base.LTXV, seed)
+
+
+STREAMS = {
+    "hidden_size": 32,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "theta": 256,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "vec_in_dim": 16,
+    "context_in_dim": EMBEDDING,
+    "dtype": torch.float32,
+}
+
+
+def hunyuan_video(seed=0):
+    further = {"axes_dim": [4, 6, 6], "patch_size": [1, 2, 2], "byt5": False, "meanflow": False}
+    further |= {"use_cond_type_embedding": False, "vision_in_dim": None, "in_channels": 16, "out_channels": 16}
+    settings = {"image_model": "hunyuan_video", **STREAMS, **further}
+    return of_config(comfy.supported_models.HunyuanVideo(settings), comfy.model_base.HunyuanVideo, seed)
+
+
+def flux(seed=0):
+    further = {"axes_dim": [4, 6, 6], "patch_size": 2, "in_channels": 16, "out_channels": 16}
+    return of_config(
+        comfy.supported_models.Flux({"image_model": "flux", **STREAMS, **further}), comfy.model_base.Flux, seed
+    )
+
+
+def sdxl(seed=0):
+    config = comfy.supported_models.SDXL({**UNET, "num_classes": "sequential", "adm_in_channels": 16 + 6 * 256})
+    return of_config(config, comfy.model_base.SDXL, seed)
+
+
 def text(seed):
     """A CONDITIONING."""
-    return [[torch.randn(1, 8, EMBEDDING, generator=torch.Generator().manual_seed(seed)), {}]]
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        [torch.randn(1, 8, EMBEDDING, generator=generator), {"pooled_output": torch.randn(1, 16, generator=generator)}]
+    ]
 
 
 def video(batch=1):

@@ -33,7 +33,9 @@ def distance(this, that):
 
 def counting(model, calls):
     counted = model.clone()
-    counted.add_wrapper(WrappersMP.APPLY_MODEL, lambda executor, *a, **k: (calls.append(len(a[0])), executor(*a, **k))[1])
+    counted.add_wrapper(
+        WrappersMP.APPLY_MODEL, lambda executor, *a, **k: (calls.append(len(a[0])), executor(*a, **k))[1]
+    )
     return counted
 
 
@@ -66,7 +68,11 @@ def test_on_is_a_plain_loop(way, make, settings):
 
 @each_way
 def test_from_a_picture_at_half_the_noise(way):
-    strong, weak, latent = sd15(0), sd15(1), {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))}
+    strong, weak, latent = (
+        sd15(0),
+        sd15(1),
+        {"samples": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))},
+    )
     assert torch.equal(way.reflected(strong, weak, OFF, latent, denoise=0.5), way.stock(strong, latent, denoise=0.5))
     reflected = way.reflected(strong, weak, CURRENT, latent, denoise=0.5)
     assert distance(reflected, plain_loop(strong, weak, latent, 2, "current", denoise=0.5)) < 1e-4
@@ -126,7 +132,10 @@ def test_other_conditioning_and_guidance_of_one_model(way):
     assert distance(reflected, plain_loop(model, model, latent, 2, "current", weak_prompts=(poorer, NEGATIVE))) < 1e-4
     guided = way.reflected(model, model, CURRENT, latent, strong_cfg=4.0)
     assert distance(guided, reflected) > 0.01 and distance(guided, way.stock(model, latent)) > 0.01
-    assert distance(way.reflected(model, model, CURRENT, latent, strong_cfg=2.0, weak_cfg=2.0), way.stock(model, latent)) < 1e-5
+    assert (
+        distance(way.reflected(model, model, CURRENT, latent, strong_cfg=2.0, weak_cfg=2.0), way.stock(model, latent))
+        < 1e-5
+    )
 
 
 @each_way
@@ -149,7 +158,10 @@ def test_blocks_that_there_are_not_are_refused(way):
             way.reflected(model, node("W2SDSkipLayers", model=model, **blocks), CURRENT, video())
     with pytest.raises(ValueError, match="BaseModel has no double_block 0"):
         way.reflected(
-            strong := sd15(0), node("W2SDSkipLayers", model=strong, double_blocks="0", single_blocks=""), CURRENT, networks.image()
+            strong := sd15(0),
+            node("W2SDSkipLayers", model=strong, double_blocks="0", single_blocks=""),
+            CURRENT,
+            networks.image(),
         )
     for text, message in (("", "name one"), ("a", "numbers with commas"), ("-1", "from 0"), ("1.5", "whole")):
         with pytest.raises(ValueError, match=message):
@@ -211,7 +223,9 @@ def test_both_are_loaded_together(monkeypatch):
     asked = []
     load = comfy.model_management.load_models_gpu
     monkeypatch.setattr(
-        comfy.model_management, "load_models_gpu", lambda models, *a, **k: (asked.append({m.model for m in models}), load(models, *a, **k))
+        comfy.model_management,
+        "load_models_gpu",
+        lambda models, *a, **k: (asked.append({m.model for m in models}), load(models, *a, **k)),
     )
     strong, weak = wan(0), wan(1)
     ByModel.reflected(strong, weak, CURRENT, video())
@@ -249,7 +263,17 @@ def test_every_sampler_is_reflected_or_refused():
         assert distance(null, ByModel.stock(strong, latent, name)) < 1e-4, name
     no_steps = {"dpm_fast", "dpm_adaptive"}
     correctors = {"uni_pc", "uni_pc_bh2", "sa_solver", "sa_solver_pece"}
-    of_guidance = {f"{name}_cfg_pp" for name in ("euler", "euler_ancestral", "dpmpp_2m", "res_multistep", "res_multistep_ancestral", "gradient_estimation")}
+    of_guidance = {
+        f"{name}_cfg_pp"
+        for name in (
+            "euler",
+            "euler_ancestral",
+            "dpmpp_2m",
+            "res_multistep",
+            "res_multistep_ancestral",
+            "gradient_estimation",
+        )
+    }
     assert refused == no_steps | correctors | of_guidance
 
 
@@ -262,9 +286,12 @@ def test_sampling_of_the_model_is_patched_alike_or_refused():
     with pytest.raises(ValueError, match="one network with different model sampling"):
         ByModel.reflected(shifted[0], skipped, CURRENT, latent)
     other = wan(1)  # a network of its own keeps its own shift, which says nothing about a given sigma
-    assert distance(
-        ByModel.reflected(shifted[0], other, CURRENT, latent), plain_loop(shifted[0], other, latent, 2, "current")
-    ) < 1e-4
+    assert (
+        distance(
+            ByModel.reflected(shifted[0], other, CURRENT, latent), plain_loop(shifted[0], other, latent, 2, "current")
+        )
+        < 1e-4
+    )
 
 
 def refusals():
@@ -277,7 +304,13 @@ def refusals():
     yield "no negative", wan(0), wan(1), {"negative": [], "weak_cfg": 2.0}, "(no|a) negative conditioning"
     yield "guidance that is no number", wan(0), wan(1), {"weak_cfg": float("nan")}, "must be finite"
     yield "uni_pc", wan(0), wan(1), {"name": "uni_pc"}, "UniPC"
-    yield "a weak that is reflected", wan(0), node("W2SDModel", strong=(other := wan(1)), weak=other, strong_cfg=1.0, weak_cfg=1.0), {}, "the weak model has a weak one already"
+    yield (
+        "a weak that is reflected",
+        wan(0),
+        node("W2SDModel", strong=(other := wan(1)), weak=other, strong_cfg=1.0, weak_cfg=1.0),
+        {},
+        "the weak model has a weak one already",
+    )
 
 
 @each_way
@@ -291,9 +324,18 @@ def test_what_cannot_be_right_is_refused_before_anything_is_loaded(way, case):
 
 
 def test_sigmas_that_rise_are_refused():
-    guider = node("W2SDGuider", strong=wan(0), weak=wan(1), positive=POSITIVE, negative=NEGATIVE, cfg=CFG, strong_cfg=1.0, weak_cfg=1.0)
+    guider = node(
+        "W2SDGuider",
+        strong=wan(0),
+        weak=wan(1),
+        positive=POSITIVE,
+        negative=NEGATIVE,
+        cfg=CFG,
+        strong_cfg=1.0,
+        weak_cfg=1.0,
+    )
     sampler = node("W2SDSampler", sampler=networks.sampler(), settings=CURRENT)
-    with pytest.raises(ValueError, match="must fall|rise|falling"):
+    with pytest.raises(ValueError, match="fall"):
         networks.custom(guider, sampler, torch.tensor([0.5, 0.9, 0.0]), video())
 
 

@@ -1,5 +1,7 @@
 """The two ways in, a stock sampling for each, and the plain loop that both are compared with."""
 
+from itertools import pairwise
+
 import comfy.samplers
 import networks
 import torch
@@ -80,7 +82,7 @@ def plain_loop(strong, weak, latent, reflected, inversion, denoise=1.0, cfg=CFG,
 
     def loop(denoiser, x, sigmas, extra_args, callback, disable):
         nonlocal seen_at
-        for i, (sigma, to) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        for i, (sigma, to) in enumerate(pairwise(sigmas)):
             if i < reflected:
                 strong_sample = x0(strong, 1.0, x, sigma)
                 seen_at = x
