@@ -15,8 +15,9 @@ from w2sd_video.reuse import Carried
 
 CATEGORY = "sampling/W2SD"
 GUIDANCE = {"min": -100.0, "max": 100.0, "step": 0.1, "round": 0.01}
-SETTINGS: dict[str, Reflection] = {
-    **{str(name): Reflection(**preset) for name, preset in PRESETS.items()},
+SETTINGS = {
+    "recommended": Reflection(**PRESETS["recommended"]),
+    "paper": Reflection(**PRESETS["paper"]),
     "off": Reflection(0),
 }
 
@@ -169,6 +170,11 @@ class W2SDPresets(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, preset: str = "off") -> bool | str:
+        """Say what is wrong with a name that ComfyUI lets pass."""
+        return preset in SETTINGS or f"preset must be one of {', '.join(SETTINGS)}; got {preset!r}"
+
+    @classmethod
     def execute(cls, preset: str) -> io.NodeOutput:
         """Return the settings."""
         return io.NodeOutput(SETTINGS[preset])
@@ -214,8 +220,12 @@ class W2SDSettings(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start: float, stop: float, strength: float) -> bool | str:
-        """Refuse numbers that are none, which ComfyUI lets pass."""
+    def validate_inputs(
+        cls, start: float = 0.0, stop: float = 1.0, strength: float = 1.0, inversion: str = "current"
+    ) -> bool | str:
+        """Say what is wrong with values that ComfyUI lets pass, before anything runs; linked ones it leaves out."""
+        if inversion not in get_args(WeakInversion):
+            return f"inversion must be one of {', '.join(get_args(WeakInversion))}; got {inversion!r}"
         try:
             Reflection(Window(start, stop), strength)
         except (TypeError, ValueError) as error:

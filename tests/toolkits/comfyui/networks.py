@@ -116,16 +116,16 @@ def flux(seed=0):
 
 
 def sdxl(seed=0):
-    config = comfy.supported_models.SDXL({**UNET, "num_classes": "sequential", "adm_in_channels": 16 + 6 * 256})
+    further = {"use_linear_in_transformer": True, "model_channels": 64, "num_classes": "sequential"}
+    config = comfy.supported_models.SDXL({**UNET, **further, "adm_in_channels": 16 + 6 * 256})
     return of_config(config, comfy.model_base.SDXL, seed)
 
 
-def text(seed):
+def text(seed, **further):
     """A CONDITIONING."""
     generator = torch.Generator().manual_seed(seed)
-    return [
-        [torch.randn(1, 8, EMBEDDING, generator=generator), {"pooled_output": torch.randn(1, 16, generator=generator)}]
-    ]
+    embedding = torch.randn(1, 8, EMBEDDING, generator=generator)
+    return [[embedding, {"pooled_output": torch.randn(1, 16, generator=generator), **further}]]
 
 
 def video(batch=1):

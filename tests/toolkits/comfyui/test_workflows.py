@@ -101,7 +101,8 @@ def test_comfyui_finds_no_fault_with_a_workflow(workflow, files):
         ("W2SDSettings", "strength", math.nan, "strength must be"),
         ("W2SDSettings", "start", 0.9, "0 <= start <= stop"),
         ("W2SDSettings", "rounds", 0, "smaller than min"),
-        ("W2SDPresets", "preset", "best", "not in"),
+        ("W2SDSettings", "inversion", "inverse", "inversion must be one of paper, explicit, current, implicit"),
+        ("W2SDPresets", "preset", "best", "must be one of recommended, paper, off"),
     ],
 )
 def test_a_wrong_value_is_shown_on_its_node(node, name, value, message, files):
@@ -166,7 +167,8 @@ def tiny(make):
     def with_lora(model, lora_name, strength_model):
         return (comfy.sd.load_lora_for_models(model, None, test_one_network.lora(model, 0), strength_model, 0.0)[0],)
 
-    text = standing_in(("text", "clip"), ("CONDITIONING",), lambda text, clip: (networks.text(len(text)),))
+    further = {"attention_mask": torch.ones(1, 8, dtype=torch.long)} if make is networks.ltx else {}
+    text = standing_in(("text", "clip"), ("CONDITIONING",), lambda text, clip: (networks.text(len(text), **further),))
     clip = ("CLIP",), lambda **_: ("clip",)
     return {
         "UNETLoader": standing_in(
