@@ -6,12 +6,14 @@ from typing import Any, get_args
 
 from comfy_api.latest import ComfyExtension, io
 
-from w2sd_video import PRESETS, Reflection, StrengthSchedule, Window
 from w2sd_video.backends.comfyui.pairs import Model
 from w2sd_video.backends.comfyui.sampling import Reflecting, Weak, guider_of, with_weak
 from w2sd_video.backends.comfyui.skip_layers import without_blocks
-from w2sd_video.reflection_settings import Reading, WeakInversion
+from w2sd_video.presets import PRESETS
+from w2sd_video.reflection_settings import Reading, Reflection, WeakInversion
 from w2sd_video.reuse import Carried
+from w2sd_video.strength import StrengthSchedule
+from w2sd_video.window import Window
 
 CATEGORY = "sampling/W2SD"
 GUIDANCE = {"min": -100.0, "max": 100.0, "step": 0.1, "round": 0.01}

@@ -22,9 +22,10 @@ import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP
-from w2sd_video import Reflection, Trajectory
 from w2sd_video.backends.comfyui.pairs import Model, check_pair, hooked, kind_of, separated, share_weights
 from w2sd_video.backends.k_diffusion import sample_w2sd
+from w2sd_video.reflection_settings import Reflection
+from w2sd_video.trajectory import Trajectory
 
 KEY = "w2sd"
 """Under which the wrapper is kept in a MODEL."""
@@ -128,7 +129,9 @@ def with_weak(strong: Model, weak: Weak, settings: Reflection | None) -> Model:
 
 
 def guider_of(model: Model, positive: Conditioning, negative: Conditioning | None, cfg: float) -> Any:
-    """Return a GUIDER of ComfyUI, refusing conditioning that is missing (ValueError)."""
+    """Return a GUIDER of ComfyUI, refusing conditioning that is missing and no number for cfg (ValueError)."""
+    if not math.isfinite(cfg):
+        raise ValueError(f"cfg must be a finite number, got {cfg}")
     if not positive:
         raise ValueError("the positive conditioning is empty; encode a text")
     if not negative and not math.isclose(cfg, 1.0):

@@ -49,12 +49,16 @@ UNET = {
 EMBEDDING = 24
 
 
-def patcher(network, seed):
-    """A MODEL of a network with random weights."""
+def randomize(network, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(0.08 * torch.randn(parameter.shape, generator=generator))
+
+
+def patcher(network, seed):
+    """A MODEL of a network with random weights."""
+    randomize(network, seed)
     return comfy.model_patcher.ModelPatcher(network.eval(), CPU, CPU)
 
 

@@ -1,7 +1,10 @@
 """Two networks, and one with other conditioning, guidance or layers: both ways in, on networks of both kinds."""
 
+import comfy.cldm.cldm
+import comfy.controlnet
 import comfy.model_base
 import comfy.model_management
+import comfy.ops
 import comfy.samplers
 import networks
 import pytest
@@ -9,6 +12,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from networks import sd15, video, wan
+from nodes import ControlNetApplyAdvanced
 from ways import CFG, NEGATIVE, POSITIVE, STEPS, WAYS, ByGuider, ByModel, node, plain_loop
 
 from w2sd_video import Reflection, StrengthSchedule
@@ -136,6 +140,29 @@ def test_other_conditioning_and_guidance_of_one_model(way):
         distance(way.reflected(model, model, CURRENT, latent, strong_cfg=2.0, weak_cfg=2.0), way.stock(model, latent))
         < 1e-5
     )
+
+
+@each_way
+def test_a_controlnet_of_both(way):
+    """One that conditioning carries serves strong and weak, and is loaded with them."""
+    settings = {
+        name: value for name, value in networks.UNET.items() if name not in ("out_channels", "transformer_depth_output")
+    }
+    network = comfy.cldm.cldm.ControlNet(**settings, hint_channels=3, operations=comfy.ops.disable_weight_init)
+    networks.randomize(network, 3)
+    controlnet = comfy.controlnet.ControlNet(network, load_device=networks.CPU, manual_cast_dtype=None)
+    hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(5))
+    apply = ControlNetApplyAdvanced().apply_controlnet
+    positive, negative = apply(POSITIVE, NEGATIVE, controlnet, hint, 1.0, 0.0, 1.0)
+    strong, weak, latent = sd15(0), sd15(1), networks.image()
+    prompts = {"positive": positive, "negative": negative}
+    stock = way.stock(strong, latent, **prompts)
+    assert distance(stock, way.stock(strong, latent)) > 1e-3
+    assert distance(way.reflected(strong, strong, CURRENT, latent, **prompts), stock) < 1e-5
+    of_both = way.reflected(strong, weak, CURRENT, latent, **prompts)
+    assert distance(of_both, plain_loop(strong, weak, latent, 2, "current", prompts=(positive, negative))) < 1e-4
+    without = way.reflected(strong, weak, CURRENT, latent, weak_positive=POSITIVE, weak_negative=NEGATIVE, **prompts)
+    assert distance(without, of_both) > 1e-4, "the weak model without it is another"
 
 
 @each_way

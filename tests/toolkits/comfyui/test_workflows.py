@@ -291,6 +291,7 @@ sys.path.insert(0, sys.argv[2])
 import conftest, nodes
 assert asyncio.run(nodes.load_custom_node(sys.argv[3]))
 import w2sd_video
+assert not {"diffusers", "accelerate", "peft", "matplotlib"} & set(sys.modules)
 print(w2sd_video.__path__[0], *sorted(name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("W2SD")))
 """
 

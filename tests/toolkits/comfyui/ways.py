@@ -57,12 +57,14 @@ def looked_into(model, cfg, sigmas, latent, look, positive=POSITIVE, negative=NE
     return networks.custom(guider, comfy.samplers.KSAMPLER(look), sigmas, latent)
 
 
-def plain_loop(strong, weak, latent, reflected, inversion, denoise=1.0, cfg=CFG, weak_prompts=(POSITIVE, NEGATIVE)):
+def plain_loop(
+    strong, weak, latent, reflected, inversion, denoise=1.0, prompts=(POSITIVE, NEGATIVE), weak_prompts=None
+):
     """Euler's steps, the first ones reflected, with nothing of ours; each evaluation is a stock sampling of its own."""
     sigmas = networks.levels(strong, STEPS, denoise=denoise)
     is_flow = float(strong.get_model_object("model_sampling").sigma_max) == 1.0
 
-    def x0(model, cfg, x, sigma, prompts=(POSITIVE, NEGATIVE)):
+    def x0(model, cfg, x, sigma, prompts=prompts):
         seen = []
 
         def look(denoiser, noise, _, extra_args, callback, disable):
@@ -90,12 +92,12 @@ def plain_loop(strong, weak, latent, reflected, inversion, denoise=1.0, cfg=CFG,
                 seen_at = x
                 if inversion == "paper":  # the network scales what it sees for the level that it is told
                     seen_at = down if is_flow else down * ((1 + sigma**2) / (1 + to**2)).sqrt()
-                weak_sample = x0(weak, 1.0, seen_at, sigma, weak_prompts)
+                weak_sample = x0(weak, 1.0, seen_at, sigma, weak_prompts or prompts)
                 if is_flow and sigma == 1:
                     x = (down - (1 - to) * weak_sample) * sigma / to
                 else:
                     x = moved(down, weak_sample, to, sigma, sigma)
-            sample = x0(strong, cfg, x, sigma)
+            sample = x0(strong, CFG, x, sigma)
             x = x + (to - sigma) * (x - sample) / sigma
         return x
 
