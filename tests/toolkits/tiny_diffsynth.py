@@ -46,11 +46,11 @@ class Words:
 class TextEncoder(nn.Module):
     def __init__(self, words):
         super().__init__()
-        self.words, self.prompts = words, []
+        self.words, self.prompts, self.dtype = words, [], torch.float32
 
     def forward(self, ids, mask):
         self.prompts.append("".join(map(chr, ids[0])))
-        return self.words(self.prompts[-1])
+        return self.words(self.prompts[-1]).to(self.dtype)
 
 
 def tokenized(prompt, **_):
@@ -92,6 +92,7 @@ def wan(two_stage=False, dtype=torch.float32, **changes):
         from diffsynth.pipelines.wan_video import WanVideoPipeline
     pipe = WanVideoPipeline(device="cpu", torch_dtype=dtype)
     pipe.tokenizer, pipe.text_encoder, pipe.vae = tokenized, TextEncoder(Words(12)), Vae()
+    pipe.text_encoder.dtype = dtype
     pipe.dit = wan_dit(1, **changes)
     pipe.dit2 = wan_dit(2, **changes) if two_stage else None
     call = {"prompt": "a red kite", "negative_prompt": NEGATIVE, "height": 16, "width": 16, "num_frames": 5}
@@ -125,7 +126,9 @@ def flux(guidance=False):
     class Embedder(PipelineUnit):
         def __init__(self):
             names = {"seperate_cfg": True, "input_params": ()}
-            super().__init__(**names, input_params_posi={"prompt": "prompt"}, input_params_nega={"prompt": "negative_prompt"})
+            super().__init__(
+                **names, input_params_posi={"prompt": "prompt"}, input_params_nega={"prompt": "negative_prompt"}
+            )
             self.words = Words(12)
 
         def process(self, pipe, prompt):
@@ -166,7 +169,9 @@ def qwen():
     class Embedder(PipelineUnit):
         def __init__(self):
             names = {"seperate_cfg": True, "input_params": ()}
-            super().__init__(**names, input_params_posi={"prompt": "prompt"}, input_params_nega={"prompt": "negative_prompt"})
+            super().__init__(
+                **names, input_params_posi={"prompt": "prompt"}, input_params_nega={"prompt": "negative_prompt"}
+            )
             self.words = Words(12)
 
         def process(self, pipe, prompt):
