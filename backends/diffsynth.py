@@ -118,20 +118,18 @@ def reflecting(
         pipe.__class__ = original
 
 
-def predictor(
-    pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = None, **call: Any
+def predictions(
+    pipe: Any, branches: Mapping[Role, Branch], call: Mapping[str, Any]
 ) -> tuple[Predict, torch.Tensor, Trajectory]:
-    """Return ``predict(latents, sigma, role)`` of a pipeline of DiffSynth, for a loop of one's own.
+    """Return ``predict(latents, sigma, role)`` of a pipeline of DiffSynth; `predictor` comes here.
 
     The pipeline is called up to its first step, and no network that denoises is run for it: texts and images are
     encoded here, once for each text of a branch.
 
     Args:
         pipe: the pipeline.
-        strong: setting of the prediction that reflection goes down by.
-        weak: setting of the prediction that it comes back by.
-        base: setting of the step that counts; None is the pipeline's own.
-        **call: the arguments of the pipeline's call.
+        branches: the setting of every role.
+        call: the arguments of the pipeline's call.
 
     Returns:
         The function, the latents that the pipeline begins with, and the levels that it goes through, of which
@@ -140,7 +138,6 @@ def predictor(
     Raises:
         ValueError: as of `reflecting`; when called, a sigma that is none of the levels.
     """
-    branches: dict[Role, Branch] = {"base": Branch() if base is None else base, "strong": strong, "weak": weak}
     for role, branch in branches.items():
         check_branch(pipe, role, branch)
     network = Network(pipe, branches, type(pipe), call)

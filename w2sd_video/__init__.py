@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from w2sd_video.inversions import Request, reflect_step
     from w2sd_video.levels import Level
     from w2sd_video.plugin import Run, reflection
+    from w2sd_video.predictors import Predictor, predictor
     from w2sd_video.presets import PRESETS
     from w2sd_video.reflection_settings import Reflection
     from w2sd_video.rendering.settings_file import load_settings
@@ -28,6 +29,7 @@ __all__ = [
     "PRESETS",
     "Branch",
     "Level",
+    "Predictor",
     "Reflection",
     "Request",
     "Run",
@@ -37,6 +39,7 @@ __all__ = [
     "Window",
     "known_schedulers",
     "load_settings",
+    "predictor",
     "reflect",
     "reflect_step",
     "reflection",
@@ -47,6 +50,7 @@ _MODULES = {
     "Branch": "branch",
     "Level": "levels",
     "PRESETS": "presets",
+    "Predictor": "predictors",
     "Reflection": "reflection_settings",
     "Request": "inversions",
     "Run": "plugin",
@@ -56,6 +60,7 @@ _MODULES = {
     "Window": "window",
     "known_schedulers": "scheduler_levels",
     "load_settings": "rendering.settings_file",
+    "predictor": "predictors",
     "reflect": "step_functions",
     "reflect_step": "inversions",
     "reflection": "plugin",

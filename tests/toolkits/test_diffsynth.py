@@ -8,7 +8,7 @@ import torch
 from tiny_diffsynth import STEPS, SYSTEMS, run
 from torch import nn
 
-from w2sd_video import Branch, reflection, sample
+from w2sd_video import Branch, predictor, reflection, sample
 from w2sd_video.backends import register
 
 pytestmark = pytest.mark.skipif(tiny.MISSING, reason="needs DiffSynth: pip install --no-deps diffsynth")
@@ -269,33 +269,30 @@ INVERSIONS = {
 @pytest.mark.parametrize("settings", INVERSIONS.values(), ids=INVERSIONS)
 @pytest.mark.parametrize("two_stage", [False, True])
 def test_the_predictor_and_sample_are_the_pipeline(settings, two_stage):
-    from w2sd_video.backends import diffsynth
-
     pipe, call = tiny.wan(two_stage=two_stage)
     stock = run(pipe, call)
     scale = (6.0, 2.0) if two_stage else 6.0
     branches = {"strong": Branch(guidance_scale=scale), "weak": Branch(guidance_scale=2.0, prompt="a sea")}
     with reflection(pipe, **branches, **settings) as reflected:
         expected = run(pipe, call)
-    predict, latents, trajectory = diffsynth.predictor(pipe, **branches, **call)
-    close(sample(predict, latents, trajectory, reflection_steps=0).latents, stock)
-    result = sample(predict, latents, trajectory, **settings)
+    predict = predictor(pipe, **branches, **call)
+    close(sample(predict, predict.latents, predict.scheduler, reflection_steps=0).latents, stock)
+    result = sample(predict, predict.latents, predict.scheduler, **settings)
     close(result.latents, expected)
     assert reflected.nfe == {role: 2 * calls for role, calls in result.nfe.items()}
     with pytest.raises(ValueError, match=r"sigma=0.123 is none of the levels"):
-        predict(latents, torch.tensor(0.123), "base")
+        predict(predict.latents, torch.tensor(0.123), "base")
 
 
 def test_resampling_draws_after_the_initial_noise():
-    from w2sd_video.backends import diffsynth
-
     pipe, call = tiny.wan()
     with reflection(pipe, strong=Branch(), weak=Branch(), inversion="resample") as reflected:
         result = run(pipe, call)
         assert torch.equal(run(pipe, call), result)
         assert not torch.equal(run(pipe, call, seed=8), result)
     assert reflected.nfe == {"base": 2 * STEPS, "strong": 2 * (STEPS - 1), "weak": 0}
-    predict, latents, trajectory = diffsynth.predictor(pipe, strong=Branch(), weak=Branch(), **call)
+    predict = predictor(pipe, strong=Branch(), weak=Branch(), **call)
+    latents, trajectory = predict.latents, predict.scheduler
     generator = torch.Generator().manual_seed(7)
     assert torch.equal(torch.randn(latents.shape, generator=generator), latents)
     close(sample(predict, latents, trajectory, inversion="resample", generator=generator).latents, result)
