@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from w2sd_video.branch import Branch
     from w2sd_video.inversions import Request, reflect_step
     from w2sd_video.levels import Level
+    from w2sd_video.loops import Reflector
     from w2sd_video.plugin import Run, reflection
     from w2sd_video.predictors import Predictor, predictor
     from w2sd_video.presets import PRESETS
@@ -31,6 +32,7 @@ __all__ = [
     "Level",
     "Predictor",
     "Reflection",
+    "Reflector",
     "Request",
     "Run",
     "Sampled",
@@ -52,6 +54,7 @@ _MODULES = {
     "PRESETS": "presets",
     "Predictor": "predictors",
     "Reflection": "reflection_settings",
+    "Reflector": "loops",
     "Request": "inversions",
     "Run": "plugin",
     "Sampled": "sampler",
