@@ -18,18 +18,26 @@ Function = Callable[[torch.Tensor, torch.Tensor, Role], torch.Tensor]
 class Predictor:
     """A function ``predict(latents, timestep, role)`` of a pipeline, and what a loop with it begins with.
 
-    ``sample(predict, predict.latents, predict.scheduler, ...)`` is what the pipeline's call would be, reflected.
+    ``sample(predict, predict.latents, predict.scheduler, begin=predict.begin, ...)`` is what the pipeline's call would
+    be, reflected; what the call does with its latents between its steps is left out.
 
     Attributes:
         latents: those that the pipeline's call begins with, in the form in which its loop has them.
         scheduler: a copy of the pipeline's, its timesteps set; of a toolkit without schedulers a ``Trajectory``.
+        begin: index of the timestep that the call begins at; 0 but from an image or a clip (``strength``).
     """
 
     def __init__(
-        self, function: Function, latents: torch.Tensor, scheduler: Any, end: Callable[[], None] | None = None
+        self,
+        function: Function,
+        latents: torch.Tensor,
+        scheduler: Any,
+        begin: int = 0,
+        end: Callable[[], None] | None = None,
     ) -> None:
         self.latents = latents
         self.scheduler = scheduler
+        self.begin = begin
         self._function = function
         self._end = end
 
@@ -114,6 +122,6 @@ def predictor(pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = 
         before.close()
     loop = Loop(pipe, branches, call)
     _OPEN[pipe] = weakref.ref(loop)
-    predict = Predictor(loop.predicted, loop.latents, loop.scheduler, loop.close)
+    predict = Predictor(loop.predicted, loop.latents, loop.scheduler, loop.begin, loop.close)
     weakref.finalize(predict, loop.end)
     return predict

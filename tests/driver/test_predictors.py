@@ -63,6 +63,20 @@ def test_a_loop_of_ones_own_with_a_scheduler_of_diffusers():
         close(plain_loop(predict.latents, predict.scheduler, levels, predict, read_flow(levels)), expected)
 
 
+def test_a_call_that_begins_at_a_later_timestep():
+    pipe, call = tiny.cogvideox_video_to_video()
+    with reflection(pipe, **BRANCHES, reflection_steps=2):
+        expected = run(pipe, call)
+    with predictor(pipe, **BRANCHES, **call_of(call)) as predict:
+        assert predict.begin == 1
+        settings = {"begin": predict.begin, "reflection_steps": 2}
+        assert torch.equal(sample(predict, predict.latents, predict.scheduler, **settings).latents, expected)
+        with pytest.raises(ValueError, match="none of those that the pipeline's call goes through"):
+            sample(predict, predict.latents, predict.scheduler)
+        with pytest.raises(ValueError, match="begin must be from 0 to 4, got 5"):
+            sample(predict, predict.latents, predict.scheduler, begin=5)
+
+
 def test_a_second_denoiser_by_its_name():
     pipe, call = tiny.cogvideox()
     register(pipe, "other", tiny.cogvideox(seed=5)[0].transformer)

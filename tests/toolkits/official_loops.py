@@ -89,7 +89,7 @@ class HunyuanNetwork(Conv):
 
     def forward(self, x, t, text_states, text_mask, text_states_2, freqs_cos, freqs_sin, guidance, return_dict):
         assert return_dict and text_mask is not None and freqs_cos is not None and freqs_sin is not None
-        text = text_states.mean((1, 2)) + text_states_2.mean(1) + guidance.float() / 20000
+        text = text_states.mean((1, 2)) + text_states_2.mean(1) + guidance.float() / 4000
         return {"x": super().forward(x, t, text).to(x.dtype)}
 
 

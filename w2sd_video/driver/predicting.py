@@ -56,6 +56,7 @@ class Loop:
             raise ValueError("the pipeline is being reflected; end that block before making a predictor")
         self.latents = torch.zeros(0)
         self.scheduler: Any = None
+        self.begin = 0
         self._asked: SimpleQueue[Asked | None] = SimpleQueue()
         self._ready: Future[None] = Future()
         self._answering: Future[torch.Tensor] | None = None
@@ -92,14 +93,14 @@ class Loop:
 
     def _call_at(self, timestep: torch.Tensor) -> int:
         """Return the first call of the scheduler at a timestep, or refuse one that it does not go through."""
-        timesteps = self.scheduler.timesteps
+        timesteps = self.scheduler.timesteps[self.begin :]
         same = (timesteps == torch.as_tensor(timestep, device=timesteps.device)).nonzero()
         if not len(same):
             raise ValueError(
                 f"timestep {float(timestep):g} is none of those that the pipeline's call goes through: "
                 f"{', '.join(f'{float(other):g}' for other in timesteps)}"
             )
-        return int(same[0])
+        return self.begin + int(same[0])
 
     def close(self) -> None:
         """End the loop, and give the networks back."""
@@ -138,9 +139,9 @@ class Loop:
     def _walk_of(self, scheduler: Any, settings: Reflection, state: CallState) -> Walk:
         return _LedWalk(scheduler, settings, state, self)
 
-    def is_ready(self, latents: torch.Tensor, scheduler: Any) -> None:
+    def is_ready(self, latents: torch.Tensor, scheduler: Any, begin: int) -> None:
         """Note what the pipeline begins with; predictions can be asked for."""
-        self.latents, self.scheduler = latents, copy.deepcopy(scheduler)
+        self.latents, self.scheduler, self.begin = latents, copy.deepcopy(scheduler), begin
         self._ready.set_result(None)
 
     def answer(self, prediction: torch.Tensor) -> None:
@@ -183,7 +184,7 @@ class _LedWalk(Walk):
             self._first = arguments["sample"].clone()
         latents = super()._look(turn, asked, arguments)
         if self._algorithm is None and turn is self.turns[-1]:
-            self._loop.is_ready(self._first, self.wrapped)
+            self._loop.is_ready(self._first, self.wrapped, turn.call)
             self._algorithm = self._answering()
             return next(self._algorithm).latents
         return latents
