@@ -1,4 +1,4 @@
-"""Every pipeline that docs/reference/pipelines.md says is reflected has a predictor, with which a loop is the stock one."""
+"""Every pipeline that docs/reference/pipelines.md says is reflected, but one, has a predictor."""
 
 import functools
 import inspect
@@ -11,6 +11,9 @@ from test_every_pipeline import REFLECTED, FakeNetwork
 from tiny.variants import build
 
 from w2sd_video import Branch, predictor, sample
+
+IN_PARTS = "LTXI2VLongMultiPromptPipeline"
+"""The one whose loop goes through its timesteps one by one, each for many parts of a clip."""
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def stepped(monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", REFLECTED)
+@pytest.mark.parametrize("name", [name for name in REFLECTED if name != IN_PARTS])
 def test_sample_with_a_predictor_is_the_stock_loop(name, stepped):
     pipe, call = build(name)
     for denoiser in denoisers_of(pipe).values():
@@ -53,3 +56,9 @@ def test_sample_with_a_predictor_is_the_stock_loop(name, stepped):
         )
     assert (latents - stock).double().norm() <= 1e-4 * stock.double().norm()
     assert nfe["base"] == steps
+
+
+def test_a_pipeline_that_goes_through_its_timesteps_in_parts_is_refused():
+    pipe, call = build(IN_PARTS)
+    with pytest.raises(ValueError, match="goes through its timesteps in parts"):
+        predictor(pipe, strong=Branch(), weak=Branch(), **call)

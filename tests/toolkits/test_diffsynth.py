@@ -1,6 +1,8 @@
 """Pipelines of DiffSynth, reflected: off, by a null gap, and against a loop written plainly."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import tiny_diffsynth as tiny
@@ -88,6 +90,19 @@ def test_off_is_the_stock_pipeline_bit_for_bit(system):
     )
     assert left(pipe) == before
     assert torch.equal(run(pipe, call), stock)
+
+
+def test_the_line_of_the_guide():
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "own-toolkit.md").read_text()
+    (block,) = re.findall(r"^## DiffSynth-Studio$.*?```python\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    pipe, call = tiny.wan()
+    stock = run(pipe, call)
+    called = block.replace('pipe("a red kite", cfg_scale=5.0, seed=0)', "pipe(**call)")
+    assert called != block
+    names = {"pipe": pipe, "call": call}
+    exec(called, names)
+    assert names["run"].nfe == {"base": 2 * STEPS, "strong": 2 * (STEPS - 1), "weak": 0}
+    assert not torch.equal(pipe.vae.latents, stock)
 
 
 @systems

@@ -3,11 +3,8 @@
 import re
 from pathlib import Path
 
-import pytest
 import torch
 from official_loops import LOOPS, CogNetwork, FlowUniPC, Guider, made, patched
-
-from w2sd_video import Reflection, Reflector, Trajectory
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guide" / "official-loops.md").read_text()
 DIFFS = dict(re.findall(r"^## (.*?)\n.*?```diff\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
@@ -166,72 +163,3 @@ def test_cogvideo():
         x = a_below * x0 + s_below * (x - a * x0) / s
     close(result, x)
     assert (result - stock).norm() / stock.norm() > 0.01
-
-
-# --- the reflector ---------------------------------------------------------------------------------------------------
-
-
-def flow_trajectory():
-    return Trajectory.from_sigmas([1.0, 0.8, 0.5, 0.0], "flow", prediction_type="flow")
-
-
-def linear(latents, step, role):
-    return {"strong": 1.0, "weak": 0.9}[role] * latents
-
-
-def test_a_reflector_and_euler_are_sample():
-    from w2sd_video import sample
-
-    trajectory, sigmas = flow_trajectory(), [1.0, 0.8, 0.5, 0.0]
-    for settings in (
-        Reflection(),
-        Reflection(2, 0.5, rounds=2, inversion="current"),
-        Reflection(inversion="implicit", reuse=2),
-    ):
-        reflector, latents = Reflector(linear, trajectory, settings), noise(2, 3)
-        for i in range(3):
-            latents = reflector(latents, i)
-            latents = latents + (sigmas[i + 1] - sigmas[i]) * latents
-        expected = sample(
-            lambda x, sigma, role: 0.9 * x if role == "weak" else x,
-            noise(2, 3),
-            trajectory,
-            **{
-                name: getattr(settings, name)
-                for name in ("reflection_steps", "strength", "rounds", "inversion", "reuse")
-            },
-        )
-        close(latents, expected.latents)
-        assert reflector.nfe == {role: expected.nfe[role] for role in ("strong", "weak")}
-
-
-def test_a_reflector_is_float32_inside_and_leaves_other_steps_alone():
-    reflector = Reflector(linear, flow_trajectory(), Reflection(1, inversion="current"))
-    latents = noise(2, 3)
-    assert reflector(latents, 1) is latents
-    half = reflector(latents.half(), 0)
-    assert half.dtype == torch.float16
-    assert (half.float() - reflector(latents.half().float(), 0)).abs().max() < 1e-3  # once rounded
-
-
-@pytest.mark.parametrize(
-    ("act", "error", "says"),
-    [
-        (lambda: Reflector(None, flow_trajectory()), TypeError, "predict must be a function"),
-        (lambda: Reflector(linear, [1.0, 0.0]), TypeError, "trajectory must be a Trajectory, got list"),
-        (lambda: Reflector(linear, flow_trajectory(), 3), TypeError, "settings must be a Reflection, got int"),
-        (lambda: Reflector(linear, flow_trajectory(), Reflection(9)), ValueError, "must be from 0 to 3"),
-        (lambda: Reflector(linear, flow_trajectory(), Reflection(autoguidance=1.0)), ValueError, "belongs to the step"),
-        (lambda: Reflector(linear, flow_trajectory())(noise(2), 3), ValueError, "a step must be from 0 to 2, got 3"),
-        (lambda: Reflector(linear, flow_trajectory())([1.0], 0), TypeError, "latents must be a floating-point tensor"),
-        (lambda: Reflector(linear, flow_trajectory())(noise(2) / 0, 0), ValueError, "before step 0 must be finite"),
-        (
-            lambda: Reflector(lambda *_: noise(3), flow_trajectory())(noise(2), 0),
-            ValueError,
-            "predict as 'strong' at step 0 changed the shape",
-        ),
-    ],
-)
-def test_what_a_reflector_cannot_take_is_refused(act, error, says):
-    with pytest.raises(error, match=says):
-        act()

@@ -174,6 +174,11 @@ class _LedWalk(Walk):
         return super().scale_model_input(sample, *args, **kwargs)
 
     def _plan(self, calls: range) -> bool:
+        if calls.stop < len(self.wrapped.timesteps):
+            raise ValueError(
+                f"{self.watch.pipeline} goes through its timesteps in parts, so that no loop of it is at hand for all of "
+                "them, and it can have no predictor"
+            )
         is_led = super()._plan(calls)
         self.turns = [turn for turn in self.turns if isinstance(turn.asked, ProbeRequest) and turn.call == calls.start]
         return is_led
