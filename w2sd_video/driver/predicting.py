@@ -176,7 +176,7 @@ class _LedWalk(Walk):
     def _plan(self, calls: range) -> bool:
         if calls.stop < len(self.wrapped.timesteps):
             raise ValueError(
-                f"{self.watch.pipeline} goes through its timesteps in parts, so that no loop of it is at hand for all of "
+                f"{self.watch.pipeline} goes through its timesteps in parts, so that no loop of it is there for all of "
                 "them, and it can have no predictor"
             )
         is_led = super()._plan(calls)
