@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from w2sd_video.branch import Branch
     from w2sd_video.inversions import Request, reflect_step
     from w2sd_video.levels import Level
+    from w2sd_video.loops import Reflector
     from w2sd_video.plugin import Run, reflection
+    from w2sd_video.predictors import Predictor, predictor
     from w2sd_video.presets import PRESETS
     from w2sd_video.reflection_settings import Reflection
     from w2sd_video.rendering.settings_file import load_settings
@@ -28,7 +30,9 @@ __all__ = [
     "PRESETS",
     "Branch",
     "Level",
+    "Predictor",
     "Reflection",
+    "Reflector",
     "Request",
     "Run",
     "Sampled",
@@ -37,6 +41,7 @@ __all__ = [
     "Window",
     "known_schedulers",
     "load_settings",
+    "predictor",
     "reflect",
     "reflect_step",
     "reflection",
@@ -47,7 +52,9 @@ _MODULES = {
     "Branch": "branch",
     "Level": "levels",
     "PRESETS": "presets",
+    "Predictor": "predictors",
     "Reflection": "reflection_settings",
+    "Reflector": "loops",
     "Request": "inversions",
     "Run": "plugin",
     "Sampled": "sampler",
@@ -56,6 +63,7 @@ _MODULES = {
     "Window": "window",
     "known_schedulers": "scheduler_levels",
     "load_settings": "rendering.settings_file",
+    "predictor": "predictors",
     "reflect": "step_functions",
     "reflect_step": "inversions",
     "reflection": "plugin",

@@ -54,8 +54,8 @@ def reflection(
     stock one goes on, past the branches. A second denoiser (``weights``) is not to be used elsewhere meanwhile.
 
     Args:
-        pipe: any diffusers pipeline that loops over ``scheduler.step`` with a known scheduler; or a modular one with a
-            denoise loop of blocks, its components loaded.
+        pipe: any diffusers pipeline that loops over ``scheduler.step`` with a known scheduler; a modular one with a
+            denoise loop of blocks, its components loaded; or one of DiffSynth-Studio (``backends.diffsynth``).
         strong: the setting that denoises in a reflection.
         weak: the setting that inverts.
         base: the setting of the step that counts; None is the pipeline's own.
@@ -111,6 +111,12 @@ def reflection(
             raise TypeError(f"{role} must be a Branch, got {branch!r}")
     if isinstance(pipe, type) or not callable(pipe) or not (hasattr(pipe, "scheduler") or is_modular(pipe)):
         raise TypeError(f"pipe must be a diffusers pipeline that was loaded, got {pipe!r:.80}")
+    if any(base.__module__.partition(".")[0] == "diffsynth" for base in type(pipe).__mro__):
+        from w2sd_video.backends.diffsynth import reflecting
+
+        with reflecting(pipe, branches, settings, solver) as run:
+            yield run
+        return
     is_loaded = getattr(pipe, "scheduler", None) is not None  # of a modular pipeline it may not be yet
     swaps = [(pipe, {"scheduler": solver_of(pipe, solver)})] if solver is not None and is_loaded else []
     with swapped(swaps), _walking(pipe, branches, settings) as run:

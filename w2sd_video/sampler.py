@@ -62,6 +62,7 @@ def sample(
     scheduler: Any,
     *,
     num_inference_steps: int | None = None,
+    begin: int = 0,
     reflection_steps: Steps = None,
     strength: float | str | Path | StrengthSchedule = 1.0,
     rounds: int = 1,
@@ -93,6 +94,8 @@ def sample(
             precision.
         num_inference_steps: T; None uses the timesteps that ``set_timesteps`` has put into the scheduler, or all
             sigmas.
+        begin: index of the scheduler's timestep to begin at, where latents are not pure noise (image to image); the
+            steps that there are to reflect are counted from there.
         reflection_steps: see ``Reflection``, as of all settings down to ``grid``.
         strength: a number, or a ``StrengthSchedule`` or the name of its file.
         generator: for schedulers whose own step draws noise, and for Re-Sampling; a list has one a sample.
@@ -140,6 +143,8 @@ def sample(
         loop = _loop_of_scheduler(scheduler, num_inference_steps, latents.device, generator, settings.grid)
     trajectory = loop.trajectory
     trajectory.level_below(0, settings.span)
+    if whole_number("begin", begin, 0) >= trajectory.number_of_calls:
+        raise ValueError(f"begin must be from 0 to {trajectory.number_of_calls - 1}, got {begin}")
     nfe: Counter[str] = Counter(base=0, strong=0, weak=0)
     are_finite: list[tuple[str, torch.Tensor]] = []
 
@@ -166,7 +171,7 @@ def sample(
         return predicted(loop.scaled(request.latents, timestep), timestep, request.role, step)
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
-        final = drive(w2sd(trajectory, latents, settings, drawing_from(generator)), answer)
+        final = drive(w2sd(trajectory, latents, settings, drawing_from(generator), begin), answer)
     are_finite.append(("the last step", torch.isfinite(final.detach()).all()))
     check_were_finite(are_finite)
     return Sampled(final, dict(nfe))

@@ -2,7 +2,8 @@
 
 A block that cannot run here has ``<!-- not run: reason -->`` on the line before it, and is checked as far as that goes:
 commands up to the loading of a model, Python by its names and arguments. ``<!-- file: NAME -->`` has a block written
-into a file of that name before the other blocks of its page are run.
+into a file of that name before the other blocks of its page are run. ``<!-- run by: FILE -->`` names the test of a
+difference.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def test_block(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         if other.file is not None:
             Path(other.file).write_text(other.text, encoding="utf-8")
     is_run = not block.marker.startswith("not run: ")
-    assert block.marker == "" or block.file or not is_run, f"a comment that means nothing: {block.marker!r}"
+    is_run_by = block.marker.removeprefix("run by: ") if block.marker.startswith("run by: ") else None
+    assert block.marker == "" or block.file or is_run_by or not is_run, (
+        f"a comment that means nothing: {block.marker!r}"
+    )
     if block.language == "python":
         run_python(block) if is_run else check_python(block.text)
     elif block.language == "sh":
@@ -52,6 +56,8 @@ def test_block(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             run_command(command) if is_run else check_command(command, monkeypatch)
     elif block.language == "yaml" and block.file:
         assert w2sd_video.render.main(["--config", block.file, "--dry-run"]) == 0
+    elif block.language == "diff" and is_run_by:
+        assert block.page.name in (ROOT / is_run_by).read_text(encoding="utf-8")
     else:
         assert block.language in ("text", "yaml", "cff") and block.file, f"no rule for a block of {block.language!r}"
 

@@ -226,6 +226,22 @@ def test_sampling_equals_a_loop_written_out(inversion, reflected):
     assert steps == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", SIGMAS)
+def test_sampling_in_half_precision_rounds_what_it_hands_over_and_nothing_else(kind, dtype):
+    """The same sampling in double precision, rounded where the network and the next step see it, is the same."""
+    trajectory, precision = make(kind, "epsilon"), torch.finfo(dtype).eps
+
+    def smooth(latents, sigma, role):
+        return torch.tanh(latents.double() * (0.9 if role == "weak" else 1.0)).to(latents.dtype)
+
+    noise = (pair()[0] * float(trajectory.timesteps[0])).to(dtype)
+    rounded = sample(smooth, noise, trajectory, inversion="current").latents
+    exact = sample(smooth, noise.double(), trajectory, inversion="current").latents
+    assert rounded.dtype == dtype
+    assert (rounded - exact).norm() / exact.norm() < 4 * precision
+
+
 def test_reflect_step_runs_on_sigmas_from_pure_noise_on():
     """At sigma 1 a flow has no signal, and the gap is that of the denoised samples."""
     trajectory = make("flow", "sample", [1.0, 0.8, 0.0])
@@ -330,7 +346,7 @@ def test_sampling_on_sigmas_imports_no_diffusers():
 import sys
 sys.modules["diffusers"] = None  # importing it is an error
 import torch
-from w2sd_video import Reflection, Trajectory, known_schedulers, reflect_step, sample
+from w2sd_video import Reflection, Reflector, Trajectory, known_schedulers, reflect_step, sample
 assert "DDIMScheduler" in known_schedulers()
 trajectory = Trajectory.from_sigmas([1.0, 0.6, 0.3, 0.0], "flow", prediction_type="flow")
 noise = torch.randn(2, 3)
@@ -338,6 +354,7 @@ settings = [{}, {"autoguidance": 0.5}, {"inversion": "resample"}, {"inversion": 
 for more in settings:
     for generator in (None, torch.Generator(), [torch.Generator(), torch.Generator()]):
         assert sample(lambda x, sigma, role: x, noise, trajectory, generator=generator, **more).nfe["base"] == 3
+assert torch.equal(Reflector(lambda x, step, role: x, trajectory, Reflection(2, inversion="current"))(noise, 0), noise)
 import w2sd_video.backends.k_diffusion
 """
     subprocess.run([sys.executable, "-c", code], check=True)

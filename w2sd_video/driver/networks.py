@@ -25,13 +25,16 @@ class _Use:
 _USES: WeakKeyDictionary[nn.Module, _Use] = WeakKeyDictionary()
 _USES_LOCK = threading.Lock()
 
+WAITING_THREADS: set[int] = set()
+"""Threads whose call waits for its user between evaluations (predictors), so that nobody is to wait for it."""
+
 
 @contextmanager
 def in_use(networks: Iterable[nn.Module]) -> Iterator[None]:
     """Keep networks for one reflected call; a call of another thread that uses one of them waits for its end.
 
     Raises:
-        ValueError: a reflected call of this very thread uses one of them, and would wait for itself.
+        ValueError: a reflected call of this very thread uses one of them, and would wait for itself; or a predictor.
     """
     kept = {id(network): network for network in map(uncompiled, networks)}
     with ExitStack() as stack:
@@ -42,6 +45,11 @@ def in_use(networks: Iterable[nn.Module]) -> Iterator[None]:
                 raise ValueError(
                     f"a {type(network).__name__} is in use by a reflected call, and a call inside that one (of a "
                     "callback, or of the pipeline itself) would reflect with it too; make it before or after"
+                )
+            if use.thread in WAITING_THREADS:
+                raise ValueError(
+                    f"a {type(network).__name__} is in use by a predictor; close that before reflecting with it "
+                    "(predict.close(), or the end of its block)"
                 )
             stack.enter_context(use.lock)
             use.thread = threading.get_ident()

@@ -1,0 +1,64 @@
+"""Every pipeline that docs/reference/pipelines.md says is reflected, but one, has a predictor."""
+
+import functools
+import inspect
+
+import pytest
+import torch
+from pipelines_table import run
+from replay import denoisers_of
+from test_every_pipeline import REFLECTED, FakeNetwork
+from tiny.variants import build
+
+from w2sd_video import Branch, predictor, sample
+
+IN_PARTS = "LTXI2VLongMultiPromptPipeline"
+"""The one whose loop goes through its timesteps one by one, each for many parts of a clip."""
+
+
+@pytest.fixture
+def stepped(monkeypatch):
+    """A function that has the results of a scheduler's steps noted, and gives the list."""
+
+    def noting(scheduler):
+        results, step = [], type(scheduler).step
+
+        @functools.wraps(step)
+        def noted(*args, **kwargs):
+            result = step(*args, **kwargs)
+            results.append(result[0] if isinstance(result, tuple) else result.prev_sample)
+            return result
+
+        monkeypatch.setattr(type(scheduler), "step", noted)
+        return results
+
+    yield noting
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", [name for name in REFLECTED if name != IN_PARTS])
+def test_sample_with_a_predictor_is_the_stock_loop(name, stepped):
+    pipe, call = build(name)
+    for denoiser in denoisers_of(pipe).values():
+        denoiser.forward = FakeNetwork(denoiser, [])
+    results = stepped(pipe.scheduler)
+    run(pipe, call)
+    stock, steps = results[-1], len(results)
+    taken, generator = inspect.signature(type(pipe).__call__).parameters, torch.Generator().manual_seed(7)
+    given = {"generator": generator, "output_type": "latent"}
+    torch.manual_seed(0)
+    with predictor(
+        pipe, strong=Branch(), weak=Branch(), **call, **{k: v for k, v in given.items() if k in taken}
+    ) as predict:
+        draws = {"generator": generator} if "generator" in taken else {}
+        latents, nfe = sample(
+            predict, predict.latents, predict.scheduler, begin=predict.begin, reflection_steps=0, **draws
+        )
+    assert (latents - stock).double().norm() <= 1e-4 * stock.double().norm()
+    assert nfe["base"] == steps
+
+
+def test_a_pipeline_that_goes_through_its_timesteps_in_parts_is_refused():
+    pipe, call = build(IN_PARTS)
+    with pytest.raises(ValueError, match="goes through its timesteps in parts"):
+        predictor(pipe, strong=Branch(), weak=Branch(), **call)

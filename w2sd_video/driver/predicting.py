@@ -1,0 +1,226 @@
+"""A pipeline's loop that makes one prediction after another, of what it is handed from outside.
+
+The pipeline is called in a thread of its own. At each turn it is handed latents and a timestep, evaluates its network,
+guides as it does, and at ``scheduler.step`` waits for the next. No step is ever taken.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import torch
+
+from w2sd_video.algorithm import StepRequest
+from w2sd_video.argument_checks import check_latents
+from w2sd_video.backends import register, registered
+from w2sd_video.branch import Branch
+from w2sd_video.driver.call import ReflectedPipeline, walking
+from w2sd_video.driver.networks import WAITING_THREADS
+from w2sd_video.driver.rehearsal import CallState, RehearsalOver
+from w2sd_video.driver.turns import ProbeRequest, Turn
+from w2sd_video.driver.walk import Walk
+from w2sd_video.reflection_settings import Reflection, Role
+
+CLOSED = "the predictor is closed: its block has ended, or another one of its pipeline was made"
+
+
+class Asked(NamedTuple):
+    """A prediction that is asked for, at the timestep of a call of the scheduler, and where it goes."""
+
+    latents: torch.Tensor
+    call: int
+    role: Role
+    prediction: Future[torch.Tensor]
+
+
+class Loop:
+    """A pipeline's loop that waits for latents.
+
+    Args:
+        pipe: a pipeline of diffusers; it is left as it is, and a shallow copy of it is called.
+        branches: the setting of each role.
+        arguments: of the pipeline's call.
+
+    Raises:
+        TypeError, ValueError: as of ``reflection``, found before this returns.
+    """
+
+    def __init__(self, pipe: Any, branches: Mapping[Role, Branch], arguments: Mapping[str, Any]) -> None:
+        if isinstance(pipe, ReflectedPipeline):
+            raise ValueError("the pipeline is being reflected; end that block before making a predictor")
+        self.latents = torch.zeros(0)
+        self.scheduler: Any = None
+        self.begin = 0
+        self._asked: SimpleQueue[Asked | None] = SimpleQueue()
+        self._ready: Future[None] = Future()
+        self._answering: Future[torch.Tensor] | None = None
+        self._one_at_a_time = threading.Lock()
+        called = copy.copy(pipe)
+        vars(called)["scheduler"] = copy.deepcopy(getattr(pipe, "scheduler", None))
+        vars(called)["_progress_bar_config"] = {"disable": True}
+        for name, second in registered(pipe).items():
+            register(called, name, second)
+        work = (called, branches, dict(arguments), _settings_of_thread())
+        self._thread = threading.Thread(target=self._run, args=work, name=f"predictor of {type(pipe).__name__}")
+        self._thread.daemon = True
+        self._thread.start()
+        try:
+            self._ready.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def predicted(self, latents: torch.Tensor, timestep: torch.Tensor, role: Role) -> torch.Tensor:
+        """Return a prediction of the network; what goes wrong in the loop is raised here, and ends it."""
+        check_latents(latents)
+        if latents.shape != self.latents.shape:
+            raise ValueError(
+                f"latents must have the shape that the pipeline's call has, {tuple(self.latents.shape)}, got "
+                f"{tuple(latents.shape)}"
+            )
+        asked = Asked(latents.detach().to(self.latents), self._call_at(timestep), role, Future())
+        with self._one_at_a_time:
+            if not self._thread.is_alive():
+                raise RuntimeError(CLOSED)
+            self._asked.put(asked)
+            return asked.prediction.result().to(latents.dtype)
+
+    def _call_at(self, timestep: torch.Tensor) -> int:
+        """Return the first call of the scheduler at a timestep, or refuse one that it does not go through."""
+        timesteps = self.scheduler.timesteps[self.begin :]
+        same = (timesteps == torch.as_tensor(timestep, device=timesteps.device)).nonzero()
+        if not len(same):
+            raise ValueError(
+                f"timestep {float(timestep):g} is none of those that the pipeline's call goes through: "
+                f"{', '.join(f'{float(other):g}' for other in timesteps)}"
+            )
+        return self.begin + int(same[0])
+
+    def close(self) -> None:
+        """End the loop, and give the networks back."""
+        self.end()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def end(self) -> None:
+        """Have the loop end when it has nothing more to answer."""
+        self._asked.put(None)
+
+    def _run(self, pipe: Any, branches: Mapping[Role, Branch], arguments: dict[str, Any], settings: Any) -> None:
+        WAITING_THREADS.add(threading.get_ident())
+        try:
+            with _with_settings(*settings), walking(pipe, branches, Reflection(), self._walk_of):
+                pipe(**arguments)
+            raise RuntimeError(f"{type(pipe).__name__} never called scheduler.step, so nothing can be predicted")
+        except RehearsalOver:
+            pass
+        except BaseException as error:
+            waiting = self._answering or self._ready
+            if not waiting.done():
+                waiting.set_exception(error)
+        finally:
+            WAITING_THREADS.discard(threading.get_ident())
+            if not self._ready.done():
+                self._ready.set_exception(RuntimeError("the predictor was closed before it was ready"))
+            self._refuse_what_is_left()
+
+    def _refuse_what_is_left(self) -> None:
+        while not self._asked.empty():
+            asked = self._asked.get()
+            if asked is not None:
+                asked.prediction.set_exception(RuntimeError(CLOSED))
+
+    def _walk_of(self, scheduler: Any, settings: Reflection, state: CallState) -> Walk:
+        return _LedWalk(scheduler, settings, state, self)
+
+    def is_ready(self, latents: torch.Tensor, scheduler: Any, begin: int) -> None:
+        """Note what the pipeline begins with; predictions can be asked for."""
+        self.latents, self.scheduler, self.begin = latents, copy.deepcopy(scheduler), begin
+        self._ready.set_result(None)
+
+    def answer(self, prediction: torch.Tensor) -> None:
+        """Hand out the prediction that was asked for."""
+        assert self._answering is not None
+        answering, self._answering = self._answering, None
+        answering.set_result(prediction)
+
+    def next_asked(self) -> Asked:
+        """Wait for what is asked next."""
+        asked = self._asked.get()
+        if asked is None:
+            raise RehearsalOver
+        self._answering = asked.prediction
+        return asked
+
+
+class _LedWalk(Walk):
+    """A walk whose turns are asked for from outside, after those in which the loop is looked at."""
+
+    def __init__(self, scheduler: Any, settings: Reflection, state: CallState, loop: Loop) -> None:
+        super().__init__(scheduler, settings, state)
+        self._loop = loop
+        self._first = torch.zeros(0)
+
+    def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Leave latents that were asked for as they are: they come as the network wants them."""
+        if self.at < len(self.turns) and isinstance(self.turns[self.at].asked, StepRequest):
+            return sample
+        return super().scale_model_input(sample, *args, **kwargs)
+
+    def _plan(self, calls: range) -> bool:
+        if calls.stop < len(self.wrapped.timesteps):
+            raise ValueError(
+                f"{self.watch.pipeline} goes through its timesteps in parts, so that no loop of it is there for all of "
+                "them, and it can have no predictor"
+            )
+        is_led = super()._plan(calls)
+        self.turns = [turn for turn in self.turns if isinstance(turn.asked, ProbeRequest) and turn.call == calls.start]
+        return is_led
+
+    def _look(self, turn: Turn, asked: ProbeRequest, arguments: dict[str, Any]) -> torch.Tensor:
+        """Look at a turn, and after the last one begin to wait."""
+        if (asked.purpose, asked.number) == ("watch", 0):
+            self._first = arguments["sample"].clone()
+        latents = super()._look(turn, asked, arguments)
+        if self._algorithm is None and turn is self.turns[-1]:
+            self._loop.is_ready(self._first, self.wrapped, turn.call)
+            self._algorithm = self._answering()
+            return next(self._algorithm).latents
+        return latents
+
+    def _answering(self) -> Generator[Any, torch.Tensor, torch.Tensor]:
+        """Yield what is asked for, and hand out what is sent for it."""
+        while True:
+            asked = self._loop.next_asked()
+            call, state = asked.call, self._state
+            timestep = self.wrapped.timesteps[call]
+            if state.measures and len(state.layouts) < state.stages:  # the other stage may be the one to evaluate
+                self.turns.append(Turn(call, timestep, ProbeRequest("measure", 0, 1)))
+            request = StepRequest(asked.latents, call, asked.role)
+            self.turns.append(Turn(call, timestep, request, begins_call=False))
+            prediction = yield request
+            self._handed_back.compare()
+            self._drift.check(self.watch.pipeline)
+            self._loop.answer(prediction.detach().clone())
+
+
+def _settings_of_thread() -> tuple[Any, dict[str, torch.dtype]]:
+    """Return what torch has for each thread: the stream, and the dtype of autocast by device where it is on."""
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+    devices = [device for device in ("cuda", "cpu") if torch.is_autocast_enabled(device)]
+    return stream, {device: torch.get_autocast_dtype(device) for device in devices}
+
+
+@contextmanager
+def _with_settings(stream: Any, autocast: Mapping[str, torch.dtype]) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(torch.cuda.stream(stream))
+        for device, dtype in autocast.items():
+            stack.enter_context(torch.autocast(device, dtype))
+        yield
