@@ -47,8 +47,8 @@ class Reflection:
             (strong - weak)``. With strong and weak at a guidance scale of 1 under a guided base it takes three rows of
             a network and not four.
         reading: in which parametrisation a gap is taken: as noise, "epsilon" (of latents without signal as the sample),
-            as the denoised "sample", or "native", as the network predicts. For a noise-predicting network the first and
-            the last are one.
+            as the denoised "sample" (of a step that ends without noise, which no sample leads back from, as noise), or
+            "native", as the network predicts. For a noise-predicting network the first and the last are one.
         reuse: k: the gap is measured at every k-th step that wants it, at the last of them, and at a change of stage;
             between them it is carried on, and costs nothing.
         carried: how: "held", or "linear", as it went between the last two measurements.
@@ -127,7 +127,9 @@ class Reflection:
         """Return the parametrisation in which a gap is taken at a step."""
         if self.reading == "native":
             return trajectory.prediction_type
-        return trajectory.score_reading(i) if self.reading == "epsilon" else "sample"
+        if self.reading == "sample" and trajectory.level_below(i, self.span).sigma > 0.0:
+            return "sample"
+        return trajectory.score_reading(i)
 
     def steps(self, total: int) -> range:
         """Return the reflected steps among ``total``, counted from the noisiest.
