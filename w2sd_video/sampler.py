@@ -65,7 +65,7 @@ def sample(
     reflection_steps: Steps = None,
     strength: float | str | Path | StrengthSchedule = 1.0,
     rounds: int = 1,
-    inversion: Inversion = "paper",
+    inversion: Inversion = "auto",
     iterations: int = 2,
     autoguidance: float | str | Path | StrengthSchedule = 0.0,
     span: int = 1,

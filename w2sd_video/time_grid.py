@@ -37,7 +37,7 @@ def set_timesteps(scheduler: Any, given: Mapping[str, Any], grid: float) -> None
         return
     taken = inspect.signature(scheduler.set_timesteps).parameters
     given_sigmas = given.get("sigmas")
-    steps = given.get("num_inference_steps") if given_sigmas is None else len(given_sigmas)
+    steps = int(given["num_inference_steps"]) if given_sigmas is None else len(given_sigmas)
     rest = {name: value for name, value in given.items() if name not in ("num_inference_steps", "timesteps", "sigmas")}
     is_flow = "flow" in str(scheduler.config.get("prediction_type", "")) or scheduler.config.get(
         "use_flow_sigmas", "FlowMatch" in type(scheduler).__name__

@@ -18,7 +18,6 @@ import diffusers
 import torch
 
 from w2sd_video import Trajectory, sample
-from w2sd_video.guidance import guided
 from w2sd_video.time_grid import set_timesteps
 
 Kind = Literal["epsilon", "v_prediction", "flow"]
@@ -28,7 +27,7 @@ PROJECTIONS = 32
 
 @dataclass(frozen=True)
 class Ring:
-    """A mixture of 16 Gaussian peaks: the even ones, the class that is asked for, at a radius of 1.4; the others 0.7."""
+    """A mixture of 16 Gaussian peaks: the even ones are the class that is asked for, at a radius of 1.4."""
 
     shares: tuple[float, ...]
     spread: float = SPREAD
@@ -78,9 +77,7 @@ def _tilted(size: float, phase: float = 0.0) -> Callable[[int], float]:
 
 TRUTH = _ring()
 PAIRS = {
-    "mixed": Pair(
-        _ring(_tilted(0.5), 0.08, 1.1), _ring(_tilted(1.2), 0.25, 1.4), _ring(_tilted(0.5), 0.5, 1.1)
-    ),
+    "mixed": Pair(_ring(_tilted(0.5), 0.08, 1.1), _ring(_tilted(1.2), 0.25, 1.4), _ring(_tilted(0.5), 0.5, 1.1)),
     "askew": Pair(
         _ring(_tilted(0.5), 0.05),
         _ring(lambda k: _tilted(1.0)(k) * _tilted(0.5, 1.6)(k), 0.15),
@@ -129,7 +126,9 @@ def scheduler_of(kind: Kind, solver: str = "Euler") -> Any:
 class Noisy(diffusers.DDIMScheduler):
     """DDIM that adds as much noise at each step as DDPM does (eta = 1)."""
 
-    def step(self, model_output: Any, timestep: Any, sample: Any, generator: Any = None, return_dict: bool = True) -> Any:
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Any = None, return_dict: bool = True
+    ) -> Any:
         """Take a step."""
         return super().step(model_output, timestep, sample, eta=1.0, generator=generator, return_dict=return_dict)
 

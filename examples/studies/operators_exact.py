@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import exact_pairs
-import toy
 import torch
+import toy
 from exact_pairs import PAIRS, Kind, Pair, plain, with_guidance
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt

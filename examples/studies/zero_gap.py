@@ -96,7 +96,9 @@ def main(
     axes[0].set_ylabel("artefact / true displacement")
     axes[0].legend()
     toy.write_figure(figure, out)
-    print(f"share of the true displacement, all reflected levels; {len(PAIRS)} pairs, {seeds} seeds x {samples} latents")
+    print(
+        f"share of the true displacement, all reflected levels; {len(PAIRS)} pairs, {seeds} seeds x {samples} latents"
+    )
     toy.print_table(
         ["prediction", "inversion", *(f"T = {steps}" for steps in STEPS)],
         [

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from w2sd_video.backends import DENOISERS
-from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage
+from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage, inversion_of
 from w2sd_video.settings.panels import filled, panels
 from w2sd_video.settings.schema import BranchConfig, ModelConfig, RenderConfig, reflected_steps, stage_scales
 from w2sd_video.settings.sources import MINIATURE, index_of, millions, path_of
@@ -115,7 +115,7 @@ def steps_in_words(config: RenderConfig) -> str:
     autoguidance += _where(config.autoguidance_steps) if config.autoguidance else ""
     if not reflected:
         return f"{config.steps}, none reflected{autoguidance}"
-    how = [f"inversion {config.inversion}", f"strength {_number(config.strength)}"]
+    how = [f"inversion {inversion_of(config)}", f"strength {_number(config.strength)}"]
     how += [f"read as {config.reading}"] if config.reading != "epsilon" else []
     how += [f"measured every {config.reuse} steps, {config.carried}"] if config.reuse > 1 else []
     how += [f"{config.rounds} rounds"] if config.rounds > 1 else []
