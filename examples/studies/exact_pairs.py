@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -44,13 +44,27 @@ class Ring:
         which = torch.multinomial(torch.tensor(self.shares), count, replacement=True, generator=generator)
         return self.peaks[which] + self.spread * torch.randn(count, 2, generator=generator)
 
-    def denoised(self, latents: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
-        """Return the mean of the data given latents (samples, 2)."""
-        variance = (alpha * self.spread) ** 2 + sigma**2
-        peaks, shares = self.peaks.to(latents), torch.tensor(self.shares).to(latents)
-        logits = shares.log() + (alpha * latents @ peaks.T - alpha**2 / 2 * peaks.square().sum(1)) / variance
-        mean = logits.softmax(1) @ peaks
-        return mean + alpha * self.spread**2 / variance * (latents - alpha * mean)
+
+Models = tuple[Ring, ...]
+"""A model for each of several pairs, which are sampled at once: latents are (pairs, samples, 2)."""
+
+
+@cache
+def _stacked(models: Models, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return peaks (pairs, 16, 2), shares (pairs, 1, 16) and squared spreads (pairs, 1, 1)."""
+    peaks = torch.stack([model.peaks for model in models]).to(dtype)
+    shares = torch.tensor([[model.shares] for model in models], dtype=dtype)
+    return peaks, shares, torch.tensor([[[model.spread**2]] for model in models], dtype=dtype)
+
+
+def denoised(models: Models, latents: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+    """Return the mean of the data given latents (pairs, samples, 2), by each pair's model."""
+    peaks, shares, spread = _stacked(models, latents.dtype)
+    variance = alpha**2 * spread + sigma**2
+    logits = shares.log() - (alpha**2 / 2) * peaks.square().sum(2).unsqueeze(1) / variance
+    logits = torch.baddbmm(logits, latents, peaks.mT * (alpha / variance))
+    mean = logits.softmax(2) @ peaks
+    return mean + alpha * spread / variance * (latents - alpha * mean)
 
 
 def _ring(
@@ -123,6 +137,11 @@ def scheduler_of(kind: Kind, solver: str = "Euler") -> Any:
     }[solver]()
 
 
+Role = list[tuple[Models, float]]
+"""Models and their weights, of which the role's prediction is the sum: guidance has two."""
+Roles = dict[str, Role]
+
+
 class Noisy(diffusers.DDIMScheduler):
     """DDIM that adds as much noise at each step as DDPM does (eta = 1)."""
 
@@ -138,13 +157,13 @@ class Network:
     """The three roles of a sampling by exact models, and how often a model was evaluated.
 
     Attributes:
-        roles: models and their weights, of which the role's prediction is the sum (guidance has two).
+        roles: "base", "strong" and "weak".
         kind: what is predicted.
         levels: (alpha, sigma) as the network sees them, by timestep.
         evaluations: of models; several of one model at the same latents are one.
     """
 
-    roles: dict[str, list[tuple[Ring, float]]]
+    roles: Roles
     kind: Kind
     levels: dict[float, tuple[float, float]]
     evaluations: Counter[str] = field(default_factory=Counter)
@@ -158,11 +177,11 @@ class Network:
         self._seen = ((at, latents), known)
         alpha, sigma = self.levels[at]
         total = torch.zeros_like(latents)
-        for model, weight in self.roles[role]:
-            if model not in known:
-                known[model] = model.denoised(latents, alpha, sigma)
+        for models, weight in self.roles[role]:
+            if models not in known:
+                known[models] = denoised(models, latents, alpha, sigma)
                 self.evaluations[role] += 1
-            total += weight * known[model]
+            total += weight * known[models]
         return as_prediction(self.kind, latents, total, alpha, sigma)
 
 
@@ -189,18 +208,23 @@ def levels_of(kind: Kind, solver: str, steps: int, grid: float) -> dict[float, t
     return seen
 
 
-def plain(model: Ring) -> list[tuple[Ring, float]]:
-    """Return the role of a model alone."""
-    return [(model, 1.0)]
+def roles_of(names: Sequence[str], guided: tuple[float, float, float | None] = (1.0, 1.0, None)) -> Roles:
+    """Return the roles of some pairs, by the guidance scales of base, strong and weak; None is the weak model.
 
+    What has no weight is not evaluated: weak at a scale of 0 is the strong model without its condition.
+    """
+    of_pair = {name: tuple(getattr(PAIRS[pair], name) for pair in names) for name in ("strong", "weak", "unconditional")}
 
-def with_guidance(model: Ring, unconditional: Ring, scale: float) -> list[tuple[Ring, float]]:
-    """Return the role of a guided model: what is not weighted is not evaluated."""
-    return [(ring, weight) for ring, weight in ((model, scale), (unconditional, 1 - scale)) if weight]
+    def at(scale: float) -> Role:
+        both = ((of_pair["strong"], scale), (of_pair["unconditional"], 1 - scale))
+        return [(models, weight) for models, weight in both if weight]
+
+    base, strong, weak = guided
+    return {"base": at(base), "strong": at(strong), "weak": [(of_pair["weak"], 1.0)] if weak is None else at(weak)}
 
 
 def sampled(
-    roles: dict[str, list[tuple[Ring, float]]],
+    roles: Roles,
     noise: torch.Tensor,
     steps: int,
     *,
@@ -210,7 +234,8 @@ def sampled(
     seed: int = 0,
     **settings: Any,
 ) -> tuple[torch.Tensor, int]:
-    """Return samples (count, 2) from unit noise, and the evaluations each took."""
+    """Return samples (pairs, count, 2) from unit noise (count, 2), and the evaluations each took."""
+    noise = noise.repeat(len(roles["base"][0][0]), 1, 1)
     scheduler = scheduler_of(kind, solver)
     network = Network(roles, kind, levels_of(kind, solver, steps, grid))
     set_timesteps(scheduler, {"num_inference_steps": steps}, grid)
@@ -240,7 +265,8 @@ def _truth_along(count: int) -> torch.Tensor:
     return torch.stack([torch.quantile(column[:400_000].double(), at) for column in many.T], 1).float()
 
 
-def distance(samples: torch.Tensor) -> float:
-    """Return the sliced Wasserstein-2 distance of samples (count, 2) to the truth."""
-    along = (samples.float() @ _directions()).sort(0).values
-    return float((along - _truth_along(len(samples))).square().mean().sqrt())
+def distances(samples: torch.Tensor) -> list[float]:
+    """Return the sliced Wasserstein-2 distance to the truth of each pair's samples (pairs, count, 2)."""
+    along = (samples.float() @ _directions()).sort(1).values
+    found = (along - _truth_along(samples.shape[1])).square().mean((1, 2)).sqrt()
+    return torch.where(found.isfinite(), found, math.inf).tolist()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import exact_pairs
 import torch
 import toy
-from exact_pairs import PAIRS, Kind, Pair, plain, with_guidance
+from exact_pairs import PAIRS, Kind, roles_of
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
 from matplotlib import pyplot as plt
@@ -123,20 +123,13 @@ ARMS: dict[str, Callable[[random.Random, Kind], Setting]] = {
 """How a setting of each arm is drawn; those with a + are AutoGuidance."""
 
 
-def roles_of(pair: Pair, guided: tuple[float, float, float | None] = (1.0, 1.0, None)) -> dict[str, Any]:
-    """Return the models of the three roles, by the guidance scales of a setting."""
-    base, strong, weak = guided
-    return {
-        "base": with_guidance(pair.strong, pair.unconditional, base),
-        "strong": with_guidance(pair.strong, pair.unconditional, strong),
-        "weak": plain(pair.weak) if weak is None else with_guidance(pair.strong, pair.unconditional, weak),
-    }
-
-
-def drawn_by(pair: Pair, noise: torch.Tensor, steps: int, setting: Setting, **how: Any) -> tuple[torch.Tensor, int]:
-    """Return samples of a pair by a setting, and the evaluations each took."""
+def drawn_by(
+    pairs: Sequence[str], noise: torch.Tensor, steps: int, setting: Setting, **how: Any
+) -> tuple[torch.Tensor, int]:
+    """Return samples of some pairs by a setting, and the evaluations each took."""
     rest = {name: value for name, value in setting.items() if name != "guided"}
-    return exact_pairs.sampled(roles_of(pair, setting.get("guided", (1.0, 1.0, None))), noise, steps, **rest, **how)
+    roles = roles_of(pairs, setting.get("guided", (1.0, 1.0, None)))
+    return exact_pairs.sampled(roles, noise, steps, **rest, **how)
 
 
 def steps_within(budget: int, setting: Setting) -> int:
@@ -147,9 +140,9 @@ def steps_within(budget: int, setting: Setting) -> int:
 
 @cache
 def _steps_within(budget: int, setting: tuple[tuple[str, Any], ...]) -> int:
-    pair = next(iter(PAIRS.values()))
+    first = list(PAIRS)[:1]
     return bisect_right(
-        range(1, budget + 1), budget, key=lambda steps: drawn_by(pair, torch.zeros(1, 2), steps, dict(setting))[1]
+        range(1, budget + 1), budget, key=lambda steps: drawn_by(first, torch.zeros(1, 2), steps, dict(setting))[1]
     )
 
 
@@ -158,23 +151,25 @@ def search(arm: str, budget: int, kind: Kind, settings: int, samples: int, numbe
     rng = random.Random(f"{arm} {number}")
     drawn = [ARMS[arm](rng, kind) for _ in range(settings)]
     choices = [(setting, steps) for setting in drawn if (steps := steps_within(budget, setting)) >= 2]
-    found = {}
-    for name, pair in PAIRS.items():
 
-        def measured(choice: tuple[Setting, int], seed: int, count: int) -> float:
-            noise = toy.noise(count, 2, seed)
-            points, _ = drawn_by(pair, noise, choice[1], choice[0], kind=kind, seed=seed)  # noqa: B023
-            value = exact_pairs.distance(points)
-            return value if math.isfinite(value) else math.inf
+    def measured(pairs: Sequence[str], choice: tuple[Setting, int], seed: int, count: int) -> list[float]:
+        setting, steps = choice
+        points, _ = drawn_by(pairs, toy.noise(count, 2, seed), steps, setting, kind=kind, seed=seed)
+        return exact_pairs.distances(points)
 
-        best = min(choices, key=lambda choice: measured(choice, 1000 + number, samples))
-        found[name] = sum(measured(best, 2 * number + k, 2 * samples) for k in range(2)) / 2
+    by_choice = torch.tensor([measured(list(PAIRS), choice, 1000 + number, samples) for choice in choices])
+    found: dict[str, float] = {}
+    best = dict(zip(PAIRS, by_choice.argmin(0).tolist(), strict=True))
+    for chosen in set(best.values()):
+        pairs = [name for name in PAIRS if best[name] == chosen]
+        both = [measured(pairs, choices[chosen], 2 * number + k, 2 * samples) for k in range(2)]
+        found |= {name: sum(values) / 2 for name, *values in zip(pairs, *both, strict=True)}
     return found
 
 
 def floor(samples: int) -> float:
     """Return the distance of the truth's own samples to it."""
-    drawn = [exact_pairs.distance(exact_pairs.TRUTH.draw(2 * samples, toy.seeded(seed))) for seed in range(5)]
+    drawn = [exact_pairs.distances(exact_pairs.TRUTH.draw(2 * samples, toy.seeded(k))[None])[0] for k in range(5)]
     return sum(drawn) / len(drawn)
 
 
@@ -182,8 +177,8 @@ def main(
     out: Path = Path("operators_exact.png"),
     kind: Kind = "epsilon",
     searches: PositiveInt = 3,
-    settings: PositiveInt = 24,
-    samples: PositiveInt = 4096,
+    settings: PositiveInt = 16,
+    samples: PositiveInt = 2048,
     arms: list[str] = list(ARMS),  # noqa: B006
     budgets: list[int] = list(BUDGETS),  # noqa: B006
 ) -> dict[str, dict[int, list[float]]]:

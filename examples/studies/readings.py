@@ -7,13 +7,13 @@ alone at as many steps: below 1 reflection helps. Run: python examples/studies/r
 
 from __future__ import annotations
 
-import math
+from functools import cache
 from pathlib import Path
 
 import exact_pairs
 import torch
 import toy
-from exact_pairs import PAIRS, Kind, Pair, plain
+from exact_pairs import PAIRS, Kind
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
 from matplotlib import pyplot as plt
@@ -27,37 +27,55 @@ Arm = tuple[str, str]
 
 
 def arms_of(kind: Kind) -> list[Arm]:
-    """Return the inversions and readings of a prediction type; a network's own noise has one reading less."""
-    readings = READINGS[:2] if kind == "epsilon" else READINGS
+    """Return the inversions and readings of a prediction type.
+
+    Exact velocity says the same as exact noise but in its own reading, and noise has no third one.
+    """
+    readings = {"epsilon": READINGS[:2], "v_prediction": READINGS[2:], "flow": READINGS}[kind]
     return [(inversion, reading) for inversion in INVERSIONS for reading in readings]
 
 
-def distance_of(pair: Pair, kind: Kind, steps: int, noise: torch.Tensor, **settings: object) -> float:
-    """Return the distance to the truth of what a pair samples."""
-    roles = {"base": plain(pair.strong), "strong": plain(pair.strong), "weak": plain(pair.weak)}
-    drawn, _ = exact_pairs.sampled(roles, noise, steps, kind=kind, solver=KINDS[kind], **settings)
-    value = exact_pairs.distance(drawn)
-    return value if math.isfinite(value) else math.inf
+def distances_of(kind: Kind, steps: int, noise: torch.Tensor, **settings: object) -> torch.Tensor:
+    """Return the distance to the truth of what each pair samples."""
+    drawn, _ = exact_pairs.sampled(exact_pairs.roles_of(list(PAIRS)), noise, steps, kind=kind, solver=KINDS[kind], **settings)
+    return torch.tensor(exact_pairs.distances(drawn), dtype=torch.float64)
 
 
-def ratios(kind: Kind, steps: int, arm: Arm, samples: int, seeds: int, tuned: bool) -> list[float]:
-    """Return, by seed, the geometric mean over the pairs of an arm's distance, as a share of the strong model's."""
-    inversion, reading = arm
-    settings = {"inversion": inversion, "reading": reading}
-    logs = torch.zeros(seeds, dtype=torch.float64)
-    for pair in PAIRS.values():
-        strength, other = 1.0, toy.noise(samples, 2, 1000)
-        if tuned:
-            strength = min(STRENGTHS, key=lambda s: distance_of(pair, kind, steps, other, strength=s, **settings))  # noqa: B023
-        for seed in range(seeds):
-            noise = toy.noise(samples, 2, seed)
-            alone = distance_of(pair, kind, steps, noise, reflection_steps=0)
-            logs[seed] += math.log(distance_of(pair, kind, steps, noise, strength=strength, **settings) / alone)
-    return (logs / len(PAIRS)).exp().tolist()
+@cache
+def alone(kind: Kind, steps: int, samples: int, seed: int) -> torch.Tensor:
+    """Return the distances of the strong models."""
+    return distances_of(kind, steps, toy.noise(samples, 2, seed), reflection_steps=0)
+
+
+def ratios(kind: Kind, steps: int, arm: Arm, samples: int, seeds: int) -> tuple[list[float], list[float]]:
+    """Return, by seed, the geometric mean over the pairs of distances, as shares of the strong model's.
+
+    Args:
+        kind: what is predicted.
+        steps: T.
+        arm: inversion and reading.
+        samples: of each pair.
+        seeds: of the noise.
+
+    Returns:
+        The shares at strength 1, and at each pair's best strength on other noise.
+    """
+
+    def shares(seed: int) -> torch.Tensor:
+        """Return the shares by strength and pair."""
+        noise = toy.noise(samples, 2, seed)
+        settings = {"inversion": arm[0], "reading": arm[1]}
+        found = [distances_of(kind, steps, noise, strength=strength, **settings) for strength in STRENGTHS]
+        return torch.stack(found) / alone(kind, steps, samples, seed)
+
+    best = shares(1000).argmin(0)
+    found = [shares(seed).log() for seed in range(seeds)]
+    at_one = [float(of_seed[STRENGTHS.index(1.0)].mean().exp()) for of_seed in found]
+    return at_one, [float(of_seed.gather(0, best[None]).mean().exp()) for of_seed in found]
 
 
 def main(
-    out: Path = Path("readings.png"), seeds: PositiveInt = 3, samples: PositiveInt = 4096
+    out: Path = Path("readings.png"), seeds: PositiveInt = 3, samples: PositiveInt = 2048
 ) -> dict[tuple[bool, Kind, int], dict[Arm, list[float]]]:
     """Measure each inversion in each reading.
 
@@ -71,16 +89,17 @@ def main(
     """
     toy.check_figure(out)
     found: dict[tuple[bool, Kind, int], dict[Arm, list[float]]] = {}
+    for kind in KINDS:
+        for steps in STEPS:
+            for arm in arms_of(kind):
+                for tuned, shares in zip((False, True), ratios(kind, steps, arm, samples, seeds), strict=True):
+                    found.setdefault((tuned, kind, steps), {})[arm] = shares
     figure, axes = plt.subplots(2, len(KINDS), figsize=(10, 5.5), sharey=True, layout="constrained")
     for row, tuned in zip(axes, (False, True), strict=True):
         strength = f"the best of {', '.join(f'{s:g}' for s in STRENGTHS)} on other noise" if tuned else "1"
         print(f"strength {strength}: distance / strong alone, geometric mean of {len(PAIRS)} pairs ± standard error")
         print(f"over {seeds} seeds x {samples} samples")
         for axis, kind in zip(row, KINDS, strict=True):
-            for steps in STEPS:
-                found[tuned, kind, steps] = {
-                    arm: ratios(kind, steps, arm, samples, seeds, tuned) for arm in arms_of(kind)
-                }
             rows = [(*arm, *(toy.with_error(found[tuned, kind, t][arm], 2) for t in STEPS)) for arm in arms_of(kind)]
             toy.print_table([kind, "reading", *(f"T = {steps}" for steps in STEPS)], rows)
             print(flush=True)

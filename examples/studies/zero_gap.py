@@ -12,7 +12,7 @@ from pathlib import Path
 import exact_pairs
 import torch
 import toy
-from exact_pairs import PAIRS, Kind, Network, Pair, Ring, plain
+from exact_pairs import PAIRS, Kind, Network, Pair, Ring
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
 from matplotlib import pyplot as plt
@@ -34,10 +34,10 @@ def trajectory_of(kind: Kind, steps: int) -> Trajectory:
 
 
 def moved(trajectory: Trajectory, i: int, latents: torch.Tensor, inversion: str, strong: Ring, weak: Ring) -> float:
-    """Return how far a reflection moves latents (samples, 2), root mean square."""
+    """Return how far a reflection moves latents (1, samples, 2), root mean square."""
     kind = trajectory.prediction_type
     levels = {float(t): tuple(trajectory.level(k)) for k, t in enumerate(trajectory.timesteps)}
-    network = Network({"strong": plain(strong), "weak": plain(weak)}, kind, levels)  # type: ignore[arg-type]
+    network = Network({"strong": [((strong,), 1.0)], "weak": [((weak,), 1.0)]}, kind, levels)  # type: ignore[arg-type]
     reflecting = reflect_step(trajectory, latents, i, Reflection(inversion=inversion))  # type: ignore[arg-type]
     after = drive(reflecting, lambda asked: network(asked.latents, trajectory.timesteps[asked.step], asked.role))
     return float((after - latents).square().mean().sqrt())
@@ -50,7 +50,7 @@ def shares(pair: Pair, kind: Kind, steps: int, samples: int, seed: int) -> dict[
     for i in range(steps - 1):
         level = trajectory.level(i)
         clean = pair.strong.draw(samples, generator).double()
-        latents = level.alpha * clean + level.sigma * torch.randn(samples, 2, generator=generator).double()
+        latents = (level.alpha * clean + level.sigma * torch.randn(samples, 2, generator=generator).double())[None]
         true = moved(trajectory, i, latents, "current", pair.strong, pair.weak)
         for name in INVERSIONS:
             artefact = moved(trajectory, i, latents, name, pair.strong, pair.strong)
