@@ -213,7 +213,9 @@ def roles_of(names: Sequence[str], guided: tuple[float, float, float | None] = (
 
     What has no weight is not evaluated: weak at a scale of 0 is the strong model without its condition.
     """
-    of_pair = {name: tuple(getattr(PAIRS[pair], name) for pair in names) for name in ("strong", "weak", "unconditional")}
+    of_pair = {
+        name: tuple(getattr(PAIRS[pair], name) for pair in names) for name in ("strong", "weak", "unconditional")
+    }
 
     def at(scale: float) -> Role:
         both = ((of_pair["strong"], scale), (of_pair["unconditional"], 1 - scale))

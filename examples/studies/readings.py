@@ -37,7 +37,9 @@ def arms_of(kind: Kind) -> list[Arm]:
 
 def distances_of(kind: Kind, steps: int, noise: torch.Tensor, **settings: object) -> torch.Tensor:
     """Return the distance to the truth of what each pair samples."""
-    drawn, _ = exact_pairs.sampled(exact_pairs.roles_of(list(PAIRS)), noise, steps, kind=kind, solver=KINDS[kind], **settings)
+    drawn, _ = exact_pairs.sampled(
+        exact_pairs.roles_of(list(PAIRS)), noise, steps, kind=kind, solver=KINDS[kind], **settings
+    )
     return torch.tensor(exact_pairs.distances(drawn), dtype=torch.float64)
 
 

@@ -17,6 +17,9 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a weight."""
 
 
+_UNMEASURED = (
+    "strength 1 is the paper's, and too much for some pairs: python -m w2sd_video.calibrate tells what this one bears"
+)
 _NOT_HERE = "(hub, not in the local cache: would be downloaded)"
 
 
@@ -35,6 +38,7 @@ def plan_in_words(config: RenderConfig) -> str:
     lines.append(f"clip     {size}, {len(config.prompts)} prompt(s), seed {config.seed}")
     lines += [] if _is_here(config.device) else [f"device   {config.device}: not on this machine"]
     lines.append(f"steps    {steps_in_words(config)}")
+    lines += [f"steps    {_UNMEASURED}"] if reflected_steps(config) and config.strength == 1.0 else []
     total = 0
     for label, panel in panels(config).items():
         stages, nfe = evaluations_by_stage(panel), evaluations(panel)
