@@ -19,8 +19,8 @@ from jsonargparse.typing import PositiveInt
 from matplotlib import pyplot as plt
 from zero_gap import INVERSIONS, KINDS
 
-STEPS = (4, 6, 10, 20, 50)
-STRENGTHS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+STEPS = (4, 10, 20, 50)
+STRENGTHS = (0.5, 1.0, 2.0)
 READINGS = ("epsilon", "sample", "native")
 Arm = tuple[str, str]
 """Inversion and reading."""
