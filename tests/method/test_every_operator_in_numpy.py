@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from w2sd_video import sample
+from w2sd_video.time_grid import set_timesteps
 
 STEPS = 8
 SHARES = {"base": 0.7, "strong": 0.7, "weak": 0.9}
@@ -48,6 +49,15 @@ def levels_of(kind, scheduler):
     if kind == "flow":
         return [(1 - sigma, sigma) for sigma in scheduler.sigmas.tolist()]
     products = [*(TRAINED[round(1000 - 1000 * i / STEPS) - 1] for i in range(STEPS)), 1.0]
+    return [(math.sqrt(product), math.sqrt(1 - product)) for product in products]
+
+
+def levels_on_a_grid(kind, solver, grid):
+    fractions = (1 - np.arange(STEPS) / STEPS) ** grid
+    if kind == "flow":  # a solver takes the logarithm of the first, which is a little below 1
+        sigmas = [*(0.999 * fractions if solver == "2M" else np.minimum(fractions, 1 - 1e-6)), 0.0]
+        return [(1 - sigma, sigma) for sigma in sigmas]
+    products = [*(TRAINED[round(1000 * fraction) - 1] for fraction in fractions), 1.0]
     return [(math.sqrt(product), math.sqrt(1 - product)) for product in products]
 
 
@@ -136,7 +146,10 @@ def plain(kind, solver, levels, x, operator, steps, reuse, linear, generator):
             x = a2 * clean + math.sqrt(max(s2**2 - deviation**2, 0)) * (x - a * clean) / s + deviation * fresh
         else:  # DPM-Solver++ 2M, which the predictor of UniPC is too
             if order == 2:
-                h, last = log_ratio(levels[i + 1]) - log_ratio(levels[i]), log_ratio(levels[i]) - log_ratio(levels[i - 1])
+                h, last = (
+                    log_ratio(levels[i + 1]) - log_ratio(levels[i]),
+                    log_ratio(levels[i]) - log_ratio(levels[i - 1]),
+                )
                 clean = clean + (clean - history[-2]) * h / (2 * last)
             x = a2 * clean + s2 * (x - a * clean) / s
     return x
@@ -182,20 +195,29 @@ def makes_sense(operator, window, reuse, solver, kind):
 CASES = [case for case in product(OPERATORS, WINDOWS, REUSE, SOLVERS, KINDS) if makes_sense(*case)]
 
 
+GRID_CASES = list(product(("current", "AutoGuidance"), ("middle",), ("held",), ("2M", "UniPC"), KINDS))
+
+
 @pytest.mark.filterwarnings("ignore:inversion='paper'")
-@pytest.mark.parametrize("case", CASES, ids=["-".join(case) for case in CASES])
-def test_it_equals_the_plain_loop(case):
+@pytest.mark.parametrize(
+    ("case", "grid"),
+    [*((case, 1.0) for case in CASES), *((case, 1.4) for case in GRID_CASES)],
+    ids=["-".join(case) for case in CASES] + ["-".join(case) + "-grid" for case in GRID_CASES],
+)
+def test_it_equals_the_plain_loop(case, grid):
     operator, window, reuse, solver, kind = case
     scheduler = scheduler_of(kind, solver)
-    scheduler.set_timesteps(STEPS)
-    levels = levels_of(kind, scheduler)
+    set_timesteps(scheduler, {"num_inference_steps": STEPS}, grid)
+    levels = levels_of(kind, scheduler) if grid == 1.0 else levels_on_a_grid(kind, solver, grid)
     at = {float(t): levels[i] for i, t in enumerate(scheduler.timesteps)}
 
     def predict(latents, timestep, role):
         (alpha, sigma), x = at[float(timestep)], latents.numpy()
         clean = denoised(x, (alpha, sigma), role)
         epsilon = (x - alpha * clean) / sigma
-        prediction = {"epsilon": epsilon, "v_prediction": alpha * epsilon - sigma * clean, "flow": epsilon - clean}[kind]
+        prediction = {"epsilon": epsilon, "v_prediction": alpha * epsilon - sigma * clean, "flow": epsilon - clean}[
+            kind
+        ]
         return torch.tensor(prediction)
 
     k, linear = REUSE[reuse]
@@ -205,7 +227,7 @@ def test_it_equals_the_plain_loop(case):
     settings |= {"reuse": k, "carried": "linear" if linear else "held"}
     noise = torch.randn(32, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     seeded = [torch.Generator().manual_seed(1) for _ in range(2)]
-    result = sample(predict, noise, scheduler, num_inference_steps=STEPS, generator=seeded[0], **settings)
+    result = sample(predict, noise, scheduler, num_inference_steps=STEPS, generator=seeded[0], grid=grid, **settings)
     steps = range(round(WINDOWS[window][0] * STEPS), round(WINDOWS[window][1] * STEPS))
     expected = plain(kind, solver, levels, noise.numpy(), operator, steps, k, linear, seeded[1])
     np.testing.assert_allclose(result.latents.numpy(), expected, rtol=1e-4, atol=1e-4)
