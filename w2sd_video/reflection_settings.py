@@ -195,7 +195,7 @@ def _warn_of_paper_on_flow() -> None:
     warnings.warn(
         "inversion='paper' on a flow-matching model: even where strong and weak are one it moves the latents, by "
         "311 %, 196 %, 118 % and 67 % of a true displacement at 4, 10, 20 and 50 steps (means of six exact pairs, "
-        "docs/studies/toy-studies.md); inversion='current' does not, at the same cost",
+        "docs/studies/exact-pairs.md); inversion='current' does not, at the same cost",
         stacklevel=2,
     )
 

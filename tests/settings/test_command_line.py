@@ -164,7 +164,7 @@ def test_a_preset_goes_before_the_file_and_the_command_line_before_a_preset(writ
 @pytest.mark.parametrize(
     "argv, said",
     [
-        ("--preset best", "preset best: must be one of paper, recommended"),
+        ("--preset best", "preset best: must be one of paper, recommended, fast"),
         ("--steps 0", "steps 0: must be from 1 to 1000"),
         ("--steps 1001", "steps 1001: must be from 1 to 1000"),
         ("--steps ten", "steps ten: must be a whole number"),
