@@ -47,7 +47,7 @@ def sample_w2sd(
     reflection_steps: Steps = None,
     strength: float | str | Path | StrengthSchedule = 1.0,
     rounds: int = 1,
-    inversion: Inversion = "paper",
+    inversion: Inversion = "auto",
     iterations: int = 2,
     span: int = 1,
     reading: Reading = "epsilon",

@@ -3,7 +3,8 @@
 Real clips are noised to every noise level of the sampling, and strong and weak predict the noise through the pipeline's
 own call. Where moving strong's prediction away from weak's brings it nearer to the noise, the pair helps; the strength
 that brings it nearest goes into the output, which ``w2sd_video.render --strength FILE`` reads. The same is asked of
-clips that the base setting samples, alone and reflected: at which strength are they most like the real ones?
+clips that the base setting samples, alone and reflected: at which strength are they most like the real ones? With a
+window it is asked of reflections in it, for a strength is right only where it was found.
 
 Options that are not listed here are those of ``w2sd_video.render`` and change the configuration. With a folder, the
 caption of ``a.mp4`` is what ``a.txt`` says; miniatures need no folder, for their world makes the clips. What was found
@@ -26,7 +27,7 @@ if __name__ == "__main__":
 
 from w2sd_video._moved import names_of
 from w2sd_video.calibration.calibration_cost import cost_in_words
-from w2sd_video.calibration.options import add_options, calibrated_config, check_words, clips_of
+from w2sd_video.calibration.options import add_options, calibrated_config, clips_of, configuring_words
 from w2sd_video.calibration.pair import calibrate_pair
 from w2sd_video.calibration.report import report
 from w2sd_video.jobs.pool_options import pool_asked_for, shard_of
@@ -48,8 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     options, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     output = Path(options.output)
     with errors_in_one_line("calibrate"):
-        check_words(rest)
-        request = parse(["--config", options.config, *rest], command="calibrate")
+        request = parse(["--config", options.config, *configuring_words(options, rest)], command="calibrate")
         config = calibrated_config(options, request.config)
         if request.print_config:
             print_config(config)

@@ -61,6 +61,7 @@ def reflect_step(
     Raises:
         ValueError: a step that predictions of this kind cannot invert.
     """
+    settings = settings.on(trajectory)
     strength, reading = settings.strength_at(trajectory.level(i)), settings.reading_at(trajectory, i)
     for _ in range(settings.rounds):
         if settings.inversion in ("resample", "resample-advanced"):

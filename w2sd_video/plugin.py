@@ -31,7 +31,7 @@ def reflection(
     reflection_steps: Steps = None,
     strength: float | str | Path | StrengthSchedule = 1.0,
     rounds: int = 1,
-    inversion: Inversion = "paper",
+    inversion: Inversion = "auto",
     iterations: int = 2,
     autoguidance: float | str | Path | StrengthSchedule = 0.0,
     span: int = 1,
@@ -64,8 +64,9 @@ def reflection(
         strength: scale of the displacement; 1 is the paper's. A ``StrengthSchedule``, or the name of its file, has one
             for each noise level.
         rounds: reflections that follow each other at each reflected step.
-        inversion: where the weak prediction is made: "paper", "explicit", "current" or "implicit"; "resample" makes
-            none and adds noise instead, "resample-advanced" noise that is similar to the gap (``Reflection``).
+        inversion: where the weak prediction is made: "paper", "explicit", "current" or "implicit"; "auto" is "current"
+            for flow matching and "paper" for others; "resample" makes none and adds noise instead, "resample-advanced"
+            noise that is similar to the gap (``Reflection``).
         iterations: fixed-point iterations of "implicit".
         autoguidance: weight g of AutoGuidance on the steps that count: ``base + g * (base - weak)``. With
             ``reflection_steps=0`` it is AutoGuidance alone.

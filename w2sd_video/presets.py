@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-Preset = Literal["paper", "recommended"]
+Preset = Literal["paper", "recommended", "fast"]
 PRESETS: dict[Preset, dict[str, Any]] = {
     "paper": {"reflection_steps": None, "strength": 1.0, "rounds": 1, "inversion": "paper", "span": 1},
     "recommended": {"reflection_steps": (0.0, 0.5), "strength": 1.0, "rounds": 1, "inversion": "current", "span": 1},
+    "fast": {
+        "reflection_steps": 0,
+        "autoguidance": 1.0,
+        "autoguidance_steps": (0.5, 1.0),
+        "autoguidance_gap": "strong",
+        "reuse": 1,
+    },
 }
 """``paper``: the paper's setting, λ = T - 1.
 
 ``recommended``: for guided sampling, better there at equal cost on the miniatures (docs/studies/evidence.md). Only the
 noisier half of the steps is reflected, with the weak prediction at the latents themselves.
+
+``fast``: no reflection, but AutoGuidance along the gap of strong and weak in the less noisy half of the steps: half an
+evaluation more a step (docs/studies/exact-pairs.md). Weight 1 is a start: a pair may bear more or less.
 """

@@ -26,7 +26,7 @@ from w2sd_video.inversions import Draw, Request, reflect_step
 from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role, WeakInversion
 from w2sd_video.reuse import Carried
 from w2sd_video.strength import StrengthSchedule, as_strength
-from w2sd_video.time_grid import with_grid
+from w2sd_video.time_grid import set_timesteps
 from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Steps
 
@@ -66,7 +66,7 @@ def sample(
     reflection_steps: Steps = None,
     strength: float | str | Path | StrengthSchedule = 1.0,
     rounds: int = 1,
-    inversion: Inversion = "paper",
+    inversion: Inversion = "auto",
     iterations: int = 2,
     autoguidance: float | str | Path | StrengthSchedule = 0.0,
     span: int = 1,
@@ -224,7 +224,7 @@ def _loop_of_scheduler(
     scheduler = copy.deepcopy(scheduler)
     if num_inference_steps is not None:
         steps = {"num_inference_steps": whole_number("num_inference_steps", num_inference_steps, 1)}
-        scheduler.set_timesteps(**with_grid(scheduler, {**steps, "device": device}, grid))
+        set_timesteps(scheduler, {**steps, "device": device}, grid)
     trajectory, call_step = Trajectory(scheduler), _step_function(scheduler, generator)
 
     def take_step(step: Step) -> torch.Tensor:

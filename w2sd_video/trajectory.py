@@ -102,6 +102,11 @@ class Trajectory:
         """Return whether the networks that a known scheduler steps with predict the flow."""
         return prediction_type_of(scheduler) in ("flow", "inverted_flow")
 
+    @property
+    def is_flow(self) -> bool:
+        """Whether the levels are those of flow matching, ``(1 - sigma) * x0 + sigma * noise``."""
+        return all(abs(level.alpha + level.sigma - 1.0) < 1e-6 for level in self._levels)
+
     def __len__(self) -> int:
         """Return the number of steps."""
         return len(self._levels)

@@ -180,6 +180,18 @@ def spread(values: Iterable[float], digits: int = 3) -> str:
     return f"{numbers.mean():.{digits}f} ± {deviation:.{digits}f}"
 
 
+def with_error(values: Iterable[float], digits: int = 3) -> str:
+    """Return "mean ± standard error of the mean"."""
+    numbers = torch.tensor(list(values), dtype=torch.float64)
+    error = numbers.std() / len(numbers) ** 0.5 if len(numbers) > 1 else torch.tensor(0.0)
+    return f"{numbers.mean():.{digits}f} ± {error:.{digits}f}"
+
+
+def percent(shares: Iterable[float]) -> str:
+    """Return "mean ± standard error of the mean" in percent."""
+    return with_error((100 * share for share in shares), 0) + " %"
+
+
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table in Markdown."""
     for row in (header, ["---"] * len(header), *rows):

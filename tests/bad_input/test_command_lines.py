@@ -167,7 +167,7 @@ TABLE = [
     # options
     ("render --stepz 3", "unknown option --stepz; did you mean --steps?"),
     ("render --steps", "expected one argument"),
-    ("render --preset best", "must be one of paper, recommended"),
+    ("render --preset best", "must be one of paper, recommended, fast"),
     ("render --compare=maybe", "--compare"),
     ("render --weak.skip-layers|a red circle moving left", "must be a list"),
     # models

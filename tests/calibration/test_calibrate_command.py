@@ -42,6 +42,34 @@ def test_a_miniature_is_calibrated_and_its_strengths_are_rendered(tmp_path, caps
     assert json.loads((tmp_path / "clip.gif.json").read_text())["nfe"]["W2SD"] == {"base": 6, "strong": 1, "weak": 1}
 
 
+def test_a_strength_is_written_with_the_window_that_it_is_for(tmp_path, capsys):
+    file = tmp_path / "strength.json"
+    argv = ["--config", "miniature-pixart", *QUICK, "--levels", "4", "-o", str(file), "--window", "[0.5, 1]"]
+    assert calibrate.main(argv) == 0
+    told, printed = json.loads(file.read_text()), capsys.readouterr().out
+    assert told["reflection_steps"] == {"start": 0.5, "stop": 1.0, "unit": "steps"}
+    assert told["strengths"][:2] == [0.0, 0.0] and "- Tilt in [0.5, 1]: " in printed
+    assert StrengthSchedule.read(file).strength[:2] == (0.0, 0.0)
+    overall = np.mean([tilt["value"] for tilt in told["tilts"][2:]])
+    assert told["tilt"]["value"] == pytest.approx(overall) and len(told["tilts"]) == 4
+    assert told["tilt_at_one"]["value"] != told["tilt"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--window", "3"], "window 3: must be fractions"),
+        (["--window", "[0.5, 1]", "--no-samples"], "leave one out"),
+        (["--window", "[0.5, 0.1]"], "must be [start, stop]"),
+        (["--window", "[0, 0.1]", "--levels", "2"], "holds none of the 2 levels"),
+    ],
+)
+def test_a_window_that_makes_no_sense_is_refused(words, said, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        calibrate.main(["--config", "miniature-pixart", *QUICK, *words, "-o", str(tmp_path / "s.json")])
+    assert said in capsys.readouterr().err
+
+
 def fill(folder, count, frames=8, size=32, captions=True):
     folder.mkdir()
     for k in range(count):

@@ -2,11 +2,13 @@
 
 import math
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from gaussians import four_levels, of_width
 
+from w2sd_video import Trajectory, Window, sample
 from w2sd_video.algorithm import drive
 from w2sd_video.calibration.moments import Moments
 from w2sd_video.calibration.noised_clips import compare
@@ -37,6 +39,69 @@ def test_the_tilt_is_that_of_gaussians(strong, weak):
     assert all(one.low < one.value < one.high for one in levels) and overall.high - overall.low < np.mean(widths)
     helps = (weak > strong) == (strong > 1)
     assert overall.low > 0 if helps else overall.high < 0
+
+
+STEPS = 10
+SHARES = {"truth": 0.5, "strong": 0.7, "weak": 0.9}
+"""Of the right one of two peaks, at -1 and 1 with a spread of 0.3."""
+
+
+def exact(name, latents, level):
+    """The noise that an exact model of a mixture predicts."""
+    variance = (0.3 * level.alpha) ** 2 + level.sigma**2
+    odds = math.log(SHARES[name] / (1 - SHARES[name]))
+    peak = torch.tanh(level.alpha * latents / variance + odds / 2)
+    return level.sigma / variance * (latents - level.alpha * peak)
+
+
+def points(name, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    right = torch.rand(count, 1, generator=generator) < SHARES[name]
+    return torch.where(right, 1.0, -1.0) + 0.3 * torch.randn(count, 1, generator=generator)
+
+
+@pytest.mark.parametrize("window", [(0.5, 1.0), (0.25, 0.75), None])
+def test_the_balanced_strength_is_near_the_best_in_its_window(window):
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(STEPS)
+    trajectory = Trajectory(scheduler)
+    level_at = {int(t): trajectory.level(i) for i, t in enumerate(scheduler.timesteps)}
+
+    def sampled(seed, **settings):
+        def predict(latents, timestep, role):
+            return exact("weak" if role == "weak" else "strong", latents, level_at[int(timestep)])
+
+        noise = torch.randn(4000, 1, generator=torch.Generator().manual_seed(seed))
+        settings = {"reflection_steps": window, "inversion": "current"} | settings
+        return sample(predict, noise, scheduler, num_inference_steps=STEPS, **settings).latents
+
+    def moments(clips):
+        generator = torch.Generator().manual_seed(5)
+        comparing = compare(trajectory, clips, 1, lambda like: torch.randn(like.shape, generator=generator))
+        return drive(comparing, lambda asked: exact(asked.role, asked.latents, trajectory.level(asked.step)))
+
+    real = moments(points("truth", 4000, 1))
+    alone, reflected = moments(sampled(2, reflection_steps=0)), moments(sampled(2))
+    within = real.within(None if window is None else Window(*window))
+    found, levels, _ = balance(real, alone, reflected, within=within)
+    true = points("truth", 4000, 3).sort(0).values
+
+    def distance(strength):
+        return float((sampled(4, strength=strength).sort(0).values - true).abs().mean())
+
+    best = min(distance(strength) for strength in np.arange(0.0, 4.01, 0.25))
+    unreflected = distance(0.0)
+    assert unreflected - distance(found.value) > 0.8 * (unreflected - best) > 0  # most of what a search finds
+    if window:
+        inside = [Window(*window).steps(STEPS).start <= i < Window(*window).steps(STEPS).stop for i in range(STEPS)]
+        assert [strength > 0 for strength in levels] == inside
+
+
+def test_a_window_without_a_level_is_refused():
+    real = tilted([[0.1] * 8, [0.2] * 8])
+    assert real.within(Window(0.0, 0.5)).tolist() == [True, False]
+    with pytest.raises(ValueError, match="holds none of the 2 levels"):
+        real.within(Window(0.0, 0.2))
 
 
 def tilted(tilts, draws=2):

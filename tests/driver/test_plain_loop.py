@@ -37,7 +37,7 @@ def test_animatediff_equals_the_plain_loop():
         return pipe.unet(x, t, encoder_hidden_states=words).sample
 
     plain = plain_loop(noise_like((1, 4, 4, 8, 8)), scheduler, levels, guided(network, SCALES), read_noise(levels))
-    with reflection(pipe, strong=STRONG, weak=WEAK) as reflected:
+    with reflection(pipe, strong=STRONG, weak=WEAK, inversion="paper") as reflected:
         close(run(pipe, call), plain)
     assert reflected.nfe == {"base": 2 * STEPS, "strong": 2 * (STEPS - 1), "weak": STEPS - 1}
 
@@ -59,7 +59,7 @@ def test_cogvideox_equals_the_plain_loop_with_both_its_schedulers(rotary):
         return pipe.transformer(x, words, t.expand(1), image_rotary_emb=positions).sample
 
     plain = plain_loop(latents, scheduler, levels, guided(network, SCALES), read_velocity(levels))
-    with reflection(pipe, strong=STRONG, weak=WEAK):
+    with reflection(pipe, strong=STRONG, weak=WEAK, inversion="paper"):
         close(run(pipe, call), plain)
 
 
@@ -80,7 +80,7 @@ def test_pixart_equals_the_plain_loop_of_a_multistep_solver():
         return output.chunk(2, dim=1)[0]
 
     plain = plain_loop(noise_like((1, 4, 8, 8)), scheduler, levels, guided(network, SCALES), read_noise(levels))
-    with reflection(pipe, strong=STRONG, weak=WEAK):
+    with reflection(pipe, strong=STRONG, weak=WEAK, inversion="paper"):
         close(run(pipe, call), plain)
 
 
@@ -96,7 +96,7 @@ def test_dit_equals_the_plain_loop_though_its_conditional_half_comes_first():
 
     plain = plain_loop(noise_like((1, 4, 8, 8)), scheduler, levels, guided(network, SCALES), read_noise(levels))
     seen = []
-    with reflection(pipe, strong=STRONG, weak=WEAK):
+    with reflection(pipe, strong=STRONG, weak=WEAK, inversion="paper"):
         handle = pipe.vae.post_quant_conv.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         run(pipe, call)
         handle.remove()
@@ -123,6 +123,6 @@ def test_wan_equals_the_plain_loop_though_it_guides_by_two_calls(solver, two_sta
         return model(x, t.expand(1), text if conditional else negative).sample
 
     plain = plain_loop(noise_like((1, 4, 3, 4, 4)), scheduler, levels, guided(network, SCALES), read_flow(levels))
-    with reflection(pipe, strong=STRONG, weak=WEAK) as reflected:
+    with reflection(pipe, strong=STRONG, weak=WEAK, inversion="paper") as reflected:
         close(run(pipe, call), plain)
     assert reflected.nfe == {"base": 2 * STEPS, "strong": 2 * (STEPS - 1), "weak": STEPS - 1}

@@ -66,7 +66,7 @@ def test_on_is_the_plain_loop(name):
     call = call | {"num_inference_steps": 4}  # a divisor of 1000, for DDIM rounds its stride down
     stock = Replay(SYSTEMS[name], pipe, call, run)
     expected = stock.finish(plain_loop(stock, SYSTEMS[name].predicts), run)
-    with reflection(pipe, strong=STRONG, weak=WEAK) as reflected:
+    with reflection(pipe, strong=STRONG, weak=WEAK, inversion="paper") as reflected:
         close(run(pipe, call), expected, SYSTEMS[name].rounding)
     steps, halves = len(stock.timesteps), 1 if SYSTEMS[name].guidance == "embedded" else 2
     assert reflected.nfe == {"base": halves * steps, "strong": halves * (steps - 1), "weak": steps - 1}

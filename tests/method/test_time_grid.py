@@ -10,6 +10,7 @@ from pipelines_table import run
 
 from w2sd_video import Branch, reflection, sample
 from w2sd_video.reflection_settings import Reflection
+from w2sd_video.time_grid import set_timesteps
 
 STEPS = 5
 
@@ -36,6 +37,49 @@ def test_a_grid_of_timesteps_is_its_formula(make, grid):
     for t in other.timesteps:
         latents = other.step(network(other.scale_model_input(latents, t), t, "base"), t, latents).prev_sample
     torch.testing.assert_close(result.latents, latents, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        diffusers.UniPCMultistepScheduler,
+        diffusers.LMSDiscreteScheduler,
+        diffusers.EulerAncestralDiscreteScheduler,
+    ],
+)
+def test_a_scheduler_that_takes_no_timesteps_walks_the_levels_of_one_that_does(make):
+    settings = {"num_inference_steps": STEPS}
+    other, scheduler = diffusers.DPMSolverMultistepScheduler(), make()
+    set_timesteps(other, settings, 1.5)
+    set_timesteps(scheduler, settings, 1.5)
+    assert scheduler.timesteps.tolist() == other.timesteps.tolist() and len(scheduler.sigmas) == STEPS + 1
+    torch.testing.assert_close(scheduler.sigmas, other.sigmas, rtol=1e-5, atol=1e-5)
+    own = make()
+    own.set_timesteps(**settings)
+    assert scheduler.sigmas.dtype == own.sigmas.dtype and scheduler.timesteps.dtype == own.timesteps.dtype
+    latents = noise()[..., None] * scheduler.init_noise_sigma
+    generator = torch.Generator().manual_seed(0)
+    result = sample(
+        network, latents, make(), num_inference_steps=STEPS, reflection_steps=0, grid=1.5, generator=generator
+    )
+    generator = {"generator": torch.Generator().manual_seed(0)} if "Ancestral" in make.__name__ else {}
+    for t in scheduler.timesteps:
+        prediction = network(scheduler.scale_model_input(latents, t), t, "base")
+        latents = scheduler.step(prediction, t, latents, **generator).prev_sample
+    torch.testing.assert_close(result.latents, latents)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("make", [diffusers.UniPCMultistepScheduler, diffusers.DPMSolverMultistepScheduler])
+def test_solvers_of_flow_walk_the_grid_of_flow(make, shift):
+    scheduler = make(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    set_timesteps(scheduler, {"num_inference_steps": STEPS}, 1.5)
+    powers = (1 - torch.arange(STEPS) / STEPS) ** 1.5
+    expected = shift * powers / (1 + (shift - 1) * powers)
+    torch.testing.assert_close(scheduler.sigmas[:-1], expected, rtol=2e-3, atol=1e-3)  # the first is a little below 1
+    assert float(scheduler.sigmas[0]) < 1 and float(scheduler.sigmas[-1]) == 0
+    result = sample(network, noise()[..., None], scheduler, num_inference_steps=STEPS, reflection_steps=0, grid=1.5)
+    assert result.latents.isfinite().all()
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

@@ -72,7 +72,7 @@ def test_the_packaged_pairs_are_the_papers(name, scales, strong, weak):
     """Tables 1 to 6, 10 and 12, figures 10 and 17, and appendix B.1, of arXiv 2502.00473."""
     config = parse(["--config", name]).config
     assert (config.steps, reflected_steps(config), config.rounds) == (50, range(49), 1)
-    assert (config.inversion, config.strength) == ("paper", 1.0)
+    assert (config.inversion, config.strength) == ("auto", 1.0)  # the paper's, but on flow
     assert (config.strong, config.weak) == (BranchConfig(scales[1], **strong), BranchConfig(scales[2], **weak))
     lora = strong.get("lora")
     assert config.base == BranchConfig(scales[0], lora=lora), "the step that counts is the strong model's"
@@ -164,7 +164,7 @@ def test_a_preset_goes_before_the_file_and_the_command_line_before_a_preset(writ
 @pytest.mark.parametrize(
     "argv, said",
     [
-        ("--preset best", "preset best: must be one of paper, recommended"),
+        ("--preset best", "preset best: must be one of paper, recommended, fast"),
         ("--steps 0", "steps 0: must be from 1 to 1000"),
         ("--steps 1001", "steps 1001: must be from 1 to 1000"),
         ("--steps ten", "steps ten: must be a whole number"),
@@ -180,7 +180,7 @@ def test_a_preset_goes_before_the_file_and_the_command_line_before_a_preset(writ
         ("--inversion explicit --reflection-steps 50", "cannot reflect the last step; at most 49"),
         (
             "--inversion euler",
-            "inversion euler: must be one of paper, explicit, current, implicit, resample, resample-advanced",
+            "inversion euler: must be one of auto, paper, explicit, current, implicit, resample, resample-advanced",
         ),
         ("--rounds 0", "rounds 0: must be from 1"),
         ("--strength 11", "strength 11.0: must be from -10 to 10"),

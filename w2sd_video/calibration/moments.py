@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from w2sd_video.levels import Level
+from w2sd_video.window import Moment, Window
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,20 @@ class Moments:
     def weak_error(self) -> np.ndarray:
         """‖ε − p_w‖², the denoising error of weak."""
         return self.error + 2 * self.product + self.gap
+
+    def within(self, window: Window | None) -> np.ndarray | None:
+        """Return which levels are in a window, (levels,); None for all.
+
+        Raises:
+            ValueError: a window without a level in it.
+        """
+        if window is None:
+            return None
+        moments = (Moment(step, self.total, level) for step, level in zip(self.steps, self.levels, strict=True))
+        chosen = np.array([window.share_at(moment) > 0 for moment in moments])
+        if not chosen.any():
+            raise ValueError(f"window {window}: holds none of the {len(chosen)} levels with signal; take a wider one")
+        return chosen
 
     @classmethod
     def joined(cls, parts: Sequence[Moments]) -> Moments:

@@ -26,8 +26,8 @@ _MOST = {"draws": 1000, "levels": 1000, "number_of_clips": 10**4, "batch": 1024,
 _NOT_FOLLOWED = {
     "--compare": "a calibration shows no clips; leave it out",
     "--autoguidance": "a calibration compares strong and weak as they are; leave it out",
-    "--reflection-steps": "a calibration asks about every level; leave it out",
-    "--reflection_steps": "a calibration asks about every level; leave it out",
+    "--reflection-steps": "name the part of the sampling that the strength is for with --window",
+    "--reflection_steps": "name the part of the sampling that the strength is for with --window",
 }
 """Options of a render that mean nothing here, and why."""
 
@@ -40,22 +40,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--draws", type=int, default=3, help="of noise, for each clip and level")
     add("--levels", type=int, help="noise levels: those of as many sampling steps; --steps unless told")
     add("--batch", type=int, default=16, help="clips evaluated together")
+    add("--window", metavar="WINDOW", help="where the strength is to be used, like '[0.5, 1]'; everywhere unless told")
     add("--no-samples", dest="samples", action="store_false", help="sample nothing, find no tilt")
     add("--ideal", type=int, metavar="N", help="estimate the ideal prediction by N clips of each caption (miniatures)")
     add("-o", "--output", metavar="FILE", default="strength.json", help="where the strengths go")
     add_pool_options(parser)
 
 
-def check_words(words: Sequence[str]) -> None:
-    """Refuse options of a render that a calibration would not follow.
+def configuring_words(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """Return the words of the command line that change the configuration, the window among them.
 
     Args:
-        words: of the command line that change the configuration.
+        options: of the command line.
+        words: those that are no options of a calibration.
 
     Raises:
-        ConfigError: such an option; the message says what to take instead.
+        ConfigError: an option of a render that a calibration would not follow; the message says what to take instead.
     """
     refuse_words(words, _NOT_FOLLOWED)
+    return [*words, "--reflection-steps", options.window] if options.window else list(words)
 
 
 def calibrated_config(options: argparse.Namespace, config: RenderConfig) -> RenderConfig:
@@ -69,7 +72,14 @@ def calibrated_config(options: argparse.Namespace, config: RenderConfig) -> Rend
         if value is not None and not 1 <= value <= most:
             raise ConfigError(f"{name} {value}: must be from 1 to {most}")
     _check_output(Path(options.output))
-    return replace(config, steps=options.levels or config.steps, reflection_steps=None, autoguidance=0.0)
+    window = config.reflection_steps if options.window else None
+    if isinstance(window, int):
+        raise ConfigError(f"window {options.window}: must be fractions like '[0.5, 1]', or a window of log-SNRs")
+    if options.window and not options.samples:
+        raise ConfigError(
+            "window: γ* of each level, which is all that --no-samples finds, knows of none; leave one out"
+        )
+    return replace(config, steps=options.levels or config.steps, reflection_steps=window, autoguidance=0.0)
 
 
 def clips_of(options: argparse.Namespace, config: RenderConfig) -> Sequence[Clip]:

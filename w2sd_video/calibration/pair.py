@@ -34,6 +34,7 @@ from w2sd_video.rendering.sample import branch_of, sample_clips, threads_for
 from w2sd_video.settings.identity import identity_of
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.window import as_steps
 from w2sd_video.writing import keys_in, read_arrays, remove_unfinished, write_arrays
 
 Kind = Literal["real", "base", "reflected"]
@@ -155,7 +156,8 @@ def calibrate_pair(
     """Load the model of a configuration, and judge its pair by real clips.
 
     Args:
-        config: as of a render; its `steps` set the noise levels, its `seed` the noise.
+        config: as of a render; its `steps` set the noise levels, its `seed` the noise, and its `reflection_steps` are
+            the window that the strength is for, or None.
         clips: see `check_clips`.
         draws: of noise, for each clip and level.
         batch: clips evaluated together.
@@ -181,6 +183,8 @@ def calibrate_pair(
         with tempfile.TemporaryDirectory() as scratch:
             return calibrate_pair(config, clips, draws, batch, samples, bank, Path(scratch, "parts"), pool, shard)
     pool, shard = pool or Pool(), shard or Shard()
+    window = as_steps("window", config.reflection_steps)
+    assert not isinstance(window, int)  # `calibrated_config` takes windows alone
     read_inputs(config)
     identity = {
         **identity_of(config),
@@ -201,6 +205,7 @@ def calibrate_pair(
                 real = parts.joined("real")
                 try:
                     findings = Findings(calibrate(real), cosines=corrected_cosines(real) if bank else [])
+                    within = real.within(window)
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
             _find(run, parts, [part for part in todo if part.kind != "real"], bar)
@@ -209,10 +214,16 @@ def calibrate_pair(
         if not samples:
             return findings
         base, reflected = parts.joined("base"), parts.joined("reflected")
-        overall, tilts = tilt(real, base)
-        balanced, strengths, tilt_at_one = balance(real, base, reflected)
+        overall, tilts = tilt(real, base, within=within)
+        balanced, strengths, tilt_at_one = balance(real, base, reflected, within=within)
         return replace(
-            findings, tilt=overall, tilts=tilts, balanced=balanced, strengths=strengths, tilt_at_one=tilt_at_one
+            findings,
+            tilt=overall,
+            tilts=tilts,
+            balanced=balanced,
+            strengths=strengths,
+            tilt_at_one=tilt_at_one,
+            reflection_steps=window,
         )
 
 

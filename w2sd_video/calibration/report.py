@@ -12,6 +12,7 @@ from w2sd_video.calibration.resampling import Estimate
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import pair_in_words
 from w2sd_video.strength import StrengthSchedule
+from w2sd_video.window import Window
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Findings:
         balanced: the strength at which the tilt vanishes.
         strengths: the same at each level.
         tilt_at_one: what is left of the tilt at strength 1.
+        reflection_steps: the window that the strength is for; None where it is for all steps.
     """
 
     gap: Calibration
@@ -35,6 +37,7 @@ class Findings:
     balanced: Estimate | None = None
     strengths: list[float] = field(default_factory=list)
     tilt_at_one: Estimate | None = None
+    reflection_steps: Window | None = None
 
     @property
     def schedule(self) -> StrengthSchedule:
@@ -109,17 +112,29 @@ def tilt_in_words(findings: Findings) -> list[str]:
     if tilt is None or tilt_at_one is None or balanced is None:
         return []
     effect, advice = "does neither, as far as can be told", "expect nothing of this pair"
+    window = findings.reflection_steps
+    where = f" in {_in_words(window)}" if window else ""
     if tilt.low > 0:
-        effect, advice = "makes them more like real ones", f"try --strength {balanced.value:.2f}, or that of each level"
+        steps = f" --reflection-steps '{_in_words(window)}'" if window else ""
+        effect = "makes them more like real ones"
+        advice = f"try --strength {balanced.value:.2f}{steps}, or that of each level"
     elif tilt.high < 0:
         effect, advice = "makes them less like real ones", "do not reflect with this pair"
     by_level = ", ".join(f"{strength:.2f}" for strength in findings.strengths)
     return [
-        f"- Tilt: {_signed(tilt)}: moving base's samples along the gap {effect}.",
-        f"- At strength 1 the tilt is {_signed(tilt_at_one)}; it vanishes at strength {balanced.value:.2f} "
+        f"- Tilt{where}: {_signed(tilt)}: moving base's samples along the gap {effect}.",
+        f"- At strength 1{where} the tilt is {_signed(tilt_at_one)}; it vanishes at strength {balanced.value:.2f} "
         f"({balanced.low:.2f} to {balanced.high:.2f}), and by level at {by_level}.",
         f"- Verdict: {advice}.",
     ]
+
+
+def _in_words(window: Window) -> str:
+    """Return a window as the command line takes it."""
+    ends = f"{window.start:g}, {window.stop:g}"
+    return (
+        f"[{ends}]" if window.unit == "steps" else f"{{start: {window.start:g}, stop: {window.stop:g}, unit: log_snr}}"
+    )
 
 
 def _signed(estimate: Estimate) -> str:

@@ -5,6 +5,8 @@ The strength of a reflection at which the tilt vanishes is the balanced one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from w2sd_video.calibration.gap import MOST
@@ -15,7 +17,13 @@ LEAST = -1.0
 """The smallest strength that a tilt is balanced with: beyond it the weak model would be the one to reflect."""
 
 
-def tilt(real: Moments, sampled: Moments, resamples: int = RESAMPLES, seed: int = 0) -> tuple[Estimate, list[Estimate]]:
+def tilt(
+    real: Moments,
+    sampled: Moments,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    within: np.ndarray | None = None,
+) -> tuple[Estimate, list[Estimate]]:
     """Compare a pair's errors on real clips and on samples of the same captions, in the same order.
 
     How much more weak's denoising error exceeds strong's stands for the log-likelihood ratio of strong and weak. Its
@@ -28,18 +36,24 @@ def tilt(real: Moments, sampled: Moments, resamples: int = RESAMPLES, seed: int 
         sampled: moments of what the base setting alone samples.
         resamples: of the bootstrap over captions.
         seed: of the bootstrap.
+        within: which of the levels the mean is over, (levels,); all unless given.
 
     Returns:
         The tilt, as mean over the levels, and that of each level.
     """
     tilts = _tilts(real, sampled)
     resampled = weightings(tilts.shape[1], resamples, seed) @ tilts.T  # weightings, levels
-    overall, *levels = (with_interval(column) for column in (resampled.mean(1), *resampled.T))
+    overall, *levels = (with_interval(column) for column in (resampled[:, _chosen(within)].mean(1), *resampled.T))
     return overall, levels
 
 
 def balance(
-    real: Moments, alone: Moments, reflected: Moments, resamples: int = RESAMPLES, seed: int = 0
+    real: Moments,
+    alone: Moments,
+    reflected: Moments,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    within: np.ndarray | None = None,
 ) -> tuple[Estimate, list[float], Estimate]:
     """Find the strength of a reflection at which samples show no tilt.
 
@@ -53,16 +67,23 @@ def balance(
         reflected: moments of what is sampled at strength 1.
         resamples: of the bootstrap over captions.
         seed: of the bootstrap.
+        within: at which of the levels it was reflected, (levels,), over which the mean is; all unless given.
 
     Returns:
         That strength, from `LEAST` to `MOST`, negative where the gap points the wrong way; the same of each level, but
-        0 instead of negative; and the tilt at strength 1.
+        0 instead of negative or outside; and the tilt at strength 1.
     """
     before, after = _tilts(real, alone), _tilts(real, reflected)
-    weights = weightings(before.shape[1], resamples, seed)
-    overall = _vanishing(weights @ before.mean(0), weights @ after.mean(0))
-    levels = _vanishing(before.mean(1), after.mean(1)).clip(0)
-    return with_interval(overall), levels.tolist(), with_interval(weights @ after.mean(0))
+    weights, chosen = weightings(before.shape[1], resamples, seed), _chosen(within)
+    left = weights @ after[chosen].mean(0)
+    overall = _vanishing(weights @ before[chosen].mean(0), left)
+    levels = np.zeros(len(before))
+    levels[chosen] = _vanishing(before.mean(1), after.mean(1)).clip(0)[chosen]
+    return with_interval(overall), levels.tolist(), with_interval(left)
+
+
+def _chosen(within: np.ndarray | None) -> Any:
+    return slice(None) if within is None else within
 
 
 def _vanishing(before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from w2sd_video.driver.turns import WATCH_TURNS, ProbeRequest, Turn, probes, wit
 from w2sd_video.driver.watching import Watch, check_scaling
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection
-from w2sd_video.time_grid import with_grid
+from w2sd_video.time_grid import set_timesteps
 from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Moment
 
@@ -106,7 +106,7 @@ class Walk:
             self.wrapped.set_timesteps(*args, **kwargs)
         else:
             signature = declared_signature(type(self.wrapped), "set_timesteps")
-            self.wrapped.set_timesteps(**with_grid(self.wrapped, by_name(signature, args, kwargs), self._settings.grid))
+            set_timesteps(self.wrapped, by_name(signature, args, kwargs), self._settings.grid)
         self.turns, self.at, self._is_under_way = [], 0, False
 
     def _walked(self, calls: range) -> Iterator[torch.Tensor]:

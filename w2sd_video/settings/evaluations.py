@@ -7,10 +7,10 @@ from bisect import bisect_right
 from typing import Any
 
 from w2sd_video.branch import STAGES
-from w2sd_video.reflection_settings import Role
+from w2sd_video.reflection_settings import Inversion, Role, default_inversion
 from w2sd_video.reuse import measuring_steps
 from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, counted, filled, stage_scales
-from w2sd_video.settings.sources import is_told_guidance, scheduler_of
+from w2sd_video.settings.sources import is_told_guidance, read_json, scheduler_of
 from w2sd_video.window import Window
 
 MOST_STEPS = 1000
@@ -22,8 +22,9 @@ _SECOND_ORDER = ("HeunDiscreteScheduler", "DPMSolverSDEScheduler")
 def evaluations(config: RenderConfig) -> dict[str, int]:
     """Return the network evaluations of one clip by role; a guided prediction takes two.
 
-    Exact, but for two cases in which they are the most that there can be: stages of a two-stage model that need
-    different numbers, and a strength for each noise level, which is 0 at some.
+    Exact, but for three cases in which they are the most that there can be: stages of a two-stage model that need
+    different numbers, a strength for each noise level, which is 0 at some, and the inversion of a model that is not on
+    this machine, which may share evaluations.
     """
     stages = evaluations_by_stage(config)
     return {role: max(stage[role] for stage in stages) for role in ROLES}
@@ -59,7 +60,7 @@ def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int)
     reflected, pushed = settings.steps(config.steps), settings.pushed_steps(config.steps)
     measured = measuring_steps(settings.reuse, reflected), measuring_steps(settings.reuse, pushed)
     calls = _calls_of_steps(config)
-    counts = dict.fromkeys(ROLES, 0)
+    counts, inversion = dict.fromkeys(ROLES, 0), inversion_of(config)
 
     def evaluate(roles: list[Role], step: int) -> None:
         """Count what some roles evaluate at the same latents, one after the other."""
@@ -73,14 +74,14 @@ def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int)
 
     for step in range(config.steps):
         for _ in range(config.rounds if step in measured[0] else 0):
-            if config.inversion in ("current", "implicit"):
+            if inversion in ("current", "implicit"):
                 evaluate(["strong", "weak"], step)
-            elif config.inversion == "resample":
+            elif inversion == "resample":
                 evaluate(["strong"], step)
             else:
                 evaluate(["strong"], step)
                 evaluate(["weak"], step)
-            for _ in range(config.iterations - 1 if config.inversion == "implicit" else 0):
+            for _ in range(config.iterations - 1 if inversion == "implicit" else 0):
                 evaluate(["weak"], step)
         for call in range(calls[step]):
             # A prediction inside a step of the scheduler's is no place at which a gap is kept.
@@ -88,6 +89,16 @@ def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int)
             gap: list[Role] = ["weak", "strong"] if settings.autoguidance_gap == "strong" else ["weak"]
             evaluate([*(gap if pushes else []), "base"], step)
     return {role: counts[role] for role in ROLES}
+
+
+def inversion_of(config: RenderConfig) -> Inversion:
+    """Return the inversion, with ``auto`` as the model has it; ``auto`` itself of a model that is not here."""
+    name = scheduler_of(config.model)
+    if config.inversion != "auto" or not name:
+        return config.inversion
+    settings = read_json(config.model.pretrained, "scheduler/scheduler_config.json")
+    is_flow = "FlowMatch" in name or settings.get("use_flow_sigmas") or "flow" in str(settings.get("prediction_type"))
+    return default_inversion(bool(is_flow))
 
 
 def _in_window(branch: BranchConfig, step: int, steps: int) -> BranchConfig:

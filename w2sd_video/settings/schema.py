@@ -104,8 +104,8 @@ class RenderConfig:
     """Scale of the reflection's displacement, -10 to 10; or a file with one for each noise level."""
     rounds: int = 1
     """Reflections at each reflected step, 1 to 100."""
-    inversion: Inversion = "paper"
-    """Where the weak prediction is made; resample: nowhere, noise is added instead; -advanced: similar to the gap."""
+    inversion: Inversion = "auto"
+    """Where the weak prediction is made; auto: current for flow, else paper; resample: nowhere, adding noise."""
     iterations: int = 2
     """Fixed-point iterations of the implicit inversion, 1 to 100."""
     span: int = 1

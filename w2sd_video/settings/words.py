@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from w2sd_video.backends import DENOISERS
-from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage
+from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage, inversion_of
 from w2sd_video.settings.panels import filled, panels
 from w2sd_video.settings.schema import BranchConfig, ModelConfig, RenderConfig, reflected_steps, stage_scales
 from w2sd_video.settings.sources import MINIATURE, index_of, millions, path_of
@@ -17,6 +17,9 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a weight."""
 
 
+_UNMEASURED = (
+    "strength 1 is the paper's, and too much for some pairs: python -m w2sd_video.calibrate tells what this one bears"
+)
 _NOT_HERE = "(hub, not in the local cache: would be downloaded)"
 
 
@@ -35,6 +38,7 @@ def plan_in_words(config: RenderConfig) -> str:
     lines.append(f"clip     {size}, {len(config.prompts)} prompt(s), seed {config.seed}")
     lines += [] if _is_here(config.device) else [f"device   {config.device}: not on this machine"]
     lines.append(f"steps    {steps_in_words(config)}")
+    lines += [f"steps    {_UNMEASURED}"] if reflected_steps(config) and config.strength == 1.0 else []
     total = 0
     for label, panel in panels(config).items():
         stages, nfe = evaluations_by_stage(panel), evaluations(panel)
@@ -120,7 +124,7 @@ def steps_in_words(config: RenderConfig) -> str:
     autoguidance += _where(config.autoguidance_steps) if config.autoguidance else ""
     if not reflected:
         return f"{config.steps}, none reflected{autoguidance}"
-    how = [f"inversion {config.inversion}", f"strength {_number(config.strength)}"]
+    how = [f"inversion {inversion_of(config)}", f"strength {_number(config.strength)}"]
     how += [f"read as {config.reading}"] if config.reading != "epsilon" else []
     how += [f"measured every {config.reuse} steps, {config.carried}"] if config.reuse > 1 else []
     how += [f"{config.rounds} rounds"] if config.rounds > 1 else []
