@@ -198,7 +198,7 @@ def test_a_family(name):
         torch.testing.assert_close(run(pipe, call), stock, rtol=1e-5, atol=1e-5)
     with (
         counted(*networks) as calls,
-        reflection(pipe, strong=Branch(), weak=Branch(weights=weak), reflection_steps=2) as on,
+        reflection(pipe, strong=Branch(), weak=Branch(weights=weak), reflection_steps=2, inversion="paper") as on,
     ):
         reflected = run(pipe, call)
     assert on.reflected_steps == 2
@@ -346,7 +346,7 @@ def test_two_stages_have_networks_and_guiders_of_their_own():
     weak = weaker(pipe)
     with (
         counted(pipe.transformer) as calls,
-        reflection(pipe, strong=Branch(), weak=Branch(weights=weak), reflection_steps=4),
+        reflection(pipe, strong=Branch(), weak=Branch(weights=weak), reflection_steps=4, inversion="paper"),
     ):
         reflected = run(pipe, call)
     high = sum(bool(t >= boundary) for t in pipe.scheduler.timesteps)
