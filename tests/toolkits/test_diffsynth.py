@@ -126,7 +126,7 @@ def test_on_equals_a_plain_loop_and_counts_as_a_counting_network(system):
     counted = [dit for dit in (pipe.dit, getattr(pipe, "dit2", None)) if dit is not None]
     layers = [next(layer for layer in dit.modules() if takes_latents(layer)) for dit in counted]
     hooks = [layer.register_forward_hook(lambda *_: calls.append(1)) for layer in layers]
-    with reflection(pipe, strong=STRONG, weak=WEAK) as reflected:
+    with reflection(pipe, strong=STRONG, weak=WEAK, inversion="paper") as reflected:
         result = run(pipe, call)
     close(result, plain)
     assert (result - stock).norm() / stock.norm() > 0.01
@@ -148,19 +148,19 @@ def test_weights_prompts_and_layers_of_a_branch():
     scales = dict.fromkeys(("base", "strong", "weak"), 5.0)
     plain = plain_loop(pipe, call, "wan", scales, {"weak": other})
     for weights in (other, "other"):
-        with reflection(pipe, strong=Branch(), weak=Branch(weights=weights)):
+        with reflection(pipe, strong=Branch(), weak=Branch(weights=weights), inversion="paper"):
             close(run(pipe, call), plain)
     plain = plain_loop(pipe, call, "wan", scales, prompts={"weak": "a sea"})
     encoded = pipe.text_encoder.prompts
     encoded.clear()
-    with reflection(pipe, strong=Branch(), weak=Branch(prompt="a sea")):
+    with reflection(pipe, strong=Branch(), weak=Branch(prompt="a sea"), inversion="paper"):
         close(run(pipe, call), plain)
     assert encoded.count("a sea   ") == 1
     pipe.dit.blocks, blocks = pipe.dit.blocks[:1], pipe.dit.blocks
     short = copy.deepcopy(pipe.dit)
     pipe.dit.blocks = blocks
     plain = plain_loop(pipe, call, "wan", scales, {"weak": short})
-    with reflection(pipe, strong=Branch(), weak=Branch(skip_layers=[1])):
+    with reflection(pipe, strong=Branch(), weak=Branch(skip_layers=[1]), inversion="paper"):
         close(run(pipe, call), plain)
 
 
@@ -169,7 +169,7 @@ def test_a_branch_with_everything_of_another_call_is_that_call():
     with reflection(pipe, strong=Branch(), weak=Branch()):
         expected = run(pipe, call, prompt="a sea", negative_prompt="grey", cfg_scale=3.0)
     role = Branch(prompt="a sea", negative_prompt="grey", guidance_scale=3.0)
-    with reflection(pipe, strong=role, weak=role, base=role):
+    with reflection(pipe, strong=role, weak=role, base=role, inversion="paper"):
         close(run(pipe, call), expected)
     call = {name: value for name, value in call.items() if name != "seed"}
     torch.manual_seed(11)
@@ -177,7 +177,7 @@ def test_a_branch_with_everything_of_another_call_is_that_call():
         expected = run(pipe, call, prompt="a sea")
     torch.manual_seed(11)
     role = Branch(prompt="a sea")
-    with reflection(pipe, strong=role, weak=role, base=role):
+    with reflection(pipe, strong=role, weak=role, base=role, inversion="paper"):
         close(run(pipe, call), expected)
 
 
@@ -185,11 +185,13 @@ def test_two_stages_have_their_own_scale_and_weights():
     pipe, call = tiny.wan(two_stage=True)
     scales = {"base": 5.0, "strong": (6.0, 2.0), "weak": (1.0, 0.5)}
     plain = plain_loop(pipe, call, "wan", scales)
-    with reflection(pipe, strong=Branch(guidance_scale=(6.0, 2.0)), weak=Branch(guidance_scale=(1.0, 0.5))):
+    with reflection(
+        pipe, strong=Branch(guidance_scale=(6.0, 2.0)), weak=Branch(guidance_scale=(1.0, 0.5)), inversion="paper"
+    ):
         close(run(pipe, call), plain)
     plain = plain_loop(pipe, call, "wan", dict.fromkeys(scales, 5.0), {"weak": pipe.dit2})
     for weak in (Branch(experts="low"), Branch(weights=(pipe.dit2, pipe.dit2))):
-        with reflection(pipe, strong=Branch(), weak=weak):
+        with reflection(pipe, strong=Branch(), weak=weak, inversion="paper"):
             close(run(pipe, call), plain)
 
 
