@@ -1,7 +1,8 @@
 """Model families: how each is loaded, and how a second denoiser is kept beside a pipeline's own.
 
 A backend (`animatediff`, `cogvideox`, `dit_moe`, and `pipeline` for all others) has a function `load`, which returns a
-pipeline; the first two also have `predictor`, for people with their own sampling loop.
+pipeline. For people with their own sampling loop `w2sd_video.predictor` takes a pipeline of any of them; the first two
+have a `predictor` besides, of text alone, for latents of any size.
 """
 
 from __future__ import annotations

@@ -34,7 +34,6 @@ from w2sd_video.backends.loading import (
     place,
     spare_memory,
 )
-from w2sd_video.predictors import predictor as predictor
 
 SIZES: dict[str, Config] = {
     "S/2-8E2A": {"num_layers": 12, "num_attention_heads": 6, "attention_head_dim": 64, "num_experts": 8},

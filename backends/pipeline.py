@@ -29,7 +29,6 @@ from w2sd_video.backends.loading import (
     place,
     spare_memory,
 )
-from w2sd_video.predictors import predictor as predictor
 
 _HEADS = ("num_attention_heads", "attention_head_dim")
 """What no shape of a weight tells: the same tensors may be cut into other heads."""

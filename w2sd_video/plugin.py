@@ -113,7 +113,7 @@ def reflection(
     if isinstance(pipe, type) or not callable(pipe) or not (hasattr(pipe, "scheduler") or is_modular(pipe)):
         raise TypeError(f"pipe must be a diffusers pipeline that was loaded, got {pipe!r:.80}")
     if any(base.__module__.partition(".")[0] == "diffsynth" for base in type(pipe).__mro__):
-        from w2sd_video.backends.diffsynth import reflecting
+        from w2sd_video.driver.diffsynth_call import reflecting
 
         with reflecting(pipe, branches, settings, solver) as run:
             yield run

@@ -112,9 +112,9 @@ def predictor(pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = 
             "that has one __call__ (for example WanPipeline)"
         )
     if any(cls.__module__.partition(".")[0] == "diffsynth" for cls in type(pipe).__mro__):
-        from w2sd_video.backends import diffsynth
+        from w2sd_video.driver.diffsynth_call import predictions
 
-        return Predictor(*diffsynth.predictions(pipe, branches, call))
+        return Predictor(*predictions(pipe, branches, call))
     from w2sd_video.driver.predicting import Loop
 
     before = _OPEN.pop(pipe, lambda: None)()

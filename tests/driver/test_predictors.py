@@ -11,8 +11,6 @@ from helpers import state
 from plain_loop import STEPS, SYSTEMS, close, plain_loop, read_flow, run
 from tiny.dit_moe import dit_moe
 
-import w2sd_video.backends.dit_moe
-import w2sd_video.backends.pipeline
 from w2sd_video import Branch, predictor, reflection, sample
 from w2sd_video.backends import register
 
@@ -49,16 +47,16 @@ def test_pipelines_of_classes(build):
     arguments = {**call_of(call), "output_type": "np"}
     with reflection(pipe, **BRANCHES):
         pipe(**{**arguments, "generator": torch.Generator().manual_seed(7)})
-    with w2sd_video.backends.dit_moe.predictor(pipe, **BRANCHES, **arguments) as predict:
+    with predictor(pipe, **BRANCHES, **arguments) as predict:
         latents = sample(predict, predict.latents, predict.scheduler).latents
     close(latents[:1] / pipe.vae.config.scaling_factor, decoded[0])
 
 
 def test_a_loop_of_ones_own_with_a_scheduler_of_diffusers():
     pipe, call = tiny.wan()
-    with reflection(pipe, **BRANCHES):
+    with reflection(pipe, **BRANCHES, inversion="paper"):
         expected = run(pipe, call)
-    with w2sd_video.backends.pipeline.predictor(pipe, **BRANCHES, **call_of(call)) as predict:
+    with predictor(pipe, **BRANCHES, **call_of(call)) as predict:
         levels = [(1 - float(sigma), float(sigma)) for sigma in predict.scheduler.sigmas]
         close(plain_loop(predict.latents, predict.scheduler, levels, predict, read_flow(levels)), expected)
 

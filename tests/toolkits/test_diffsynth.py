@@ -166,18 +166,18 @@ def test_weights_prompts_and_layers_of_a_branch():
 
 def test_a_branch_with_everything_of_another_call_is_that_call():
     pipe, call = tiny.wan()
-    with reflection(pipe, strong=Branch(), weak=Branch()):
+    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="paper"):
         expected = run(pipe, call, prompt="a sea", negative_prompt="grey", cfg_scale=3.0)
     role = Branch(prompt="a sea", negative_prompt="grey", guidance_scale=3.0)
-    with reflection(pipe, strong=role, weak=role, base=role):
+    with reflection(pipe, strong=role, weak=role, base=role, inversion="paper"):
         close(run(pipe, call), expected)
     call = {name: value for name, value in call.items() if name != "seed"}
     torch.manual_seed(11)
-    with reflection(pipe, strong=Branch(), weak=Branch()):
+    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="paper"):
         expected = run(pipe, call, prompt="a sea")
     torch.manual_seed(11)
     role = Branch(prompt="a sea")
-    with reflection(pipe, strong=role, weak=role, base=role):
+    with reflection(pipe, strong=role, weak=role, base=role, inversion="paper"):
         close(run(pipe, call), expected)
 
 
@@ -191,7 +191,7 @@ def test_two_stages_have_their_own_scale_and_weights():
         close(run(pipe, call), plain)
     plain = plain_loop(pipe, call, "wan", dict.fromkeys(scales, 5.0), {"weak": pipe.dit2})
     for weak in (Branch(experts="low"), Branch(weights=(pipe.dit2, pipe.dit2))):
-        with reflection(pipe, strong=Branch(), weak=weak):
+        with reflection(pipe, strong=Branch(), weak=weak, inversion="paper"):
             close(run(pipe, call), plain)
 
 
