@@ -196,6 +196,32 @@ def test_calls_in_two_threads_are_right(build):
     assert state(pipe) == before and "forward" not in vars(network)
 
 
+def test_an_evaluation_of_another_thread_that_began_before_is_not_changed():
+    """It stops at the first block while the network's second is to be left out for somebody else."""
+    pipe, call = tiny.wan()
+    other = type(pipe)(**pipe.components)
+    other.scheduler = copy.deepcopy(pipe.scheduler)
+    other.set_progress_bar_config(disable=True)
+    stock, main = run(other, call), threading.get_ident()
+    begun, others, ended = (threading.Event() for _ in range(3))
+
+    def stop_or_let_go(*_):
+        if threading.get_ident() == main:
+            others.set()
+            ended.wait(0.5)
+        elif not begun.is_set():
+            begun.set()
+            others.wait(0.5)
+
+    pipe.transformer.blocks[0].register_forward_pre_hook(stop_or_let_go)
+    pipe.transformer.register_forward_hook(lambda *_: None if threading.get_ident() == main else ended.set())
+    with ThreadPoolExecutor(1) as pool, reflection(pipe, strong=Branch(skip_layers=[1]), weak=Branch()):
+        elsewhere = pool.submit(run, other, call)
+        begun.wait()
+        run(pipe, call)
+        assert torch.equal(elsewhere.result(), stock)
+
+
 def test_a_call_inside_a_call_is_right_or_refused():
     pipe, call = tiny.stable_diffusion()
     other, other_call = tiny.cogvideox()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +27,10 @@ class _Use:
 
 _USES: WeakKeyDictionary[nn.Module, _Use] = WeakKeyDictionary()
 _USES_LOCK = threading.Lock()
+
+_EVALUATING = (nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__)
+_POLL = 0.002
+"""Seconds between looks at what other threads do."""
 
 WAITING_THREADS: set[int] = set()
 """Threads whose call waits for its user between evaluations (predictors), so that nobody is to wait for it."""
@@ -69,7 +76,30 @@ def in_place_of(network: nn.Module, answer: Callable[..., Any]) -> Iterator[Call
     switch = with_signature(answer, named_signature(network))
     switch.unswitched = evaluate  # type: ignore[attr-defined]
     with swapped([(network, {"forward" if compiled is None else "_compiled_call_impl": switch})]):
+        _wait_for_evaluations_begun(network)
         yield evaluate
+
+
+def _wait_for_evaluations_begun(network: nn.Module) -> None:
+    """Wait until no other thread is in the midst of an evaluation that began before something stood in its place.
+
+    What is changed in a network for the length of an evaluation would be changed for that one too.
+    """
+    while any(_is_evaluating(thread, network) for thread in _other_threads()):
+        time.sleep(_POLL)
+
+
+def _other_threads() -> set[int]:
+    return sys._current_frames().keys() - WAITING_THREADS - {threading.get_ident()}
+
+
+def _is_evaluating(thread: int, network: nn.Module) -> bool:
+    frame: FrameType | None = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code in _EVALUATING and frame.f_locals.get("self") is network:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def unswitched(network: nn.Module) -> Callable[..., Any]:
