@@ -184,7 +184,7 @@ class PipelineCall:
                 result = self._call(given | changes, len(args))
                 samples = _samples_in(result)
             except Exception as error:
-                if self._state.probing is not None and not _is_of_ours_or_of_memory(error):
+                if self._state.is_watched and not _is_of_ours_or_of_memory(error):
                     raise ValueError(
                         f"{type(self._pipe).__name__} needs more of its network than a prediction (keys and values, "
                         "attention maps), or more of its scheduler than latents, so its loop cannot be watched "
