@@ -185,7 +185,7 @@ class PipelineCall:
                 result = self._call(given | changes, len(args))
                 samples = _samples_in(result)
             except Exception as error:
-                if self._state.probing is not None and _is_of_the_loop(error):
+                if self._state.is_watched and _is_of_the_loop(error):
                     raise ValueError(
                         f"{type(self._pipe).__name__} needs more of its network than a prediction (keys and values, "
                         "attention maps), or more of its scheduler than latents, so its loop cannot be watched "
@@ -232,6 +232,11 @@ class PipelineCall:
     def _check_end(self) -> None:
         """Refuse a result that was not led by the walk."""
         name = type(self._pipe).__name__
+        if self._settings.is_on and self._walk.is_between_turns and not getattr(self._pipe, "interrupt", False):
+            raise ValueError(
+                f"{name} ends its loop in the midst of a step: it goes round a number of times of its own, so it "
+                "cannot be reflected; reflect no step (reflection_steps=0)"
+            )
         if self._settings.is_on and self._walk.steps_taken == 0 and not getattr(self._pipe, "interrupt", False):
             raise RuntimeError(f"{name} never called scheduler.step, so nothing was reflected")
         if self._settings.is_on and self._walk.steps_taken and not self._state.nfe.total():

@@ -136,6 +136,11 @@ class CallState:
         return branch if self.moment is None else branch.at(self.moment)
 
     @property
+    def is_watched(self) -> bool:
+        """Whether what runs is a turn without a network, and not what follows on the scheduler's own step."""
+        return self.probing is not None and (self.in_turn or not self.step_taken)
+
+    @property
     def is_elsewhere(self) -> bool:
         """Whether what runs is no part of the pipeline's own loop: a callback, or another thread."""
         return self.aside or threading.get_ident() != self.thread

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+_zip = zip
+
 
 class Timesteps(torch.Tensor):
     """A scheduler's timesteps. What is computed from them is a plain tensor, but a part of them is walked as they are.
@@ -77,18 +79,45 @@ def enumerate_calls(iterable: Iterable[Any], start: int = 0) -> Iterator[tuple[i
         yield start + index, item
 
 
+def zip_calls(*iterables: Iterable[Any], strict: bool = False) -> Iterator[tuple[Any, ...]]:
+    """Do what ``zip`` does, but let what goes along with timesteps stay where it is as long as they are repeated."""
+    walked = [number for number, iterable in enumerate(iterables) if isinstance(iterable, Timesteps)]
+    if not walked:
+        return _zip(*iterables, strict=strict)
+    longest = max(walked, key=lambda number: len(iterables[number]))  # type: ignore[arg-type]
+    return _along(iterables[longest], [*iterables[:longest], *iterables[longest + 1 :]], longest)
+
+
+def _along(timesteps: Iterable[Any], others: list[Iterable[Any]], place: int) -> Iterator[tuple[Any, ...]]:
+    iterator, index, items = iter(timesteps), None, ()
+    going_along = [iter(other) for other in others]
+    while True:
+        _latest.index = None
+        try:
+            timestep = next(iterator)
+            if index is None or _latest.index != index:
+                index, items = _latest.index, tuple(map(next, going_along))
+        except StopIteration:
+            return
+        if len(items) < len(others):  # map ends where one of them does
+            return
+        yield (*items[:place], timestep, *items[place:])
+
+
+_COUNTING = {"enumerate": enumerate_calls, "zip": zip_calls}
+"""What loops count their turns with, and what takes its place."""
 _lock = threading.Lock()
 _users: dict[int, int] = {}
 
 
 @contextmanager
 def counting_calls(cls: type) -> Iterator[None]:
-    """Have the loops in the modules of a pipeline's class count with ``enumerate_calls`` for a while."""
+    """Have the loops in the modules of a pipeline's class count by the scheduler's calls for a while."""
     namespaces = _namespaces(cls)
     with _lock:
         for name, namespace in namespaces.items():
             _users[name] = _users.get(name, 0) + 1
-            namespace["enumerate"] = enumerate_calls
+            namespace.update(_COUNTING)
     try:
         yield
     finally:
@@ -96,18 +125,20 @@ def counting_calls(cls: type) -> Iterator[None]:
             for name, namespace in namespaces.items():
                 _users[name] -= 1
                 if not _users[name]:
-                    del _users[name], namespace["enumerate"]
+                    del _users[name]
+                    for counting in _COUNTING:
+                        del namespace[counting]
 
 
 def _namespaces(cls: type) -> dict[int, dict[str, Any]]:
-    """Return the globals of the methods of a class that call the builtin ``enumerate``, in functions of theirs too."""
+    """Return the globals of the methods of a class that call ``enumerate`` or ``zip``, in functions of theirs too."""
     found = {}
     for base in cls.__mro__:
         for attribute in vars(base).values():
             function = inspect.unwrap(getattr(attribute, "__func__", attribute))
-            if inspect.isfunction(function) and "enumerate" in _names_in(function.__code__):
+            if inspect.isfunction(function) and not _names_in(function.__code__).isdisjoint(_COUNTING):
                 namespace = function.__globals__
-                if namespace.get("enumerate", enumerate_calls) is enumerate_calls:
+                if all(namespace.get(name, counting) is counting for name, counting in _COUNTING.items()):
                     found[id(namespace)] = namespace
     return found
 

@@ -53,6 +53,13 @@ class ProbeRequest:
         return self.purpose == "repeat" and self.number % 2 == 0
 
     @property
+    def is_before_others(self) -> bool:
+        """Whether the loop is handed other latents after it: after the first one, and for those that repeat."""
+        if self.purpose == "repeat":
+            return not self.is_of_others and not self.is_last
+        return self.purpose == "watch" and (self.number == 0 or self.is_last)
+
+    @property
     def rows(self) -> int:
         """Which rows the network's are: the two turns that have to be alike come after others, and after each other."""
         if self.purpose == "repeat":
@@ -99,16 +106,22 @@ def with_later_watches(turns: Sequence[Turn], timesteps: torch.Tensor, begin: in
 
 
 def with_all_watches(rest: Sequence[Turn], timesteps: torch.Tensor, begin: int) -> list[Turn]:
-    """Return the turns that are left of a loop that keeps records: as many before them, and some before every call.
+    """Return the turns that are left of a loop that keeps records: repeated as often, and watched before every call.
 
     Args:
-        rest: of all calls, in order, with later watches.
+        rest: of all calls, in order, with repeated turns and later watches.
         timesteps: the wrapped scheduler's.
         begin: the first call, which has been watched.
     """
+    rest = [turn for turn in rest if not (isinstance(turn.asked, ProbeRequest) and turn.asked.purpose == "repeat")]
     watched = {turn.call for turn in rest if isinstance(turn.asked, ProbeRequest)}
     laid_out = _with_watches(rest, timesteps, {turn.call for turn in rest} - watched - {begin})
-    return probes(begin, timesteps[begin], "repeat", len(laid_out) + len(laid_out) % 2) + laid_out
+    return repeats(begin, timesteps[begin], len(laid_out)) + laid_out
+
+
+def repeats(call: int, timestep: torch.Tensor, least: int) -> list[Turn]:
+    """Return so many turns, or one more, that show whether a loop does the same however often it goes round."""
+    return probes(call, timestep, "repeat", least + least % 2)
 
 
 def _with_watches(turns: Sequence[Turn], timesteps: torch.Tensor, watched: set[int]) -> list[Turn]:

@@ -21,7 +21,15 @@ from w2sd_video.driver.measuring import PROBE_TURNS, Probed, at_other_weights, m
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, with_signature
 from w2sd_video.driver.timesteps import Timesteps, at_index
-from w2sd_video.driver.turns import WATCH_TURNS, ProbeRequest, Turn, probes, with_all_watches, with_later_watches
+from w2sd_video.driver.turns import (
+    WATCH_TURNS,
+    ProbeRequest,
+    Turn,
+    probes,
+    repeats,
+    with_all_watches,
+    with_later_watches,
+)
 from w2sd_video.driver.watching import Watch, check_scaling
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection
@@ -80,6 +88,11 @@ class Walk:
         if not isinstance(timesteps, torch.Tensor):
             return timesteps
         return Timesteps.shown(timesteps, range(len(timesteps)), self._walked)
+
+    @property
+    def is_between_turns(self) -> bool:
+        """Whether it has begun a step, or to watch its loop, and is not at the end of it."""
+        return 0 < self.at < len(self.turns) and not self.turns[self.at - 1].takes_step
 
     def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Scale latents for the network: by their own level, whatever the timestep that the network is told.
@@ -176,7 +189,9 @@ class Walk:
     def _probe_turns(self, begin: int) -> list[Turn]:
         """Return the turns at the beginning of a call in which its loop is watched, and its layout measured."""
         timestep = self.wrapped.timesteps[begin]
-        turns = probes(begin, timestep, "watch", WATCH_TURNS) if self._settings.is_on else []
+        turns = []
+        if self._settings.is_on:
+            turns = probes(begin, timestep, "watch", WATCH_TURNS) + repeats(begin, timestep, self.total_steps + 1)
         return turns + (probes(begin, timestep, "measure", PROBE_TURNS) if self._state.measures else [])
 
     def _with_later_watches(self, begin: int) -> list[Turn]:
@@ -261,7 +276,7 @@ class Walk:
             level = self._trajectory.level(self._trajectory.step_at(turn.call))
             check_scaling(self.wrapped, latents, turn.timestep, self._trajectory.input_scale(level))
         next_latents = self.watch.see(asked, latents, (self._state.given, arguments))
-        if asked.purpose == "watch" and asked.is_last and self.watch.repeats:
+        if asked.purpose == "watch" and asked.is_last and self.watch.sees_records:
             rest = slice(self.at + 1, None)
             self.turns[rest] = with_all_watches(self.turns[rest], self.wrapped.timesteps, turn.call)
         return next_latents

@@ -30,7 +30,7 @@ class Watch:
         self._first = torch.zeros(0)
 
     @property
-    def repeats(self) -> bool:
+    def sees_records(self) -> bool:
         """Whether the loop was found to keep what does no harm only if nothing depends on it."""
         return self._loop_state is not None and self._loop_state.keeps_records
 
@@ -63,8 +63,7 @@ class Watch:
             self.check()
         if is_watched:
             self._on_watched()
-        others_next = asked.number == 0 if asked.purpose == "watch" else asked.purpose == "repeat" and not asked.is_last
-        if (others_next and not asked.is_of_others) or (is_watched and self.repeats):
+        if asked.is_before_others:
             return probe_rows(0, [latents.shape], asked.number, latents)[0]
         return self._first.clone()  # the pipeline may write into it
 
@@ -81,7 +80,8 @@ class Watch:
         """Refuse a turn of a pipeline in which no network was asked where the loop runs (ValueError)."""
         if self.pipeline and not answered:
             raise ValueError(
-                f"{self.pipeline} does not evaluate its network in its loop's own thread, so it cannot be reflected"
+                f"{self.pipeline} does not evaluate its network in every turn of its loop, in the loop's thread, so "
+                "it cannot be reflected"
             )
 
 

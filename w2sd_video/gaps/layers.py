@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.hooks._common import _ATTENTION_CLASSES
@@ -159,16 +160,24 @@ class _IdentityMap(AttentionScoreSkipFunctionMode):
         if func is nn.functional.scaled_dot_product_attention:
             arguments = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
             self.seen = self.seen or arguments["query"].shape[2] == arguments["value"].shape[2]
+        if func is torch.Tensor.split:  # torch 2.8 compiles a call of a name that is not there
+            return args[0].split(*args[1:], **(kwargs or {}))
         return super().__torch_function__(func, types, args, kwargs)
 
 
+_MODES: WeakKeyDictionary[nn.Module, _IdentityMap] = WeakKeyDictionary()
+"""Of each attention: torch 2.8 compiles a graph anew for another mode, and for another bound method."""
+
+
 def _with_identity_map(attention: nn.Module) -> Callable[..., Any]:
-    forward, mode = attention.forward, _IdentityMap()
+    forward, mode = attention.forward, _MODES.setdefault(attention, _IdentityMap())
+    is_method = inspect.ismethod(forward) and forward.__self__ is attention
+    function, owner = (forward.__func__, (attention,)) if is_method else (forward, ())
 
     def attend(*args: Any, **kwargs: Any) -> Any:
         mode.seen = False
         with mode:
-            result = forward(*args, **kwargs)
+            result = function(*owner, *args, **kwargs)
         if not mode.seen:
             raise ValueError(
                 f"perturbed_layers: this {type(attention).__name__} does not attend by torch's own function to the "
