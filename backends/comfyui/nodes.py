@@ -17,6 +17,7 @@ from w2sd_video.window import Window
 
 CATEGORY = "sampling/W2SD"
 GUIDANCE = {"min": -100.0, "max": 100.0, "step": 0.1, "round": 0.01}
+INVERSIONS = ("auto", *get_args(WeakInversion))
 SETTINGS = {
     "recommended": Reflection(**PRESETS["recommended"]),
     "paper": Reflection(**PRESETS["paper"]),
@@ -203,10 +204,10 @@ class W2SDSettings(io.ComfyNode):
                 io.Float.Input("strength", default=1.0, min=-100.0, max=100.0, step=0.05, tooltip="1 is the paper's."),
                 io.Combo.Input(
                     "inversion",
-                    options=list(get_args(WeakInversion)),
+                    options=list(INVERSIONS),
                     default="current",
-                    tooltip="Where the weak prediction is made; flow-matching models (Wan, Flux, LTX) fare badly with "
-                    "'paper'.",
+                    tooltip="Where the weak prediction is made. 'auto' is 'current' for flow matching (Wan, Flux), "
+                    "which fares badly with 'paper', and 'paper' for others.",
                 ),
                 io.Int.Input("rounds", default=1, min=1, max=16, tooltip="Reflections at each reflected step."),
                 io.Int.Input("iterations", default=2, min=1, max=16, tooltip="Of the inversion 'implicit'."),
@@ -226,8 +227,8 @@ class W2SDSettings(io.ComfyNode):
         cls, start: float = 0.0, stop: float = 1.0, strength: float = 1.0, inversion: str = "current"
     ) -> bool | str:
         """Say what is wrong with values that ComfyUI lets pass, before anything runs; linked ones it leaves out."""
-        if inversion not in get_args(WeakInversion):
-            return f"inversion must be one of {', '.join(get_args(WeakInversion))}; got {inversion!r}"
+        if inversion not in INVERSIONS:
+            return f"inversion must be one of {', '.join(INVERSIONS)}; got {inversion!r}"
         try:
             Reflection(Window(start, stop), strength)
         except (TypeError, ValueError) as error:

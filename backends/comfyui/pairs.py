@@ -75,10 +75,11 @@ def separated(strong: Model, weak: Model) -> tuple[Model, Model, comfy.hooks.Hoo
     }
     own_patches = [{key: model.patches[key] for key in model.patches.keys() - common} for model in (strong, weak)]
     pair = strong.clone(), weak.clone()
-    version = uuid.uuid4() if any(own_patches) else strong.patches_uuid
+    # By its version ComfyUI tells whether to load a network again: not for the other model, nor at the next sampling.
+    version = uuid.uuid5(strong.patches_uuid, str(weak.patches_uuid)) if any(own_patches) else strong.patches_uuid
     for model in pair:
         model.patches = {key: model.patches[key] for key in model.patches if key in common}
-        model.patches_uuid = version  # one for both: nothing is loaded again for the other
+        model.patches_uuid = version
         model.hook_mode = comfy.hooks.EnumHookMode.MaxSpeed  # patched weights are kept, for they alternate
     return *pair, *(_hooks(patches) for patches in own_patches)
 
@@ -120,8 +121,10 @@ class PatchesHook(comfy.hooks.WeightHook):
         """Make the patches known to a model, in their order."""
         if not self.should_register(model, model_options, target_dict, registered):
             return False
+        version = model.patches_uuid
         for (_, strength, strength_model), patches in self._by_strength().items():
             model.add_hook_patches(self, patches, strength_patch=strength, strength_model=strength_model)
+        model.patches_uuid = version  # what is loaded is the same
         registered.add(self)
         return True
 

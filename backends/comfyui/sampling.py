@@ -30,6 +30,9 @@ from w2sd_video.trajectory import Trajectory
 KEY = "w2sd"
 """Under which the wrapper is kept in a MODEL."""
 
+CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+"""ComfyUI's own caches, by the key of their wrapper."""
+
 MASK = "denoise_mask_function"
 """What the options of a model have it as, if a node has set one."""
 
@@ -176,6 +179,13 @@ def _check(guider: Any, weak: Weak, sigmas: torch.Tensor, latent_shapes: Any) ->
             f"guider {type(guider).__name__} guides in a way of its own, and cannot be reflected; use W2SD Guider, or "
             "W2SD Model with KSampler, CFGGuider or BasicGuider"
         )
+    for name, model in (("strong", guider.model_patcher), ("weak", weak.model)):
+        for key, cache in CACHES.items():
+            if model.get_wrappers(WrappersMP.OUTER_SAMPLE, key):
+                raise ValueError(
+                    f"{cache} of the {name} model expects one evaluation a step, and would mix up those of a "
+                    "reflection; take it out"
+                )
     if latent_shapes is not None and len(latent_shapes) > 1:
         raise ValueError(f"latents of {len(latent_shapes)} parts (video with sound) cannot be reflected")
     check_pair(guider.model_patcher, weak.model, sigmas)

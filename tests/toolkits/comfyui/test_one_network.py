@@ -3,6 +3,7 @@
 import comfy.hooks
 import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sd
 import networks
 import pytest
@@ -111,6 +112,37 @@ def test_what_both_have_stays_in_the_network(way):
     reflected = way.reflected(strong, base, CURRENT, latent)
     alone = with_lora(with_lora(wan(0), 1, 1.0), 0, 0.8, names=("q",))
     assert torch.equal(reflected, way.reflected(alone, separate(wan, (1, 1.0)), CURRENT, latent))
+
+
+@each_way
+def test_the_network_is_loaded_once_for_both_and_for_the_next_sampling(way, monkeypatch):
+    base, latent = wan(0), video()
+    strong, weak = with_lora(base, 0, 0.8), with_lora(base, 0, -1.5)
+    loads, load = [], comfy.model_patcher.ModelPatcher.load
+    monkeypatch.setattr(
+        comfy.model_patcher.ModelPatcher,
+        "load",
+        lambda *args, **kwargs: (loads.append(args[0]), load(*args, **kwargs))[1],
+    )
+    first = way.reflected(strong, weak, CURRENT, latent)
+    assert len(loads) == 1
+    assert torch.equal(way.reflected(strong, weak, CURRENT, latent), first) and len(loads) == 1
+    stock = way.stock(strong, latent)
+    assert len(loads) == 2 and torch.equal(stock, way.stock(separate(wan, (0, 0.8)), latent))
+
+
+def test_a_guider_samples_again_what_it_sampled():
+    """ComfyUI keeps the guider while its node is unchanged."""
+    base, latent = wan(0), video()
+    of_both = {"strong": with_lora(base, 0, 0.8), "weak": with_lora(base, 0, -1.5), "strong_cfg": 1.0, "weak_cfg": 1.0}
+    guider = node("W2SDGuider", **of_both, positive=POSITIVE, negative=NEGATIVE, cfg=CFG)
+    sampler = node("W2SDSampler", sampler=networks.sampler(), settings=CURRENT)
+    off = node("W2SDSampler", sampler=networks.sampler(), settings=Reflection(0))
+    sigmas = networks.levels(base, STEPS)
+    on = networks.custom(guider, sampler, sigmas, latent)
+    assert torch.equal(networks.custom(guider, sampler, sigmas, latent), on)
+    stock = networks.custom(networks.guider(of_both["strong"], POSITIVE, NEGATIVE), networks.sampler(), sigmas, latent)
+    assert torch.equal(networks.custom(guider, off, sigmas, latent), stock)
 
 
 @each_way

@@ -10,6 +10,7 @@ import networks
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from networks import sd15, video, wan
 from nodes import ControlNetApplyAdvanced
@@ -348,6 +349,17 @@ def test_what_cannot_be_right_is_refused_before_anything_is_loaded(way, case):
     with pytest.raises(ValueError, match=message):
         way.reflected(strong, weak, CURRENT, latent, **inputs)
     assert not comfy.model_management.current_loaded_models
+
+
+@each_way
+@pytest.mark.parametrize("node_of_cache", [EasyCacheNode, LazyCacheNode])
+def test_caches_that_skip_evaluations_are_refused(way, node_of_cache):
+    strong, weak, latent = wan(0), wan(1), video()
+    cached = node_of_cache.execute(strong, 0.2, 0.15, 0.95, False)[0]
+    for pair in ((cached, weak), (weak, cached)):
+        with pytest.raises(ValueError, match=f"{node_of_cache.__name__.removesuffix('Node')} .* take it out"):
+            way.reflected(*pair, CURRENT, latent)
+    assert torch.isfinite(way.reflected(cached, weak, OFF, latent)).all()
 
 
 def test_sigmas_that_rise_are_refused():

@@ -101,7 +101,7 @@ def test_comfyui_finds_no_fault_with_a_workflow(workflow, files):
         ("W2SDSettings", "strength", math.nan, "strength must be"),
         ("W2SDSettings", "start", 0.9, "0 <= start <= stop"),
         ("W2SDSettings", "rounds", 0, "smaller than min"),
-        ("W2SDSettings", "inversion", "inverse", "inversion must be one of paper, explicit, current, implicit"),
+        ("W2SDSettings", "inversion", "inverse", "inversion must be one of auto, paper, explicit, current, implicit"),
         ("W2SDPresets", "preset", "best", "must be one of recommended, paper, off"),
     ],
 )
