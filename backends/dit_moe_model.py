@@ -6,6 +6,8 @@ parameters are those of the checkpoints at github.com/feizc/DiT-MoE, so their st
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -16,6 +18,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from einops import rearrange
 from torch import nn
 from torch.nn import functional
+
+from w2sd_video.backends.grouped_product import Groups
 
 _FREQUENCIES = 256
 """Numbers in a timestep's embedding, as the published networks have it."""
@@ -232,7 +236,11 @@ class MoEGate(nn.Module):
 
 
 class SparseMoE(nn.Module):
-    """Routed experts, of which only those that have tokens are evaluated, and shared ones."""
+    """Routed experts, of which only those that have tokens are evaluated, and shared ones.
+
+    On a device that would have to be waited for to know how many tokens each expert has, all of them are evaluated at
+    once, in grouped products, unless something hangs on one of them: a hook, an adapter or a quantised weight.
+    """
 
     def __init__(self, width: int, mlp_ratio: int, num_experts: int, top_k: int, num_shared_experts: int) -> None:
         super().__init__()
@@ -244,16 +252,38 @@ class SparseMoE(nn.Module):
         """Return the weighted sum of each token's experts, (samples, tokens, width)."""
         tokens = rearrange(hidden_states, "samples tokens width -> (samples tokens) width")
         indices, weights = self.gate(tokens)
-        chosen = rearrange(indices, "tokens top_k -> (tokens top_k)")
-        order = chosen.argsort(stable=True)
-        counts = chosen.bincount(minlength=len(self.experts)).tolist()
-        by_expert = tokens[order // indices.shape[1]].split(counts)
-        outputs = torch.cat([run(part) for run, part in zip(self.experts, by_expert, strict=True) if len(part)])
-        routed = rearrange(
-            outputs[order.argsort()], "(tokens top_k) width -> tokens top_k width", top_k=indices.shape[1]
-        )
+        top_k = indices.shape[1]
+        numbers, order = rearrange(indices, "tokens top_k -> (tokens top_k)").sort(stable=True)
+        by_expert = tokens[order // top_k]
+        is_together = tokens.device.type != "cpu" and self._are_plain()
+        outputs = (self._together if is_together else self._one_by_one)(by_expert, numbers)
+        routed = rearrange(outputs[order.argsort()], "(tokens top_k) width -> tokens top_k width", top_k=top_k)
         mixed = (routed * weights[..., None]).sum(dim=1) + self.shared_experts(tokens)
         return rearrange(mixed, "(samples tokens) width -> samples tokens width", samples=len(hidden_states))
+
+    def _together(self, tokens: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of tokens (tokens, width) that are sorted by the numbers of their experts, (tokens,)."""
+        experts: list[Any] = list(self.experts)
+        groups = Groups(numbers, len(experts))
+        inwards = torch.stack([torch.cat([one.gate_proj.weight, one.up_proj.weight]).T for one in experts])
+        outwards = torch.stack([one.down_proj.weight.T for one in experts])
+        gate, up = groups.product(tokens, inwards).chunk(2, dim=1)
+        return groups.product(functional.silu(gate) * up, outwards)
+
+    def _one_by_one(self, tokens: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Return the same, expert by expert."""
+        parts = tokens.split(numbers.bincount(minlength=len(self.experts)).tolist())
+        return torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)])
+
+    def _are_plain(self) -> bool:
+        """Return whether all experts are what they were made as."""
+        parts = [part for expert in self.experts for part in (expert, *expert.children())]
+        return all(
+            type(part) in (Expert, nn.Linear)
+            and "forward" not in vars(part)
+            and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+            for part in parts
+        )
 
 
 class DiTMoEBlock(nn.Module):

@@ -72,6 +72,36 @@ def test_mixture_is_the_dense_sum_of_the_chosen_experts(top_k):
     assert (weights.sum(-1) < 1).all() or top_k == 6  # the probabilities as they are
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 7, 640])
+def test_experts_together_give_what_they_give_one_by_one(tokens, dtype):
+    torch.manual_seed(0)
+    layer, taken = SparseMoE(16, 2, 6, 2, 2).to(dtype), torch.randn(tokens, 16, dtype=dtype)
+    for numbers in (torch.randint(0, 6, (tokens,)), torch.full((tokens,), 3), torch.randint(0, 2, (tokens,)) * 5):
+        one_by_one, together = (
+            layer._one_by_one(taken, numbers.sort().values),
+            layer._together(taken, numbers.sort().values),
+        )
+        torch.testing.assert_close(together, one_by_one, atol=2e-2 if dtype == torch.bfloat16 else 1e-6, rtol=1e-2)
+    hook = layer.experts[3].up_proj.register_forward_hook(lambda *_: None)
+    assert not layer._are_plain()
+    hook.remove()
+    assert layer._are_plain()
+
+
+def test_where_it_is_sent_is_asked_of_no_device(monkeypatch):
+    """A device that had to be waited for would be asked by one of these."""
+    torch.manual_seed(0)
+    layer, tokens = SparseMoE(16, 2, 6, 2, 2), torch.randn(3, 50, 16)
+    expected = layer(tokens)
+    monkeypatch.setattr(layer, "_one_by_one", layer._together)
+    for name in ("tolist", "item", "cpu", "__bool__", "__int__", "__index__", "nonzero", "bincount", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_, **__: pytest.fail("the device is waited for"))
+    result = layer(tokens)
+    monkeypatch.undo()
+    torch.testing.assert_close(result, expected)
+
+
 def test_mixture_has_the_gradients_of_the_dense_sum():
     torch.manual_seed(0)
     layer, tokens = SparseMoE(8, 2, 6, 2, 2), torch.randn(3, 5, 8)

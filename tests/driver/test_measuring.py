@@ -84,6 +84,25 @@ def test_the_rows_of_a_weighted_sum_are_found_whatever_their_order(calls, sample
     assert layout.pairs == tuple(Pair(cond + s, uncond + s) for s in range(samples))
 
 
+@pytest.mark.parametrize("calls", [((0,),), ((1, 0),), ((0,), (1,)), ((1, 0, 2),)])
+@pytest.mark.parametrize("samples", [130, 400])
+def test_the_rows_of_a_large_batch_are_found_though_they_are_more_than_the_elements(calls, samples):
+    parts = [part for parts in calls for part in parts]
+    rules = {1: lambda cond, latents: -0.5 * cond + latents, 2: plain(1.2), 3: perturbed(4.0)}
+    layout = probe(rules[len(parts)], calls, samples, own_scale=4.0, changed=perturbed(5.0) if 2 in parts else None)
+    assert layout.kind == "affine" and samples > SHAPE.numel()
+    places = [samples * parts.index(part) for part in sorted(parts)]
+    assert layout.pairs == tuple(Pair(places[0] + s, places[1] + s) for s in range(samples if places[1:] else 0))
+    assert layout.scale == pytest.approx({1: 1.0, 2: 1.2, 3: 4.0}[len(parts)], rel=1e-4)
+    of_others = [rows for rows in layout.further if rows]
+    assert of_others == [(places[2] + s,) for s in range(samples if places[2:] else 0)]
+
+
+def test_of_a_large_batch_too_what_is_no_weighted_sum_is_told_apart():
+    assert probe(of_the_same_norm(3.0, 2), samples=20).kind == "rescaled"
+    assert probe(projected(3.0), samples=20).kind == probe(projected(3.0), samples=100).kind == "not affine"
+
+
 def test_a_prediction_that_is_turned_into_another_parametrisation_is_still_a_weighted_sum():
     layout = probe(turned_into_velocity)
     assert layout.kind == "affine" and layout.scale == pytest.approx(5.0, abs=1e-3)

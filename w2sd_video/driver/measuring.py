@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from w2sd_video.driver.layout import Kind, Layout, Pair
 from w2sd_video.driver.rows import Rows
@@ -36,6 +37,8 @@ _SLICES = 64
 """Slices of a sample that are looked at, of as many as there are."""
 _ELEMENTS = 4096
 """Elements of a row that the weights are solved from: more tell nothing more."""
+_MOST_ROWS = 6
+"""Rows that a sample is made of, at most, where that is looked for: guidance takes two to four."""
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Of weights and residuals, by the precision in which the pipeline computes."""
 
@@ -64,16 +67,18 @@ def probe_rows(turn: int, shapes: Sequence[torch.Size], before: int, like: torch
         before: rows of the step's evaluations before this one.
         like: gives dtype and device.
     """
-    rows = []
-    for number, shape in enumerate(shapes, before):
-        generator = torch.Generator().manual_seed(_SEED + 1000 * turn + number)
-        if turn < RANDOM_TURNS:
-            # In the second draw each row is of another size, so that what rescales by sizes cannot look like a weight.
-            row = torch.randn(shape, generator=generator) * (1 + 0.7 * number if turn == 1 else 1)
-        else:
-            row = torch.randn((), generator=generator).expand(shape)
-        rows.append(row.to(like.device, like.dtype))
-    return rows
+    generator, count = torch.Generator().manual_seed(_SEED + 10**6 * turn + before), len(shapes)
+    sizes = torch.ones(count)
+    if turn == 1:  # each row is of another size, so that what rescales by sizes cannot look like a weight
+        sizes += 5 * torch.rand(count, generator=generator)
+    if turn >= RANDOM_TURNS:
+        numbers = torch.randn(count, generator=generator).to(like.device, like.dtype)
+        return [number.expand(shape) for number, shape in zip(numbers, shapes, strict=True)]
+    if len(set(shapes)) == 1:  # at once, for there may be a thousand
+        rows = torch.randn((count, *shapes[0]), generator=generator) * sizes.view(count, *[1] * len(shapes[0]))
+        return list(rows.to(like.device, like.dtype))
+    drawn = [torch.randn(shape, generator=generator) * size for shape, size in zip(shapes, sizes, strict=True)]
+    return [row.to(like.device, like.dtype) for row in drawn]
 
 
 def measured(probed: Sequence[Probed], own_scale: float | None, stated: Mapping[str, float] | None = None) -> Layout:
@@ -233,15 +238,55 @@ def _fit(turn: Probed) -> tuple[torch.Tensor, float] | None:
     The latents are a regressor too: some pipelines turn a sample prediction into a velocity before they step.
     None where the step does not see the elements in the network's order.
     """
-    weights, residuals = [], [0.0]
-    for sample, latents in _samples_of(turn):
-        columns = _columns(turn, sample.shape)
-        if columns is None:
-            return None
-        fitted, residual = _solve(columns, sample, latents)
-        weights.append(fitted)
-        residuals.append(residual)
-    return torch.stack(weights), max(residuals)
+    columns, (samples, latents) = _columns(turn, turn.prediction.shape[1:]), _with_latents(turn)
+    if columns is None:
+        return None
+    rows, targets, beside = (_elements(values) for values in (torch.stack(columns), samples, latents))
+    tolerance = _TOLERANCE.get(turn.prediction.dtype, 3e-2)
+    weights, residual = _fit_few(rows, targets, beside, tolerance)
+    if residual < tolerance or len(rows) >= rows.shape[1]:
+        return weights, residual
+    fits = [_solve(list(rows), sample, of_sample) for sample, of_sample in zip(targets, beside, strict=True)]
+    return torch.stack([fitted for fitted, _ in fits]), max(left for _, left in fits)
+
+
+def _fit_few(
+    rows: torch.Tensor, targets: torch.Tensor, latents: torch.Tensor, tolerance: float
+) -> tuple[torch.Tensor, float]:
+    """Solve for sums of a few rows by orthogonal matching pursuit: of a large batch there are more rows than elements.
+
+    Pati et al., "Orthogonal Matching Pursuit" (Asilomar Conference on Signals, Systems and Computers, 1993).
+
+    Args:
+        rows: (rows, elements).
+        targets: (samples, elements).
+        latents: the same; a part of any sum, unless they are zeros.
+        tolerance: of the residual.
+
+    Returns:
+        Weights (samples, rows), and the largest residual.
+    """
+    directions, sizes = functional.normalize(rows, dim=1), targets.norm(dim=1).clamp_min(1e-30)
+    regressors = latents[..., None][..., : int(latents.any())]
+    others, weights, residual = regressors.shape[2], targets.new_zeros(len(targets), len(rows)), targets
+    chosen, largest = torch.zeros(len(targets), 0, dtype=torch.long), 1.0
+    for count in range(1 + min(_MOST_ROWS, len(rows))):
+        if count:
+            best = (residual @ directions.T).abs().argmax(1)
+            chosen = torch.cat([chosen, best[:, None]], dim=1)
+            regressors = torch.cat([regressors, rows[best][..., None]], dim=2)
+        solution = torch.linalg.lstsq(regressors, targets[..., None]).solution
+        residual = targets - (regressors @ solution)[..., 0]
+        largest = float((residual.norm(dim=1) / sizes).max())
+        if count and largest < 0.1 * tolerance:
+            break
+    return weights.scatter_add_(1, chosen, solution[:, others:, 0]), largest
+
+
+def _elements(values: torch.Tensor) -> torch.Tensor:
+    """Return as many elements of each row or sample as the weights are solved from, in double precision."""
+    flat = values.flatten(1)
+    return flat[:, :: max(1, flat.shape[1] // _ELEMENTS)].double().cpu()
 
 
 def _not_plain(draws: Sequence[Probed], tolerance: float) -> tuple[Kind, torch.Tensor, int | None, int]:
@@ -280,6 +325,8 @@ def _fit_by_slice(turn: Probed, tolerance: float) -> tuple[torch.Tensor, int, in
         weights, largest = [], 0.0
         for (sample, latents), of_rows in zip(samples, columns, strict=True):
             if of_rows is None:
+                return None
+            if len(of_rows) >= sample.select(axis, 0).numel():  # which fits whatever it is
                 return None
             stride = max(1, sample.shape[axis] // _SLICES)
             slices = [
@@ -346,9 +393,13 @@ def _fit_constants(turns: Sequence[Probed], tolerance: float) -> torch.Tensor | 
 
 def _samples_of(turn: Probed) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return each sample of a prediction with its latents, or with zeros where the two are not alike."""
+    return list(zip(*_with_latents(turn), strict=True))
+
+
+def _with_latents(turn: Probed) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a prediction with its latents, or with zeros where the two are not alike."""
     alike = turn.latents.shape == turn.prediction.shape
-    latents = turn.latents if alike else torch.zeros_like(turn.prediction)
-    return list(zip(turn.prediction, latents, strict=True))
+    return turn.prediction, turn.latents if alike else torch.zeros_like(turn.prediction)
 
 
 def _columns(turn: Probed, shape: torch.Size) -> list[torch.Tensor] | None:

@@ -12,7 +12,13 @@ from tqdm import tqdm
 
 from w2sd_video.evaluation.arms import Candidate, candidates
 from w2sd_video.evaluation.comparison import Outcome, Result, Tuned, choose, compare, reported
-from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_against_real, real_of_splits
+from w2sd_video.evaluation.measures import (
+    MakeLaboratory,
+    kept_features,
+    load_metrics,
+    real_against_real,
+    real_of_splits,
+)
 from w2sd_video.evaluation.plan import Plan, open_folder
 from w2sd_video.evaluation.report import write_report
 from w2sd_video.evaluation.samples import SampleFiles, Samples, Split, batches_of, failed, joined, results_table
@@ -86,9 +92,11 @@ def evaluate_into(
     metrics, missing = load_metrics(plan, str(check_device(device)))
     if plan.warning:
         print(f"w2sd_video.evaluate: {plan.warning}", file=sys.stderr)
-    real = real_of_splits(metrics, config, plan, [plan.select])
+    kept = kept_features(folder, config, plan)
+    real = real_of_splits(metrics, config, plan, [plan.select], kept)
     arms = arms_of(config, plan)
     with open_folder(folder, plan, metrics, config, shard) as files, threads_for(config.model.pretrained):
+        kept.write()
         make_worker = MakeLaboratory(
             config,
             files,
@@ -105,7 +113,8 @@ def evaluate_into(
             outcome = evaluate(arms, plan, work, metrics, real)
         table = None
         if outcome is not None and shard.count == 1:
-            outcome = replace(outcome, real=real_against_real(metrics, config, plan, real["report"]))
+            outcome = replace(outcome, real=real_against_real(metrics, config, plan, real["report"], kept))
+            kept.write()
             table = write_report(
                 folder, config, plan, metrics, missing, outcome, lambda one, place: files.clip_file(one.config, place)
             )

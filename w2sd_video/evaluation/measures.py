@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from w2sd_video.calibration.real_clips import Clip, real_clips
+from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.evaluation.comparison import RealAgainstReal
+from w2sd_video.evaluation.kept_features import KeptFeatures, features_of
 from w2sd_video.evaluation.plan import Plan
-from w2sd_video.evaluation.samples import SEEDS, Laboratory, SampleFiles, Split, spaces_of
+from w2sd_video.evaluation.samples import SEEDS, Laboratory, SampleFiles, Split
 from w2sd_video.evaluation.statistics import Real, distance_of_set
-from w2sd_video.messages import first_line
 from w2sd_video.metrics import OF_FEW_FEATURES, Distance, Metric, MetricUnavailableError, load_metric
 from w2sd_video.metrics.frechet import principal_features
 from w2sd_video.rendering.call_arguments import check_call
@@ -108,7 +108,11 @@ def load_metrics(plan: Plan, device: str, command: str = "evaluate") -> tuple[li
 
 
 def real_of_splits(
-    metrics: Sequence[Metric], config: RenderConfig, plan: Plan, chosen_by: Collection[str]
+    metrics: Sequence[Metric],
+    config: RenderConfig,
+    plan: Plan,
+    chosen_by: Collection[str],
+    kept: KeptFeatures | None = None,
 ) -> dict[str, dict[str, Real]]:
     """Return the features of real clips by their space, for each of the two splits.
 
@@ -117,6 +121,7 @@ def real_of_splits(
         config: W2SD as it is configured.
         plan: names the clips.
         chosen_by: names of the metrics by which settings are chosen: no others are found where that is done.
+        kept: features that are known from before.
 
     Raises:
         ConfigError: as `real_features`.
@@ -124,14 +129,22 @@ def real_of_splits(
     """
     for split in (plan.tuning, plan.report):
         _check_samples(metrics, split)
-    of_report = real_features(metrics, config, plan.report, plan)
+    of_report = real_features(metrics, config, plan.report, plan, kept)
     if plan.real is not None:  # the same clips, whatever the prompts
         return {plan.tuning.name: of_report, plan.report.name: of_report}
     choosing = [metric for metric in metrics if metric.name in chosen_by]
-    return {plan.tuning.name: real_features(choosing, config, plan.tuning, plan), plan.report.name: of_report}
+    return {plan.tuning.name: real_features(choosing, config, plan.tuning, plan, kept), plan.report.name: of_report}
 
 
-def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split, plan: Plan) -> dict[str, Real]:
+def kept_features(folder: Path, config: RenderConfig, plan: Plan) -> KeptFeatures:
+    """Return the features of real clips that are known in the folder of an evaluation."""
+    about = {"sources": dict(plan.sources), "frames": config.frames, "lora": sorted(config.model.lora)}
+    return KeptFeatures(folder, {**about, "model": config.model.pretrained})
+
+
+def real_features(
+    metrics: Sequence[Metric], config: RenderConfig, split: Split, plan: Plan, kept: KeptFeatures | None = None
+) -> dict[str, Real]:
     """Return the features of real clips by their space: of those given, or of clips of the miniatures' world.
 
     Raises:
@@ -146,12 +159,16 @@ def real_features(metrics: Sequence[Metric], config: RenderConfig, split: Split,
         raise ConfigError(f"metrics {distances[0].name}: compares with real clips; name a folder of them with --real")
     clips = plan.real or real_clips(config, list(split.prompts) * REAL_CLIPS, _FIRST_SEED)
     prompt = None if plan.real else np.arange(len(clips)) % len(split.prompts)
-    features = _features_of(clips, distances, f"real clips, {split.name}")
+    features = (kept.of if kept else features_of)(clips, distances, f"real clips, {split.name}")
     return {space: Real(rows, prompt) for space, rows in features.items()}
 
 
 def real_against_real(
-    metrics: Sequence[Metric], config: RenderConfig, plan: Plan, real: Mapping[str, Real]
+    metrics: Sequence[Metric],
+    config: RenderConfig,
+    plan: Plan,
+    real: Mapping[str, Real],
+    kept: KeptFeatures | None = None,
 ) -> RealAgainstReal | None:
     """Measure real clips as an arm of the report is: what a distance is when nothing is wrong, of as many samples.
 
@@ -170,7 +187,7 @@ def real_against_real(
     if plan.real is None:
         prompt, prompts = np.arange(split.samples) % len(split.prompts), len(split.prompts)
         clips = real_clips(config, list(split.prompts) * split.seeds, 2 * _FIRST_SEED)
-        features, others = _features_of(clips, distances, "real clips, as an arm"), dict(real)
+        features, others = (kept.of if kept else features_of)(clips, distances, "real clips, as an arm"), dict(real)
     else:
         count = len(plan.real)
         order, taken = np.random.default_rng(0).permutation(count), min(split.samples, count // 2)
@@ -194,20 +211,6 @@ def _check_samples(metrics: Sequence[Metric], split: Split) -> None:
 
 def _distances(metrics: Sequence[Metric]) -> list[Distance]:
     return [metric for metric in metrics if isinstance(metric, Distance) and metric.needs_real]
-
-
-def _features_of(clips: Sequence[Clip], distances: Sequence[Distance], of: str) -> dict[str, np.ndarray]:
-    """Return the features of clips by their space, (n, d)."""
-    parts: dict[str, list[np.ndarray]] = {metric.space: [] for metric in distances}
-    features_by_space = spaces_of(distances)
-    for clip in tqdm(clips, desc=of, leave=False):
-        frames = clip.read()[None]
-        for space, features_of in features_by_space.items():
-            try:
-                parts[space].append(features_of(frames))
-            except ValueError as error:
-                raise ConfigError(f"real clips: {clip.name}: {first_line(error)}") from error
-    return {space: np.concatenate(rows) for space, rows in parts.items()}
 
 
 def _options(source: str) -> dict[str, str]:

@@ -5,8 +5,9 @@ Clips are judged by their motion, pictures by the trail behind the sprite; which
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -119,7 +120,25 @@ def _array(sample: np.ndarray | torch.Tensor | Sequence) -> np.ndarray:
 
 
 def _judge(samples: torch.Tensor) -> Classifier:
-    return load_classifier("classifier" if samples.shape[1] > 1 else "image_classifier")
+    """Return the classifier of clips or pictures, on an accelerator where this process has one."""
+    name = "classifier" if samples.shape[1] > 1 else "image_classifier"
+    return _on_device(name, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+@cache
+def _on_device(name: str, device: str) -> Classifier:
+    return copy.deepcopy(load_classifier(name)).to(device)
+
+
+def _judged(
+    samples: Samples, of: Callable[[Classifier, torch.Tensor], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """Return what a function finds with the classifier, 256 samples at a time, on the CPU."""
+    x = as_tensor(samples)
+    judge = _judge(x)
+    device = next(judge.parameters()).device
+    parts = [of(judge, part.to(device)) for part in x.split(256)]
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
 def classify(samples: Samples) -> list[Attributes]:
@@ -131,9 +150,7 @@ def classify(samples: Samples) -> list[Attributes]:
 @torch.no_grad()
 def logits(samples: Samples) -> dict[str, torch.Tensor]:
     """The logits (n, labels) of every head for `samples`, clips or pictures, given as to `as_tensor`."""
-    x = as_tensor(samples)
-    parts = [_judge(x)(part) for part in x.split(256)]
-    return {name: torch.cat([part[name] for part in parts]) for name in HEADS}
+    return _judged(samples, lambda judge, part: judge(part))
 
 
 def adherence(samples: Samples, prompts: Sequence[str]) -> dict[str, float]:
@@ -146,8 +163,7 @@ def adherence(samples: Samples, prompts: Sequence[str]) -> dict[str, float]:
 @torch.no_grad()
 def features(samples: Samples) -> np.ndarray:
     """Penultimate features (n, d) of `samples`, clips or pictures, given as to `as_tensor`."""
-    x = as_tensor(samples)
-    return torch.cat([_judge(x).features(part) for part in x.split(256)]).numpy()
+    return _judged(samples, lambda judge, part: {"features": judge.features(part)})["features"].numpy()
 
 
 def comets(videos: Samples) -> np.ndarray:

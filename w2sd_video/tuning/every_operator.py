@@ -12,7 +12,7 @@ from tqdm import tqdm
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import Result, reported
 from w2sd_video.evaluation.every_arm import Work
-from w2sd_video.evaluation.measures import MakeLaboratory, load_metrics, real_of_splits
+from w2sd_video.evaluation.measures import MakeLaboratory, kept_features, load_metrics, real_of_splits
 from w2sd_video.evaluation.plan import open_folder
 from w2sd_video.evaluation.samples import results_table
 from w2sd_video.jobs.folder import JobFolder
@@ -79,8 +79,10 @@ def tune_into(
     for name in plan.metrics:
         if name in missing:
             raise LoadError(f"metric {name}: {missing[name]}")
-    real = real_of_splits(metrics, config, whole, plan.metrics)
+    kept = kept_features(folder, config, whole)
+    real = real_of_splits(metrics, config, whole, plan.metrics, kept)
     with open_folder(folder, whole, metrics, config, Shard()) as files, threads_for(config.model.pretrained):
+        kept.write()
         plan = plan if seconds is None else replace(plan, nfe=_nfe_of_seconds(folder, config, seconds, whole.batch))
         make_worker = MakeLaboratory(
             config,
