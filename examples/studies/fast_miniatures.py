@@ -2,7 +2,7 @@
 
 All arms take the same number of steps from the same noise. The gain is the fall of the logarithm of the Fréchet
 distance from the strong model alone; the full one that of AutoGuidance at every step, which costs twice as much. Run:
-python examples/studies/fast_miniatures.py --config miniature-pixart
+python examples/studies/fast_miniatures.py --miniature pixart
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def falls(found: dict[str, Arm], reference: Reference, name: str) -> Callable[[n
 
 
 def main(
-    config: Literal["miniature-pixart", "miniature-dit-moe"] = "miniature-pixart",
+    miniature: Literal["pixart", "dit-moe"] = "pixart",
     folder: Path = Path("runs/fast-miniatures"),
     steps: PositiveInt = 10,
     prompts: PositiveInt = 128,
@@ -64,7 +64,7 @@ def main(
     """Sample every arm, and print what it costs and what it brings.
 
     Args:
-        config: the miniature.
+        miniature: which.
         folder: keeps what is sampled.
         steps: of every arm.
         prompts: of the miniature's world.
@@ -74,7 +74,7 @@ def main(
         The arms as `calibration_arms.sampled` returns them.
     """
     torch.set_num_threads(1)
-    pair = replace(parse(["--config", config]).config, steps=steps)
+    pair = replace(parse(["--config", f"miniature-{miniature}"]).config, steps=steps)
     with quiet():
         pipe = load(pair)
     pipe.set_progress_bar_config(disable=True)
@@ -82,7 +82,7 @@ def main(
     chosen = [known[k] for k in np.random.default_rng(0).permutation(len(known))[:prompts]]
     reference = Reference(pair, chosen)
     found = {name: sampled(pipe, arm, chosen, seeds, folder) for name, arm in arms_of(pair).items()}
-    print(f"{config}, {steps} steps, {len(chosen)} prompts x {seeds} seeds (95 %: jackknife of prompts)\n")
+    print(f"miniature-{miniature}, {steps} steps, {len(chosen)} prompts x {seeds} seeds (95 %: jackknife of prompts)\n")
     print("| arm | NFE | Fréchet distance | log of it, fall | adherence | rise | share of the full gain |")
     print("|---|---|---|---|---|---|---|")
     for name, arm in found.items():
