@@ -446,11 +446,10 @@ def second_of(branch: Branch) -> nn.Module | None:
 
 
 def _is_of_the_loop(error: BaseException) -> bool:
-    """Return whether an error is of neither the package nor a callback, nor says that memory ran out."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    is_ours = frames[-1].f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]
-    is_of_callback = any(frame.f_code is PipelineCall._checked.__code__ for frame in frames)
-    return not (is_ours or is_of_callback or isinstance(error, (MemoryError, torch.OutOfMemoryError)))
+    """Return whether an error is none of the package's, and does not say that memory ran out."""
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    is_ours = innermost.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]
+    return not (is_ours or isinstance(error, (MemoryError, torch.OutOfMemoryError)))
 
 
 def _samples_in(result: Any) -> int:

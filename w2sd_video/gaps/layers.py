@@ -170,7 +170,8 @@ _MODES: WeakKeyDictionary[nn.Module, _IdentityMap] = WeakKeyDictionary()
 
 
 def _with_identity_map(attention: nn.Module) -> Callable[..., Any]:
-    forward, mode = attention.forward, _MODES.setdefault(attention, _IdentityMap())
+    forward: Any = attention.forward
+    mode = _MODES.setdefault(attention, _IdentityMap())
     is_method = inspect.ismethod(forward) and forward.__self__ is attention
     function, owner = (forward.__func__, (attention,)) if is_method else (forward, ())
 
