@@ -169,8 +169,8 @@ _MODES: WeakKeyDictionary[nn.Module, _IdentityMap] = WeakKeyDictionary()
 
 def _with_identity_map(attention: nn.Module) -> Callable[..., Any]:
     forward, mode = attention.forward, _MODES.setdefault(attention, _IdentityMap())
-    is_method = inspect.ismethod(forward) and forward.__self__ is attention
-    function, owner = (forward.__func__, (attention,)) if is_method else (forward, ())
+    is_method = getattr(forward, "__self__", None) is attention
+    function, owner = (getattr(forward, "__func__"), (attention,)) if is_method else (forward, ())  # noqa: B009
 
     def attend(*args: Any, **kwargs: Any) -> Any:
         mode.seen = False
