@@ -74,6 +74,40 @@ class HiddenCounter(Loop):
         return prediction * (1 + next(turns) % 2)
 
 
+class LateSwitch:
+    def __init__(self):
+        self.turns = 0
+
+
+class CounterInAnObject(Loop):
+    """Nothing that can be compared shows that its guidance ends after so many turns."""
+
+    def kept(self, prediction, memory, generator):
+        switch = memory.setdefault("switch", LateSwitch())
+        switch.turns += 1
+        return prediction if switch.turns < 6 else 0.9 * prediction
+
+
+class Exhausted(Loop):
+    """It has as many weights as steps, and takes one in each turn."""
+
+    def kept(self, prediction, memory, generator):
+        return next(memory.setdefault("weights", iter([1.0] * 6))) * prediction
+
+
+class ReusesPredictions(Loop):
+    @torch.no_grad()
+    def __call__(self, prompt, generator=None, num_inference_steps=6, **kwargs):
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+        text, _ = self.encode_prompt(prompt, "cpu", 1, True)
+        for i, t in enumerate(self.scheduler.timesteps):
+            if i % 2 == 0:
+                prediction = self.unet(latents, t, text).sample
+            latents = self.scheduler.step(prediction, t, latents).prev_sample
+        return (latents,)
+
+
 class TorchDraws(Loop):
     def kept(self, prediction, memory, generator):
         torch.rand(1)
@@ -195,6 +229,8 @@ def test_a_loop_that_keeps_nothing_is_reflected(inversion):
         (NumpyMomentum, "keeps memory"),
         (FallingNorms, "keeps memory"),
         (HiddenCounter, "keeps prediction"),
+        (CounterInAnObject, "keeps something that shows in no variable"),
+        (Exhausted, "StopIteration"),
         (TorchDraws, "keeps torch's global generator"),
         (NumpyDraws, "keeps numpy.random"),
         (PythonDraws, "keeps random"),
@@ -272,6 +308,49 @@ class WithGraph(Loop):
     """Its author forgot ``torch.no_grad``."""
 
     __call__ = Loop.__call__.__wrapped__
+
+
+class Weights(Loop):
+    """Its guidance has a weight for each step, beside the timesteps."""
+
+    place = 0
+
+    @torch.no_grad()
+    def __call__(self, prompt, generator=None, guidance_scale=5.0, num_inference_steps=6, **kwargs):
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+        text, empty = self.encode_prompt(prompt, "cpu", 1, True)
+        weights = [6.0, 5.0, 4.0, 3.0, 2.0, 1.5]
+        both = [self.scheduler.timesteps, weights]
+        pairs = zip(*(reversed(both) if self.place else both), strict=True)
+        for step, (*_, last) in enumerate(pairs):
+            t, weight = self.scheduler.timesteps[step], weights[step]
+            assert float(last) in (float(t), weight)
+            cond, uncond = (self.unet(latents, t, words).sample for words in (text, empty))
+            latents = self.scheduler.step(uncond + weight * (cond - uncond), t, latents).prev_sample
+        return (latents,)
+
+
+class WeightsFirst(Weights):
+    place = 1
+
+
+@pytest.mark.parametrize("cls", [Weights, WeightsFirst])
+def test_what_is_zipped_with_timesteps_goes_along_with_real_steps(cls):
+    pipe, call = of(cls)
+    stock = run(pipe, call)
+    for off in ({"strength": 0.0}, {"reflection_steps": 0}):
+        with reflection(pipe, strong=Branch(), weak=Branch(), **off):
+            assert torch.equal(run(pipe, call), stock)
+    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="current") as done:
+        assert torch.allclose(run(pipe, call), stock, rtol=1e-3, atol=1e-4)
+    assert done.reflected_steps == 5
+
+
+def test_a_loop_that_leaves_its_network_out_is_refused_at_the_latest_when_it_does():
+    pipe, call = of(ReusesPredictions)
+    with reflection(pipe, strong=Branch(), weak=Branch()), pytest.raises(ValueError, match="in every turn of its loop"):
+        run(pipe, call)
 
 
 @pytest.mark.parametrize("inversion", INVERSIONS)

@@ -162,6 +162,33 @@ def test_a_controlnet_compiled_in_place_is_scaled():
     torch._dynamo.reset()
 
 
+class Hidden(torch.nn.Module):
+    """A module of the user's around the network, with arguments by no name."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+def test_a_module_around_the_network_that_hides_its_arguments_is_evaluated_as_the_network():
+    pipe, call = tiny.wan()
+    gap = {"strong": Branch(guidance_scale=4.0), "weak": Branch(prompt="a blue square", guidance_scale=1.0)}
+    with reflection(pipe, **gap):
+        expected = run(pipe, call)
+    pipe.transformer = Hidden(pipe.transformer)
+    with reflection(pipe, **gap):
+        assert torch.equal(run(pipe, call), expected)
+
+
 # --- adapters and text ---------------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,7 @@ class LoopState:
         """
         kept = {name for name, differs in self._differing if differs}
         if any(self._depends):
-            kept |= self._harmless or {"something"}
+            kept |= self._harmless or {"something that shows in no variable"}
         self._differing, self._depends = [], []
         if kept:
             raise ValueError(

@@ -43,8 +43,15 @@ def _hides(signature: inspect.Signature) -> bool:
 
 
 def named_signature(module: nn.Module) -> inspect.Signature:
-    """Return the signature of a module's forward as its class declares it, whatever wraps it (torch.compile, hooks)."""
-    return declared_signature(type(uncompiled(module)), "forward")
+    """Return the signature of a module's forward as its class declares it, whatever wraps it (torch.compile, hooks).
+
+    Of a module that hides it and holds another one, it is that one's.
+    """
+    module = uncompiled(module)
+    signature = declared_signature(type(module), "forward")
+    is_hidden = all(parameter.kind in _REST for parameter in signature.parameters.values())
+    inner = next(module.children(), None) if is_hidden else None
+    return signature if inner is None else named_signature(inner)
 
 
 def by_name(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

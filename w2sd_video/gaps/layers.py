@@ -126,7 +126,7 @@ def _handing_on(block: nn.Module) -> Callable[..., Any]:
 
 
 def _registered_order(block: nn.Module) -> list[str] | None:
-    """Return the arguments that a block returns anew, in order; None where diffusers does not know, or is wrong."""
+    """Return the arguments that a block returns anew, in order; None where diffusers does not know."""
     try:
         registered = TransformerBlockRegistry.get(type(block))
     except ValueError:
@@ -137,8 +137,6 @@ def _registered_order(block: nn.Module) -> list[str] | None:
     order = {registered.return_hidden_states_index: names[0]}
     if registered.return_encoder_hidden_states_index is not None:
         order[registered.return_encoder_hidden_states_index] = names[1]
-    if not set(order.values()) <= inspect.signature(type(block).forward).parameters.keys():
-        return None  # diffusers registers some blocks (Z-Image's) with names that their arguments do not have
     return [order[index] for index in sorted(order)]
 
 
@@ -170,10 +168,9 @@ _MODES: WeakKeyDictionary[nn.Module, _IdentityMap] = WeakKeyDictionary()
 
 
 def _with_identity_map(attention: nn.Module) -> Callable[..., Any]:
-    forward: Any = attention.forward
-    mode = _MODES.setdefault(attention, _IdentityMap())
-    is_method = inspect.ismethod(forward) and forward.__self__ is attention
-    function, owner = (forward.__func__, (attention,)) if is_method else (forward, ())
+    forward, mode = attention.forward, _MODES.setdefault(attention, _IdentityMap())
+    is_method = getattr(forward, "__self__", None) is attention
+    function, owner = (getattr(forward, "__func__"), (attention,)) if is_method else (forward, ())  # noqa: B009
 
     def attend(*args: Any, **kwargs: Any) -> Any:
         mode.seen = False
