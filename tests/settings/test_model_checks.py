@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+from dataclasses import replace
+
+import pytest
 
 from w2sd_video.settings.command_line import parse
-from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.evaluations import evaluations, inversion_of
 from w2sd_video.settings.model_checks import check_plan, limits_of
 from w2sd_video.settings.panels import panels, weak_panel
 from w2sd_video.settings.schema import ConfigError, ModelConfig
-from w2sd_video.settings.words import plan_in_words
+from w2sd_video.settings.words import plan_in_words, steps_in_words
 
 
 def planned(minimal, *argv):
@@ -104,6 +107,42 @@ def test_evaluations_of_two_stages_are_exact_or_at_most(minimal, pipeline_folder
     assert evaluations(mixed) == {"base": 10, "strong": 4, "weak": 0} and "at most base 10" in plan_in_words(mixed)
     high = parse(["--config", minimal, *options, *pair, "--weak.experts", "high"]).config
     assert evaluations(high) == {"base": 10, "strong": 4, "weak": 4}, "only the low noise stage has a gap"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "current"),
+        ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}, "current"),
+        ("UniPCMultistepScheduler", {"prediction_type": "v_prediction"}, "paper"),
+        ("DDIMScheduler", {}, "paper"),
+    ],
+)
+def test_the_default_inversion_is_that_of_the_models_scheduler(
+    minimal, pipeline_folder, tmp_path, name, settings, expected
+):
+    folder = pipeline_folder("WanPipeline", {"transformer": {}}, scheduler=["diffusers", name])
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    pair = ["--strong.guidance-scale", "5", "--weak.guidance-scale", "1", "--steps", "5"]
+    config = parse(["--config", minimal, *folder, *pair]).config
+    assert inversion_of(config) == expected and f"inversion {expected}" in plan_in_words(config)
+    assert (
+        evaluations(config)["weak"] == {"current": 0, "paper": 4}[expected]
+    )  # a row of strong's, where both are asked
+    assert inversion_of(replace(config, inversion="explicit")) == "explicit"
+
+
+def test_the_default_inversion_of_a_model_that_is_not_here_is_left_open(minimal):
+    config = parse(["--config", minimal, "--model.pretrained", "someone/something", "--steps", "5"]).config
+    assert inversion_of(config) == "auto" and "inversion auto" in steps_in_words(config)
+
+
+def test_a_strength_of_1_is_said_to_be_unmeasured(minimal, pipeline_folder):
+    config = parse(["--config", minimal, *pipeline_folder("WanPipeline", {"transformer": {}})]).config
+    assert "steps    strength 1 is the paper's" in plan_in_words(config)
+    for changes in ({"strength": 0.5}, {"reflection_steps": 0}):
+        assert "strength 1 is" not in plan_in_words(replace(config, **changes))
 
 
 def test_memory_is_estimated_from_the_headers_of_a_folder(minimal, tmp_path):
