@@ -83,6 +83,14 @@ def features_of_frames(network: nn.Module, frames: np.ndarray) -> torch.Tensor:
     return network.extract_features(seen).mean((2, 3))  # type: ignore[operator]
 
 
+@torch.no_grad()
+def features_of_pictures(pictures: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return the features (n, 1280) of pictures uint8 (n, height, width, 3), a hundred at a time."""
+    network = load_network(str(device))
+    parts = np.array_split(pictures, max(1, len(pictures) // 100))
+    return torch.cat([features_of_frames(network, part) for part in parts])
+
+
 def as_seen(frames: np.ndarray) -> torch.Tensor:
     """Prepare frames: the shorter side to 224 by a bicubic filter, cropped to a square, (x - 127) / 128."""
     pixels = rearrange(torch.tensor(frames), "f height width rgb -> f rgb height width")
