@@ -77,8 +77,8 @@ CALL: dict[str, dict[str, Any]] = {
     "fashion": {"num_inference_steps": 20, "guidance_scale": 2.0},
     "fashion_two": {"num_inference_steps": 20, "guidance_scale": 1.0},
 }
-"""What to call each track's pipeline with. All but DiT-MoE's and those of fashion take a prompt first, these the numbers
-of classes."""
+"""What to call each track's pipeline with. Most take a prompt first; DiT-MoE's and those of fashion take the numbers of
+classes."""
 
 
 def folders() -> list[Path]:

@@ -27,7 +27,10 @@ FEATURES = 1280
 """Of a picture, by EfficientNet-Lite0."""
 JUDGE = "fashion_judge"
 """Folder of the judge, and of real pictures."""
-_FILES = {True: ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"), False: ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}
+_FILES = {
+    True: ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    False: ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
 _PICTURE = 28
 
 
@@ -49,7 +52,9 @@ def read_pictures(folder: Path | None, training: bool = True) -> tuple[np.ndarra
         raise FileNotFoundError(f"the pictures of Fashion-MNIST are needed: {_ADVICE}")
     parts = [_read(folder, name) for name in _FILES[training]]
     if parts[0].ndim != 3 or parts[0].shape[1:] != (_PICTURE, _PICTURE) or parts[1].shape != parts[0].shape[:1]:
-        raise ValueError(f"{folder}: the files hold {parts[0].shape} and {parts[1].shape}, not pictures and their classes")
+        raise ValueError(
+            f"{folder}: the files hold {parts[0].shape} and {parts[1].shape}, not pictures and their classes"
+        )
     return parts[0], parts[1]
 
 

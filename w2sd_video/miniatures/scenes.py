@@ -2,8 +2,8 @@
 
 "a red circle moving left above a small blue square moving up". Each attribute is bound to a thing by the words, so that
 a model can have every attribute right and still give it to the wrong thing, as large models do. Each thing stays in its
-half of a 64 x 64 frame, with a fading trail where it was 4, 8 and 12 frames ago: a still picture shows its direction and
-its speed too. Everything is drawn in torch, many clips at once on any device, and follows from a seed of each clip.
+half of a 64 x 64 frame, with a fading trail where it was 4, 8 and 12 frames ago: a still picture shows its direction
+and its speed too. Everything is drawn in torch, many clips at once on any device, and follows from a seed of each clip.
 
 Some pairs of a colour and a shape, `HELD_OUT`, are in no clip of `random_scenes`, which models are trained on.
 """
@@ -161,6 +161,7 @@ class Scenes:
     seed: Tensor
 
     def __len__(self) -> int:
+        """How many scenes there are."""
         return len(self.seed)
 
     def __getitem__(self, rows: slice | Tensor) -> Scenes:
@@ -299,9 +300,7 @@ def _light(scenes: Scenes, frames: int, times: Tensor, style: str) -> tuple[Tens
     column = (corner[..., 0, None] + steps).long()
     row = (corner[..., 1, None] + steps).long()
     shape, size = (values[:, :, None, None, None, None] for values in (scenes.seen[..., 0], radius))
-    distance = _distance(
-        shape, (column - at[..., 0, None])[..., None, :], (row - at[..., 1, None])[..., :, None], size
-    )
+    distance = _distance(shape, (column - at[..., 0, None])[..., None, :], (row - at[..., 1, None])[..., :, None], size)
     if style == "hollow":
         distance = torch.maximum(distance, -distance - RIM)
     is_inside = ((column >= 0) & (column < SIZE))[..., None, :] & ((row >= 0) & (row < SIZE))[..., :, None]
@@ -339,9 +338,7 @@ def clip(what: str | Scene, seed: int, frames: int = FRAMES, style: str = "fille
     return clips([what], [seed], frames, style)[0]
 
 
-def clips(
-    what: Sequence[str | Scene], seeds: Sequence[int], frames: int = FRAMES, style: str = "filled"
-) -> np.ndarray:
+def clips(what: Sequence[str | Scene], seeds: Sequence[int], frames: int = FRAMES, style: str = "filled") -> np.ndarray:
     """A batch of clips, uint8 (n, frames, 64, 64, 3); one seed a clip."""
     return to_pixels(draw(scenes_of(what, seeds), frames, style)).numpy()
 
@@ -355,8 +352,10 @@ def prompts(count: int = 512, seed: int = 0) -> tuple[str, ...]:
         wants_held_out = len(made) % 4 == 3
         words = [[str(rng.choice(kind)) for kind in KINDS.values()] for _ in range(2)]
         things = [
-            Attributes(*look, size if rng.random() < 0.5 else None, speed if rng.random() < 0.5 else None)
-            for *look, size, speed in words
+            Attributes(
+                shape, colour, direction, size if rng.random() < 0.5 else None, speed if rng.random() < 0.5 else None
+            )
+            for shape, colour, direction, size, speed in words
         ]
         scene = Scene(things[0], things[1], str(rng.choice(RELATIONS)))
         differ = things[0].colour != things[1].colour and things[0].shape != things[1].shape

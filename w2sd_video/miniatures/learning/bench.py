@@ -154,9 +154,7 @@ class Bench:
         """
         size = _ENCODED * (8 if self.device.type == "cuda" else 1)
         seeds = torch.arange(count, device=self.device) + seed * 10_000_000
-        latents = [
-            encode(scenes.draw(scenes.random_scenes(part), frames, style)).half() for part in seeds.split(size)
-        ]
+        latents = [encode(scenes.draw(scenes.random_scenes(part), frames, style)).half() for part in seeds.split(size)]
         shown = scenes.random_scenes(seeds)
         if texts is None:
             return Pool(torch.cat(latents), label=class_of(shown), scenes=shown)

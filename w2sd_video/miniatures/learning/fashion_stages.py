@@ -72,7 +72,7 @@ def two_classes_task(bench: Bench, batch: int, steps: int, second: int = 500, se
     of_second = (everything.label == second_class).nonzero()[:second, 0]
     rows = torch.cat([of_first, of_second])
     pictures = Pool(everything.latents[rows], label=torch.zeros_like(rows))
-    return _dit(bench, pictures, None, 64, 3, batch, steps, seed)
+    return _dit(bench, pictures, None, *networks.TWO_CLASSES, batch, steps, seed)
 
 
 def _dit(

@@ -7,12 +7,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import multiprocessing
 
+from w2sd_video.messages import first_line
 from w2sd_video.miniatures.learning.bench import Bench
 from w2sd_video.miniatures.learning.running import prepare, run_stage
 from w2sd_video.miniatures.learning.stage_list import STAGES
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 GRACE = 20.0
 """Seconds that a process may take beyond its time, to write its last checkpoint."""
+STARTING = 15.0
+"""Seconds that processes take to begin, which the first phase is given beside its own."""
 _LOOKED_EVERY = 0.2
 
 
@@ -126,8 +128,8 @@ def train_side_by_side(
         Why stages failed, by their names.
     """
     states = {stage: read_state(bench.path(stage)) for stage in stages}
-    now = time.time()
-    plan = plan_of(stages, states, end - now, jobs)
+    now = time.time() + (STARTING if jobs > 1 else 0.0)
+    plan = plan_of(stages, states, max(0.0, end - now), jobs)
     ends = [now + sum(plan.seconds[: i + 1]) for i in range(len(plan.seconds))]
     all_stages = [[stage for lane in lanes for stage in lane] for lanes in plan.phases]
     count = max((len(lanes) for lanes in plan.phases), default=0)
@@ -159,7 +161,9 @@ def train_side_by_side(
 def _in_processes(works: Sequence[Work], end: float, every_minute: Any) -> dict[str, str]:
     context = multiprocessing.get_context("spawn")  # CUDA bears no fork
     failures = context.Queue()
-    processes = [context.Process(target=_lane_process, args=(work, failures), name=f"lane {i}") for i, work in enumerate(works)]
+    processes = [
+        context.Process(target=_lane_process, args=(work, failures), name=f"lane {i}") for i, work in enumerate(works)
+    ]
     for process in processes:
         process.start()
     failed: dict[str, str] = {}
@@ -215,8 +219,10 @@ def run_lane(work: Work) -> dict[str, str]:
             seconds = (end - time.time()) * shares[0] / sum(shares) if sum(shares) else 0.0
             try:
                 run_stage(stage, bench, seconds, work.last_run, compiled=work.compiled)
-            except (TrainingError, OSError, RuntimeError, ValueError) as error:
-                failed[stage] = f"{type(error).__name__}: {error}".splitlines()[0]
+            except TrainingError as error:
+                failed[stage] = str(error)
+            except Exception as error:  # whatever a library raises: the other stages of the lane go on
+                failed[stage] = f"{type(error).__name__}: {first_line(error)}"
                 log.exception("%s failed", stage)
             if bench.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -225,6 +231,7 @@ def run_lane(work: Work) -> dict[str, str]:
 
 def _wait_for(bench: Bench, stages: Sequence[str], end: float) -> None:
     """Wait until other lanes have finished the phase before, or its time is over."""
+
     def is_finished(stage: str) -> bool:
         state = read_state(bench.path(stage))
         return state is not None and state.finished
@@ -240,7 +247,9 @@ def device_of(name: str) -> torch.device:
         TrainingError: one that is not there.
     """
     try:
-        device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name if name != "auto" else "cpu")
+        device = torch.device(
+            "cuda" if name == "auto" and torch.cuda.is_available() else name if name != "auto" else "cpu"
+        )
     except RuntimeError as error:
         raise TrainingError(f"device {name}: there is none of that name; use cpu, cuda or auto") from error
     if device.type not in ("cpu", "cuda"):
@@ -248,8 +257,3 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise TrainingError(f"device {name}: torch finds no GPU here; use cpu")
     return device
-
-
-def checkpoint_folder(out: Path) -> Path:
-    """Return where the checkpoints of a folder lie."""
-    return out / "stages"

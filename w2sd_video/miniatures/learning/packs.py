@@ -26,6 +26,17 @@ MOST_FILES = 8
 _EARLY = "@early"
 
 
+def check_count(stages: Iterable[str]) -> None:
+    """Refuse stages whose packs are more files than a run may leave.
+
+    Raises:
+        TrainingError: they are.
+    """
+    count = len({STAGES[stage].pack for stage in stages})
+    if count > MOST_FILES:
+        raise TrainingError(f"{count} packs, but a run may leave {MOST_FILES} files; train fewer groups at once")
+
+
 def write_packs(stages_folder: Path, folder: Path, stages: Iterable[str]) -> list[Path]:
     """Write the packs that hold some stages, each whole or not at all.
 
@@ -40,6 +51,8 @@ def write_packs(stages_folder: Path, folder: Path, stages: Iterable[str]) -> lis
     Raises:
         TrainingError: more files, or larger ones, than a run may leave; nothing was written.
     """
+    stages = list(stages)
+    check_count(stages)
     names = dict.fromkeys(STAGES[stage].pack for stage in stages)
     contents = {}
     for name in names:
@@ -53,8 +66,6 @@ def write_packs(stages_folder: Path, folder: Path, stages: Iterable[str]) -> lis
     sizes = {name: sum(value.nbytes for value in tensors.values()) for name, (tensors, _) in contents.items()}
     if too_large := [name for name, size in sizes.items() if size > MOST_BYTES - 2**17]:
         raise TrainingError(f"the pack {too_large[0]} has {sizes[too_large[0]] / 2**20:.1f} MiB; a file may have 16")
-    if len(contents) > MOST_FILES:
-        raise TrainingError(f"{len(contents)} packs, but a run may leave {MOST_FILES} files; train fewer groups at once")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, (tensors, about) in contents.items():
@@ -68,9 +79,7 @@ def write_packs(stages_folder: Path, folder: Path, stages: Iterable[str]) -> lis
 def _content(states: dict[str, State]) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
     tensors, about = {}, {}
     for stage, state in states.items():
-        about[stage] = {
-            name: getattr(state, name) for name in ("step", "seconds", "finished", "facts")
-        }
+        about[stage] = {name: getattr(state, name) for name in ("step", "seconds", "finished", "facts")}
         for where, weights in (("", state.average), (_EARLY, state.early or {})):
             for key, value in weights.items():
                 if not (state.finished and key.startswith(HELPER)):
@@ -107,7 +116,7 @@ def read_pack(path: Path) -> dict[str, State]:
     try:
         with safe_open(path, "pt") as pack:
             about = json.loads((pack.metadata() or {})["stages"])
-            tensors = {key: pack.get_tensor(key) for key in pack.keys()}  # noqa: SIM118
+            tensors = {key: pack.get_tensor(key) for key in pack.keys()}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise TrainingError(f"{path} is no pack of the training, or damaged: {error}") from error
     if unknown := sorted(about.keys() - STAGES.keys()):

@@ -39,6 +39,8 @@ NULL_CLASS = 1000
 SHIFT = 3.0
 """Of the flow-matching twin's noise levels, as Wan has it for small videos."""
 MOTION_CHANNELS = (48, 96)
+TWO_CLASSES = (64, 3)
+"""Width and layers of the networks of two classes."""
 
 
 def clip_tokenizer() -> CLIPTokenizer:

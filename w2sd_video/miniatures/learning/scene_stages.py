@@ -18,13 +18,7 @@ from w2sd_video.miniatures import scenes
 from w2sd_video.miniatures.learning import bench as pools
 from w2sd_video.miniatures.learning import scene_networks as networks
 from w2sd_video.miniatures.learning.bench import HELPER, MAIN, Bench
-from w2sd_video.miniatures.learning.denoising import (
-    EARLY,
-    Condition,
-    denoiser_task,
-    flow_levels,
-    v_levels,
-)
+from w2sd_video.miniatures.learning.denoising import EARLY, Condition, denoiser_task, flow_levels, v_levels
 from w2sd_video.miniatures.learning.stage_loop import Task
 from w2sd_video.miniatures.scene_judges import SEEN, SceneJudge, halves_of, softened
 from w2sd_video.miniatures.training.models import TEXT_WIDTH, cogvideox_scheduler, ddim_scheduler
@@ -127,7 +121,7 @@ def _style(step: int, every: int) -> str:
 def measure_judge(bench: Bench, judge: SceneJudge, seed: int) -> dict[str, float]:
     """Return accuracies on fresh scenes: of each kind for a thing, joint for a scene, joint where blurred or hollow."""
     count = min(_MEASURED, bench.pool or _MEASURED)
-    measured = {}
+    measured: dict[str, float] = {}
     for name, style, soft in (("", "filled", False), ("blurred_", "filled", True), ("hollow_", "hollow", False)):
         correct = []
         for start in range(0, count, 200):
@@ -295,9 +289,7 @@ def lora_task(bench: Bench, batch: int, steps: int, seed: int = 15) -> Task:
     return _of_frames(bench, network, "hollow", batch, steps, seed)
 
 
-def _of_frames(
-    bench: Bench, network: nn.Module, style: str, batch: int, steps: int, seed: int
-) -> Task:
+def _of_frames(bench: Bench, network: nn.Module, style: str, batch: int, steps: int, seed: int) -> Task:
     clips = pools.frames(bench, style)
     pool = replace(clips, latents=clips.latents.flatten(0, 1))
 
@@ -309,7 +301,7 @@ def _of_frames(
 
 
 def motion_task(bench: Bench, batch: int, steps: int, seed: int = 14) -> Task:
-    """AnimateDiff's motion layers, under the early and the late spatial network by turns, for both are to share them."""
+    """AnimateDiff's motion layers, under the early and the late spatial network by turns, for both share them."""
     torch.manual_seed(seed)
     late = UNetMotionModel.from_unet2d(bench.filled(networks.unet(), "scenes-unet"), networks.motion_adapter())
     early = UNetMotionModel.from_unet2d(bench.filled_early(networks.unet(), "scenes-unet"), networks.motion_adapter())
@@ -344,7 +336,7 @@ def share_motion(giver: UNetMotionModel, receiver: UNetMotionModel) -> None:
 
 
 def dit_moe_task(bench: Bench, batch: int, steps: int, seed: int = 16) -> Task:
-    """DiT-MoE: pictures of classes, whose weak model is itself with each token sent to the experts that fit it least."""
+    """DiT-MoE: pictures of classes; its weak model is itself with each token sent to the experts that fit it least."""
     torch.manual_seed(seed)
     network = networks.dit_moe().to(bench.device).eval()
     imbalance = _watch_gates(network)

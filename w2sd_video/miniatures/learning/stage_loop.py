@@ -1,4 +1,4 @@
-"""The loop that every stage of the training runs: a number of steps under a cap in seconds, resumable at any of them."""
+"""The loop that every stage of the training runs: a number of steps under a cap in seconds, resumable at any."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def learn(
     if state.finished:
         return state
     average = {key: value.to(device, torch.float32) for key, value in state.average.items()}
-    started, before = time.monotonic(), state.seconds
+    started, before, first = time.monotonic(), state.seconds, state.step
     saved = looked = started
     recent: list[Tensor] = []
     precision = _Precision(is_cuda, bfloat16)
@@ -192,6 +192,8 @@ def learn(
             _save(path, state, trained, average, optimizer, before + now - started)
     if recent and not math.isfinite(torch.stack(recent).mean().item()):
         raise TrainingError(f"{name}: the loss is not finite at step {state.step}; the last good state is kept")
+    if state.step == first:  # no time at all
+        return state
     is_over = limit.finishes and limit.until is None and state.step >= WARM_UP
     state.finished = state.step >= limit.steps or is_over
     with torch.no_grad():
@@ -265,4 +267,8 @@ class _Precision:
         looks = _TRIED // _LOOKED_EVERY
         if len(self._times) == 2 * looks:
             self._bfloat16 = self._times[-1] < self._times[looks - 1]
-            log.info("%s steps take %.3f s in float32 and %.3f s in bfloat16", _LOOKED_EVERY, *self._times[looks - 1 :: looks])
+            log.info(
+                "%s steps take %.3f s in float32 and %.3f s in bfloat16",
+                _LOOKED_EVERY,
+                *self._times[looks - 1 :: looks],
+            )
