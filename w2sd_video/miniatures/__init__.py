@@ -96,9 +96,15 @@ def folder_of(name: str) -> Path:
     for folder in folders():
         if (folder / name).is_dir():
             return folder / name
-    raise FileNotFoundError(
+    raise FileNotFoundError(not_trained(name))
+
+
+def not_trained(name: str) -> str:
+    """Return what is said of a miniature or a judge whose weights are not there."""
+    group = "fashion" if name.startswith("fashion") else "scenes"
+    return (
         f"there are no weights of {name!r} in {' or '.join(map(str, folders()))}; "
-        "python -m w2sd_video.miniatures.train --out DIR --stage scenes trains those of scenes, and "
+        f"python -m w2sd_video.miniatures.train --out DIR --stage {group} trains them, and "
         f"{MORE_WEIGHTS}=FOLDER names the folder that its --assemble wrote"
     )
 

@@ -95,6 +95,14 @@ def real_pictures() -> tuple[np.ndarray, np.ndarray]:
         return as_frames(stored["pictures"]), stored["labels"]
 
 
+def picture(prompt: str, seed: int) -> np.ndarray:
+    """A picture of the test, uint8 (1, 32, 32, 3), of the class that a prompt names, or of one of several with "or"."""
+    rng = np.random.default_rng(seed)
+    pictures, labels = real_pictures()
+    name = str(rng.choice(prompt.split(" or ")))
+    return pictures[rng.choice(np.flatnonzero(labels == parse(name)))][None]
+
+
 def parse(prompt: str) -> int:
     """Return the number of a class by its name.
 

@@ -382,6 +382,41 @@ def centres(pixels: np.ndarray) -> np.ndarray:
     return places
 
 
+def motion_errors(pixels: np.ndarray, asked: Sequence[str]) -> np.ndarray:
+    """How far in pixels seen centres are from the nearest motion that the world could make of each prompt, (n,).
+
+    The root mean square distance from a least-squares fit of a uniform motion in the direction of the prompt, at a
+    speed that its word allows; the mean over the things that the prompt names.
+    """
+    time = np.arange(pixels.shape[1]) - (pixels.shape[1] - 1) / 2
+    errors = []
+    for seen, prompt in zip(centres(pixels), asked, strict=True):
+        scene, of_clip = parse(prompt), []
+        for half, thing in enumerate((scene.upper, scene.lower)):
+            if thing is None:
+                continue
+            slowest, fastest = SPEEDS[thing.speed] if thing.speed else (SPEEDS["slowly"][0], SPEEDS["quickly"][1])
+            offsets = seen[:, half] - seen[:, half].mean(0)
+            along = np.array(DIRECTIONS[thing.direction], float)
+            speed = np.clip(time @ offsets @ along / (time @ time), slowest, fastest)
+            of_clip.append(np.sqrt(((offsets - speed * time[:, None] * along) ** 2).sum(1).mean()))
+        errors.append(np.mean(of_clip))
+    return np.array(errors)
+
+
+def are_hollow(pixels: np.ndarray) -> np.ndarray:
+    """Which clips (n, frames, 64, 64, 3) have a thing that is dark in its middle, (n,) bool, told without a network."""
+    light = pixels.astype(float).max(-1)
+    seen = centres(pixels).round().astype(int)
+    n, frames = np.ogrid[: len(pixels), : pixels.shape[1]]
+    found = np.zeros(len(pixels), bool)
+    for half, rows in enumerate((slice(0, HALF), slice(HALF, SIZE))):
+        brightest = light[:, :, rows].max((2, 3))
+        middle = light[n, frames, seen[..., half, 1].clip(0, SIZE - 1), seen[..., half, 0].clip(0, SIZE - 1)]
+        found |= (middle < 0.62 * brightest).mean(1) > 0.5
+    return found
+
+
 def _uniform(seeds: Tensor) -> Tensor:
     """Numbers in [0, 1) that each seed stands for, (n, `_NUMBERS`): splitmix64, the same on any device."""
     counter = torch.arange(1, _NUMBERS + 1, device=seeds.device)

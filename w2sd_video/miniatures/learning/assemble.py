@@ -208,8 +208,15 @@ def _dit_moe(states: Mapping[str, State], folder: Path) -> str:
     return _said(states, "scenes-dit-moe", {})
 
 
+def _named(id2label: dict[int, str], **components: Any) -> DiTPipeline:
+    """Return a pipeline whose folder says the names of its classes: its class reads them, but does not write them."""
+    pipe = DiTPipeline(**components, id2label=id2label)
+    pipe.register_to_config(id2label={str(number): name for number, name in id2label.items()})
+    return pipe
+
+
 def _fashion(states: Mapping[str, State], folder: Path) -> str:
-    pipe = DiTPipeline(
+    pipe = _named(
         transformer=_filled(networks.fashion_dit(), states, "fashion-dit"),
         vae=_image_vae(states, "fashion-vae", networks.FASHION_SIZE),
         scheduler=ddim_scheduler(),
@@ -224,7 +231,7 @@ def _fashion_two(states: Mapping[str, State], folder: Path) -> str:
     def network() -> Any:
         return networks.fashion_dit(*networks.TWO_CLASSES)
 
-    pipe = DiTPipeline(
+    pipe = _named(
         transformer=_filled(network(), states, "fashion-two-strong"),
         vae=_image_vae(states, "fashion-vae", networks.FASHION_SIZE),
         scheduler=ddim_scheduler(),

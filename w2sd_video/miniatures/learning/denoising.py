@@ -13,8 +13,6 @@ from w2sd_video.miniatures.learning.stage_loop import Task
 
 DROPOUT = 0.1
 """Share of samples trained without their text or class, for guidance."""
-EARLY = 8
-"""A weak model is the average after so many-th a part of the planned steps."""
 
 Predict = Callable[[Tensor, Tensor, "Condition"], Tensor]
 """From noised latents, their timesteps and what they are of, to a prediction."""
@@ -68,7 +66,7 @@ def denoiser_task(
     rows: Tensor | None = None,
     null: int | None = None,
     learning_rate: float = 1e-3,
-    early: int | None = None,
+    has_early: bool = False,
     extra: Callable[[], Tensor] | None = None,
 ) -> Task:
     """Return the training of a denoiser.
@@ -85,7 +83,7 @@ def denoiser_task(
         rows: of the pool that are trained on; all unless given.
         null: the class that stands for none.
         learning_rate: the highest.
-        early: see `Task`.
+        has_early: see `Task`.
         extra: added to the loss.
     """
     size = bench.batch(batch)
@@ -107,4 +105,4 @@ def denoiser_task(
         error = functional.mse_loss(prediction.float(), target)
         return error if extra is None else error + extra()
 
-    return Task(network, loss, learning_rate, early=early)
+    return Task(network, loss, learning_rate, has_early=has_early)

@@ -22,6 +22,8 @@ WARM_UP = 100
 """Steps in which the learning rate rises."""
 DECAYING = 0.3
 """Last part of a stage, in which the learning rate falls to nothing."""
+EARLY = 8
+"""A weak model is the average after so many-th a part of a stage."""
 SAVED_EVERY = 30.0
 """Seconds between checkpoints: what a killed run loses at most."""
 _LOOKED_EVERY = 10
@@ -43,7 +45,8 @@ class Task:
         loss: of the batch of a step, by the number of the step, on which alone the batch depends.
         learning_rate: the highest.
         decay: of the moving average, which is what comes out.
-        early: number of the step after which a copy of the average is kept, for a weak model.
+        has_early: whether a copy of the average is kept early on, for a weak model: after an `EARLY`-th of the steps,
+            or of the time if that comes first.
         facts: called when the stage is finished, the average in place; returns what is to be known of the network.
     """
 
@@ -51,7 +54,7 @@ class Task:
     loss: Callable[[int], Tensor]
     learning_rate: float = 1e-3
     decay: float = 0.999
-    early: int | None = None
+    has_early: bool = False
     facts: Callable[[], dict[str, float]] = dict
 
 
@@ -63,12 +66,14 @@ class Limit:
         steps: of the whole stage, over all runs.
         seconds: of this run.
         finishes: whether the stage is to be finished when the seconds are over: its learning rate has then decayed.
+        early_seconds: of the whole stage, after which the early average is kept at the latest.
         until: number of the step after which this run stops, for tests and for measuring.
     """
 
     steps: int
     seconds: float = math.inf
     finishes: bool = False
+    early_seconds: float = math.inf
     until: int | None = None
 
 
@@ -175,7 +180,8 @@ def learn(
         rate = 1 - min(task.decay, (1 + state.step) / (10 + state.step))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in trained.values()], rate)
         recent.append(loss.detach())
-        if state.step == task.early:
+        is_early = state.step >= limit.steps / EARLY or before + elapsed >= limit.early_seconds or progress >= 1 / EARLY
+        if task.has_early and state.early is None and is_early:
             state.early = {key: value.to("cpu", torch.float16) for key, value in average.items()}
         if state.step % _LOOKED_EVERY:
             continue
