@@ -11,7 +11,7 @@ from torch.nn import functional
 from w2sd_video.miniatures import fashion
 from w2sd_video.miniatures.learning import scene_networks as networks
 from w2sd_video.miniatures.learning.bench import Bench, Pool, picture_encoder
-from w2sd_video.miniatures.learning.denoising import EARLY, Condition, denoiser_task, v_levels
+from w2sd_video.miniatures.learning.denoising import Condition, denoiser_task, v_levels
 from w2sd_video.miniatures.learning.scene_stages import _silent, autoencoder_task
 from w2sd_video.miniatures.learning.stage_loop import Task, TrainingError
 from w2sd_video.miniatures.training.models import ddim_scheduler
@@ -86,8 +86,8 @@ def _dit(
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
         return network(noisy, timestep=t, class_labels=of.label).sample
 
-    levels, early = v_levels(ddim_scheduler().alphas_cumprod), max(1, steps // EARLY)
-    return denoiser_task(bench, network, pictures, predict, levels, batch, seed, null=null, early=early)
+    levels = v_levels(ddim_scheduler().alphas_cumprod)
+    return denoiser_task(bench, network, pictures, predict, levels, batch, seed, null=null, has_early=null is not None)
 
 
 def judge_task(bench: Bench, batch: int, steps: int) -> Task:

@@ -8,7 +8,7 @@ import torch
 
 from w2sd_video.miniatures.learning.bench import Bench
 from w2sd_video.miniatures.learning.stage_list import STAGES
-from w2sd_video.miniatures.learning.stage_loop import Limit, State, TrainingError, learn, read_state
+from w2sd_video.miniatures.learning.stage_loop import EARLY, Limit, State, TrainingError, learn, read_state
 
 
 def prepare(device: torch.device) -> None:
@@ -59,5 +59,6 @@ def run_stage(
     if compiled:
         task.network.compile()
     left = max(0.0, seconds - (time.monotonic() - started))
-    limit = Limit(planned, left, stage.finishes or last_run, until)
+    early = stage.share / EARLY if bench.device.type == "cuda" else float("inf")  # a CPU's seconds are not as full
+    limit = Limit(planned, left, stage.finishes or last_run, early, until)
     return learn(name, task, bench.path(name), limit, bench.device, bfloat16)

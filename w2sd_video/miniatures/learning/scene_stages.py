@@ -18,7 +18,7 @@ from w2sd_video.miniatures import scenes
 from w2sd_video.miniatures.learning import bench as pools
 from w2sd_video.miniatures.learning import scene_networks as networks
 from w2sd_video.miniatures.learning.bench import HELPER, MAIN, Bench
-from w2sd_video.miniatures.learning.denoising import EARLY, Condition, denoiser_task, flow_levels, v_levels
+from w2sd_video.miniatures.learning.denoising import Condition, denoiser_task, flow_levels, v_levels
 from w2sd_video.miniatures.learning.stage_loop import Task
 from w2sd_video.miniatures.scene_judges import SEEN, SceneJudge, halves_of, softened
 from w2sd_video.miniatures.training.models import TEXT_WIDTH, cogvideox_scheduler, ddim_scheduler
@@ -237,8 +237,8 @@ def pixart_task(
         text = {"encoder_hidden_states": of.text, "encoder_attention_mask": of.mask}
         return network(noisy, timestep=t, **text).sample
 
-    levels = v_levels(ddim_scheduler().alphas_cumprod)
-    return denoiser_task(bench, network, pool, predict, levels, batch, seed, rows=rows, early=max(1, steps // EARLY))
+    levels, is_main = v_levels(ddim_scheduler().alphas_cumprod), width == 128 and not half_of_colours
+    return denoiser_task(bench, network, pool, predict, levels, batch, seed, rows=rows, has_early=is_main)
 
 
 def cogvideox_task(bench: Bench, batch: int, steps: int, seed: int = 11) -> Task:
@@ -251,8 +251,8 @@ def cogvideox_task(bench: Bench, batch: int, steps: int, seed: int = 11) -> Task
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
         return network(noisy, of.text, t).sample
 
-    levels, early = v_levels(cogvideox_scheduler().alphas_cumprod), max(1, steps // EARLY)
-    return denoiser_task(bench, network, pools.videos(bench, False), predict, levels, batch, seed, early=early)
+    levels = v_levels(cogvideox_scheduler().alphas_cumprod)
+    return denoiser_task(bench, network, pools.videos(bench, False), predict, levels, batch, seed, has_early=True)
 
 
 def wan_task(bench: Bench, batch: int, steps: int, seed: int = 12) -> Task:
@@ -267,8 +267,8 @@ def wan_task(bench: Bench, batch: int, steps: int, seed: int = 12) -> Task:
         made = network(x, t, of.text).sample
         return rearrange(made, "n channels frames ... -> n frames channels ...")
 
-    levels, early, pool = flow_levels(networks.SHIFT), max(1, steps // EARLY), pools.videos(bench, True)
-    return denoiser_task(bench, network, pool, predict, levels, batch, seed, is_flow=True, early=early)
+    levels, pool = flow_levels(networks.SHIFT), pools.videos(bench, True)
+    return denoiser_task(bench, network, pool, predict, levels, batch, seed, is_flow=True, has_early=True)
 
 
 def unet_task(bench: Bench, batch: int, steps: int, seed: int = 13) -> Task:
@@ -297,7 +297,7 @@ def _of_frames(bench: Bench, network: nn.Module, style: str, batch: int, steps: 
         return network(noisy, t, of.text).sample
 
     levels = v_levels(ddim_scheduler().alphas_cumprod)
-    return denoiser_task(bench, network, pool, predict, levels, batch, seed, early=max(1, steps // EARLY))
+    return denoiser_task(bench, network, pool, predict, levels, batch, seed, has_early=style == "filled")
 
 
 def motion_task(bench: Bench, batch: int, steps: int, seed: int = 14) -> Task:

@@ -71,7 +71,7 @@ STAGES: dict[str, Stage] = {
     "scenes-unet": Stage(
         "scenes-animatediff",
         _s.unet_task,
-        130,
+        220,
         8000,
         512,
         ("scenes-clip", _PICTURES),
@@ -79,7 +79,7 @@ STAGES: dict[str, Stage] = {
         chain="animatediff",
     ),
     "scenes-lora": Stage("scenes-animatediff", _s.lora_task, 25, 800, 256, ("scenes-unet",), True, chain="animatediff"),
-    "scenes-motion": Stage("scenes-animatediff", _s.motion_task, 330, 8000, 64, ("scenes-unet",), chain="animatediff"),
+    "scenes-motion": Stage("scenes-animatediff", _s.motion_task, 330, 4000, 64, ("scenes-unet",), chain="animatediff"),
     "scenes-cogvideox": Stage("scenes-cogvideox", _s.cogvideox_task, 560, 12000, 128, (_TEXT, _VIDEOS), chain="cog"),
     "scenes-wan": Stage("scenes-wan", _s.wan_task, 560, 12000, 128, (_TEXT, _VIDEOS), chain="wan"),
     "scenes-dit-moe": Stage("scenes-dit_moe", _s.dit_moe_task, 180, 6000, 512, (_PICTURES,), chain="dit_moe"),
