@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 
 import torch
 
@@ -55,6 +56,7 @@ def run_stage(
         if (needed := read_state(bench.path(need))) is None or not needed.finished:
             raise TrainingError(f"{name} needs {need}, which is not finished; give the run more minutes")
     started = time.monotonic()
+    torch.manual_seed(zlib.crc32(name.encode()))
     task = stage.task(bench, stage.batch, planned)
     if compiled:
         task.network.compile()

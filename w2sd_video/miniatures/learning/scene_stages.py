@@ -19,7 +19,7 @@ from w2sd_video.miniatures.learning import bench as pools
 from w2sd_video.miniatures.learning import scene_networks as networks
 from w2sd_video.miniatures.learning.bench import HELPER, MAIN, Bench
 from w2sd_video.miniatures.learning.denoising import Condition, denoiser_task, flow_levels, v_levels
-from w2sd_video.miniatures.learning.stage_loop import Task
+from w2sd_video.miniatures.learning.stage_loop import Task, TrainingError
 from w2sd_video.miniatures.scene_judges import SEEN, SceneJudge, halves_of, softened
 from w2sd_video.miniatures.training.models import TEXT_WIDTH, cogvideox_scheduler, ddim_scheduler
 
@@ -232,6 +232,8 @@ def pixart_task(
         assert pool.scenes is not None
         known = torch.tensor([colour in scenes.HALF_OF_COLOURS for colour in scenes.COLOURS], device=bench.device)
         rows = known[pool.scenes.seen[..., 1]].all(1).nonzero()[:, 0]
+        if not len(rows):
+            raise TrainingError(f"none of {len(pool.latents)} pictures has colours of that half only; take a larger pool")
 
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
         text = {"encoder_hidden_states": of.text, "encoder_attention_mask": of.mask}

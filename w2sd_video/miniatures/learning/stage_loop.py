@@ -157,7 +157,7 @@ def learn(
     _resume(name, state, trained, optimizer)
     if state.finished:
         return state
-    average = {key: value.to(device, torch.float32) for key, value in state.average.items()}
+    average = {key: state.average[key].to(device, torch.float32) for key in trained}  # in one order with them
     started, before, first = time.monotonic(), state.seconds, state.step
     saved = looked = started
     recent: list[Tensor] = []
