@@ -21,6 +21,7 @@ from w2sd_video.backends.loading import (
     check_same,
     check_settings,
     denoiser_config,
+    filled,
     is_single_file,
     kind_of_file,
     load_file,
@@ -32,6 +33,8 @@ from w2sd_video.backends.loading import (
 
 _HEADS = ("num_attention_heads", "attention_head_dim")
 """What no shape of a weight tells: the same tensors may be cut into other heads."""
+_SIZES = ("num_attention_heads", "num_layers", "ffn_dim")
+"""What a transformer of another size may have otherwise."""
 _SHARED_WITH_CONTROLNET = ("cross_attention_dim", "addition_embed_type", "joint_attention_dim", *_HEADS)
 """What a ControlNet shares with the denoiser it was made for."""
 
@@ -56,8 +59,8 @@ def load(
     Args:
         pretrained: hub id or folder of a pipeline, or single `.safetensors` file of an SD1.5 or SDXL checkpoint.
         weights: second denoisers by name, for `Branch(weights=name)`: a hub id or folder (of a pipeline, or of the
-            denoiser alone), a single file for SD1.5 and SDXL, or a module. For a two-stage model (Wan 2.2) a hub id or
-            folder of a pipeline with both, or a pair of modules.
+            denoiser alone), a single file for SD1.5 and SDXL, or a module. A transformer may be of another size. For a
+            two-stage model (Wan 2.2) a hub id or folder of a pipeline with both, or a pair of modules.
         dtype: None is bfloat16, and float32 on the CPU.
         device: "auto" is the accelerator if there is one.
         memory: `device` keeps all on the device; `offload` moves text encoders, denoisers and VAE there in turn, the
@@ -198,8 +201,12 @@ def _check_second(denoiser_configs: Mapping[str, Config], name: str, source: Sou
 def _check_fits(kind: Any, first_config: Config, second_config: Config, where: str) -> None:
     """Refuse a checkpoint whose tensors, or heads of attention, are not those of the pipeline's denoiser.
 
-    Not all of their configs is compared, in which older checkpoints write the same thing in other words.
+    Not all of their configs is compared, in which older checkpoints write the same thing in other words. A transformer
+    of another width or depth fits too, as AutoGuidance's smaller version does (Karras et al., arXiv 2406.02507), if
+    nothing else in its config differs: it takes and gives the same.
     """
+    if _is_of_another_size(kind, first_config, second_config):
+        return
     check_same(
         {name: _listed(first_config[name]) for name in _HEADS if name in first_config},
         _listed(second_config),
@@ -207,6 +214,20 @@ def _check_fits(kind: Any, first_config: Config, second_config: Config, where: s
     )
     first_shapes, second_shapes = _shapes(kind, first_config), _shapes(kind, second_config)
     check_same({name: first_shapes.get(name) for name in first_shapes | second_shapes}, second_shapes, where=where)
+
+
+def _is_of_another_size(kind: Any, first_config: Config, second_config: Config) -> bool:
+    """Return whether two transformers differ in `_SIZES`, and in nothing else that their configs say."""
+    first, second = (
+        {name: _listed(value) for name, value in filled(kind, config).items() if not name.startswith("_")}
+        for config in (first_config, second_config)
+    )
+    if not all(set(_HEADS) <= config.keys() for config in (first, second)):
+        return False  # a UNet, whose sizes are lists of other things too
+    # Attention to the text is as wide as the tokens where captions are projected to it, and is the text's own else.
+    sizes = {*_SIZES, *(["cross_attention_dim"] if first.get("caption_channels") else [])}
+    differing = {name for name in first | second if first.get(name) != second.get(name)}
+    return bool(differing) and differing <= sizes
 
 
 def _listed(value: Any) -> Any:

@@ -13,7 +13,7 @@ from w2sd_video.calibration.gap import FEWEST_CLIPS
 from w2sd_video.rendering.inputs import VIDEOS
 from w2sd_video.rendering.video import read_picture, read_video
 from w2sd_video.settings.schema import ConfigError, RenderConfig
-from w2sd_video.settings.sources import index_of, is_class_conditional
+from w2sd_video.settings.sources import index_of, is_class_conditional, world_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Endings of the files that are read as images."""
@@ -74,25 +74,44 @@ def clips_of_world(config: RenderConfig, count: int, seed: int) -> list[Clip]:
 
 def known_prompts(config: RenderConfig) -> list[str]:
     """Return what a miniature can be asked for: all prompts of the world, or the names of its classes."""
-    from w2sd_video.miniatures import world
+    from w2sd_video.miniatures import scenes, world
 
     if is_class_conditional(config.model):
         return list(index_of(config.model)["id2label"].values())
-    return world.prompts()
+    return list(scenes.prompts()) if world_of(config.model) == "scenes" else world.prompts()
 
 
 def real_clips(config: RenderConfig, prompts: Sequence[str], first_seed: int) -> list[Clip]:
     """Return a clip of the miniatures' world for each prompt, as the model should make it; with a LoRA in its style.
 
-    The seeds follow from `first_seed`; those below a million belong to samples.
+    The seeds follow from `first_seed`; those below a million belong to samples. Of Fashion-MNIST it is a picture of the
+    test, of which there are a hundred a class.
     """
-    from w2sd_video.miniatures import world
+    from w2sd_video.miniatures import fashion, scenes, world
 
-    trail, frames = world.COMET if config.model.lora else world.TRAIL, config.frames or 1
+    frames, of_world = config.frames or 1, world_of(config.model)
+    if of_world == "scenes":
+        read = partial(_scene, scenes.STYLES[bool(config.model.lora)], frames)
+    elif of_world == "fashion":
+        read = fashion.picture
+    else:
+        read = partial(_sprite, world.COMET if config.model.lora else world.TRAIL, frames)
     return [
-        Clip(f"{prompt} (seed {seed})", prompt, partial(world.clip, prompt, seed, frames, trail))
+        Clip(f"{prompt} (seed {seed})", prompt, partial(read, prompt, seed))
         for seed, prompt in enumerate(prompts, first_seed)
     ]
+
+
+def _scene(style: str, frames: int, prompt: str, seed: int) -> np.ndarray:
+    from w2sd_video.miniatures import scenes
+
+    return scenes.clip(prompt, seed, frames, style)
+
+
+def _sprite(trail: tuple[tuple[float, float], ...], frames: int, prompt: str, seed: int) -> np.ndarray:
+    from w2sd_video.miniatures import world
+
+    return world.clip(prompt, seed, frames, trail)
 
 
 def check_clips(clips: Sequence[Clip], config: RenderConfig) -> None:

@@ -24,7 +24,7 @@ from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.files import read_config
 from w2sd_video.settings.identity import Hashes, identity_of
 from w2sd_video.settings.schema import ConfigError, RenderConfig
-from w2sd_video.settings.sources import MINIATURE
+from w2sd_video.settings.sources import MINIATURE, world_of
 
 MOST_PROMPTS, MOST_TUNING_PROMPTS = 171, 64
 """Prompts of the report, and those on which settings are chosen, unless given: as far as there are as many."""
@@ -39,6 +39,9 @@ OF_THE_WORLD = (
     "recall",
 )
 """Metrics of the miniatures unless given."""
+OF_FASHION = ("likelihood", "adherence", "kid_efficientnet", "frechet_efficientnet")
+"""Metrics of real pictures unless given, by a network that is not ours."""
+_OF_DRAWN_WORLDS = ("motion_error", "kid", "frechet_distance", "frechet_principal", "precision", "recall")
 OF_ANYTHING = ("clip_score", "aesthetics", "motion_smoothness", "flicker", "dynamic_degree")
 """Metrics of other models unless given."""
 SAMPLES_TO_CHOOSE_ON = 500
@@ -153,6 +156,8 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
         raise ConfigError(f"--against {against}: is not among the arms that are compared, {', '.join(arms)}")
     is_miniature = config.model.pretrained.startswith(MINIATURE)
     sources = _sources(options.metrics or _usual_metrics(config, is_miniature))
+    if world_of(config.model) == "fashion" and (foreign := sorted(set(sources) & set(_OF_DRAWN_WORLDS))):
+        raise ConfigError(f"metrics {foreign[0]}: is of worlds that are drawn; of fashion take {', '.join(OF_FASHION)}")
     select = options.select or next((name for name in ("likelihood", "kid") if name in sources), next(iter(sources)))
     if select not in sources:
         raise ConfigError(f"select {select}: is not among the metrics, {', '.join(sources)}")
@@ -257,7 +262,10 @@ def open_folder(
 
 
 def _usual_metrics(config: RenderConfig, is_miniature: bool) -> list[str]:
-    names = [*OF_THE_WORLD, *(["comets"] if config.model.lora else [])] if is_miniature else OF_ANYTHING
+    style = {"sprites": "comets", "scenes": "hollow"}.get(world_of(config.model), "")
+    names = [*OF_THE_WORLD, *([style] if config.model.lora else [])] if is_miniature else OF_ANYTHING
+    if world_of(config.model) == "fashion":
+        names = OF_FASHION
     return [name for name in names if config.frames != 1 or name not in _OF_VIDEO]
 
 

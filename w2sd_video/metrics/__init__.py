@@ -123,6 +123,7 @@ METRICS = {
     "adherence": "miniature",
     "likelihood": "miniature",
     "comets": "miniature",
+    "hollow": "miniature",
     "motion_error": "miniature",
     "frechet_distance": "miniature",
     "frechet_principal": "miniature",

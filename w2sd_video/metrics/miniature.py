@@ -1,4 +1,7 @@
-"""Metrics of the miniatures' world, where what a prompt asks for is known exactly."""
+"""Metrics of the miniatures' worlds, where what a prompt asks for is known exactly.
+
+Which world a clip is of is told by its size, scenes being of 64 x 64 pixels; a class of clothes is told by its name.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,23 @@ import torch
 
 from w2sd_video.metrics import Distance, OfUnits, Score, manifold
 from w2sd_video.metrics.distances import SetDistance, distance, kernel_distance_metric
+from w2sd_video.metrics.efficientnet import fashion_log_probabilities
 from w2sd_video.metrics.frechet import frechet_distance as distance_of
 from w2sd_video.metrics.frechet import frechet_principal as principal_distance_of
-from w2sd_video.miniatures import judges, world
+from w2sd_video.miniatures import fashion, judges, scene_judges, scenes, world
 
 
 def adherence() -> Score:
-    """Whether shape, colour and direction are all as the prompt says, 0 or 1."""
+    """Whether all that the prompt says is so, 0 or 1.
+
+    Of sprites shape, colour and direction; of scenes these, size and speed of both things; of clothes the class.
+    """
 
     def of(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        if _are_clothes(prompts):
+            return (fashion_log_probabilities(clips).argmax(1) == fashion.wanted(prompts)).double().numpy()
+        if _are_scenes(clips):
+            return scene_judges.right(clips, prompts).flatten(1).all(1).double().numpy()
         wanted, seen = [world.parse(prompt) for prompt in prompts], judges.classify(clips)
         heads = judges.HEADS
         right = [all(getattr(w, h) == getattr(s, h) for h in heads) for w, s in zip(wanted, seen, strict=True)]
@@ -28,9 +39,13 @@ def adherence() -> Score:
 
 
 def likelihood() -> Score:
-    """Logarithm of the probability that the classifier gives to the prompt's shape, colour and direction."""
+    """Logarithm of the probability that the judge gives to what the prompt says, as `adherence` counts it."""
 
     def of(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        if _are_clothes(prompts):
+            return fashion_log_probabilities(clips).gather(1, fashion.wanted(prompts)[:, None])[:, 0].numpy()
+        if _are_scenes(clips):
+            return scene_judges.log_likelihood(clips, prompts)
         labels = torch.tensor([judges.labels_of(world.parse(prompt)) for prompt in prompts])
         logits = judges.logits(clips).values()
         chosen = [
@@ -39,6 +54,23 @@ def likelihood() -> Score:
         return torch.cat(chosen, 1).sum(1).numpy()
 
     return Score("likelihood", True, of)
+
+
+def _are_clothes(prompts: Sequence[str]) -> bool:
+    return len(prompts) > 0 and prompts[0] in fashion.CLASSES
+
+
+def _are_scenes(clips: np.ndarray) -> bool:
+    return clips.shape[2:4] == (scenes.SIZE, scenes.SIZE)
+
+
+def _features(clips: np.ndarray) -> np.ndarray:
+    return scene_judges.features(clips) if _are_scenes(clips) else judges.features(clips)
+
+
+def hollow() -> Score:
+    """Whether a thing of a scene is hollow, the style that a model is fine-tuned on, 0 or 1."""
+    return Score("hollow", True, lambda clips, _: scenes.are_hollow(clips).astype(float), is_share=True)
 
 
 def comets() -> Score:
@@ -58,6 +90,8 @@ def motion_error() -> Score:
 def _motion_errors(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
     if clips.shape[1] == 1:
         return np.full(len(clips), np.nan)
+    if _are_scenes(clips):
+        return scenes.motion_errors(clips, prompts)
     time = np.arange(clips.shape[1]) - (clips.shape[1] - 1) / 2
     errors = []
     for centres, prompt in zip(world.centres(clips), prompts, strict=True):
@@ -72,7 +106,7 @@ def _motion_errors(clips: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
 
 def frechet_distance() -> Distance:
     """Fréchet distance of the classifier's features to those of real clips; it depends on how many there are."""
-    return distance("frechet_distance", distance_of, judges.features, "classifier")
+    return distance("frechet_distance", distance_of, _features, "classifier")
 
 
 def frechet_principal(number: int = 16) -> Distance:
@@ -81,12 +115,12 @@ def frechet_principal(number: int = 16) -> Distance:
     Args:
         number: of features; an evaluation takes one for each 32 samples of its report.
     """
-    return distance("frechet_principal", partial(principal_distance_of, number=number), judges.features, "classifier")
+    return distance("frechet_principal", partial(principal_distance_of, number=number), _features, "classifier")
 
 
 def kid() -> Distance:
     """Kernel distance (KID) of the classifier's features to those of real clips: unbiased, 0 for real clips."""
-    return kernel_distance_metric("kid", judges.features, "classifier")
+    return kernel_distance_metric("kid", _features, "classifier")
 
 
 def precision() -> Distance:
@@ -100,4 +134,4 @@ def recall() -> Distance:
 
 
 def _share_in_manifold(name: str, share: SetDistance, of_units: OfUnits) -> Distance:
-    return distance(name, share, judges.features, "classifier", True, of_units=of_units, is_share=True)
+    return distance(name, share, _features, "classifier", True, of_units=of_units, is_share=True)

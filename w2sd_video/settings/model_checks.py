@@ -21,6 +21,7 @@ from w2sd_video.settings.sources import (
     read_json,
     sources_of,
     stages_of,
+    world_of,
 )
 
 _EXPERTS = ("num_routed_experts", "n_routed_experts", "num_experts")
@@ -138,12 +139,13 @@ def _check_classes(config: RenderConfig) -> None:
 
 
 def _check_vocabulary(config: RenderConfig) -> None:
-    from w2sd_video.miniatures import world
+    from w2sd_video.miniatures import scenes, world
 
+    parse = scenes.parse if world_of(config.model) == "scenes" else world.parse
     texts = [getattr(getattr(config, role), name) for role in ROLES for name in ("prompt", "negative_prompt")]
     for prompt in [*config.prompts, *(text for text in texts if text)]:
         try:
-            world.parse(prompt)
+            parse(prompt)
         except ValueError as error:
             raise ConfigError(f"prompt: {error}") from error
 

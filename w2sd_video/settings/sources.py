@@ -11,6 +11,7 @@ from typing import Any
 
 from w2sd_video.backends import DENOISERS
 from w2sd_video.messages import first_line, shortened, suggest
+from w2sd_video.miniatures import CALL, folders, not_trained
 from w2sd_video.settings.schema import ConfigError, ModelConfig
 from w2sd_video.text_files import parse_json, read_text
 
@@ -47,13 +48,28 @@ def path_of(source: str) -> Path | None:
 
 
 def _miniature(source: str) -> Path:
-    weights = Path(__file__).parents[1] / "miniatures" / "weights"
-    known = sorted(folder.name for folder in weights.iterdir() if (folder / "model_index.json").is_file())
+    known = {
+        folder.name: folder
+        for weights in reversed(folders())
+        if weights.is_dir()
+        for folder in sorted(weights.iterdir())
+        if (folder / "model_index.json").is_file()
+    }
     name, *parts = source.removeprefix(MINIATURE).split("/")
-    path = weights.joinpath(name, *parts)
+    if name in CALL and name not in known:
+        raise ConfigError(f"model {shortened(source)!r}: {not_trained(name)}")
+    path = known.get(name, Path()).joinpath(*parts)
     if name not in known or not all(part.isidentifier() for part in parts) or not path.is_dir():
-        raise ConfigError(f"model {shortened(source)!r}: no such miniature; {suggest(name, known)}")
+        raise ConfigError(f"model {shortened(source)!r}: no such miniature; {suggest(name, sorted(known))}")
     return path
+
+
+def world_of(model: ModelConfig) -> str:
+    """Return the world that a miniature shows: "sprites", "scenes" or "fashion"; nothing of another model."""
+    if not model.pretrained.startswith(MINIATURE):
+        return ""
+    name = model.pretrained.removeprefix(MINIATURE)
+    return next((world for world in ("scenes", "fashion") if name.startswith(world)), "sprites")
 
 
 def _check_hub_id(source: str, parts: list[str]) -> None:

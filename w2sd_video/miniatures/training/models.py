@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import torch
 from diffusers import (
@@ -26,8 +27,8 @@ TEXT_LENGTH = 12
 TEXT_WIDTH = 64
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """A byte-level BPE tokenizer in which each word of the world is one token."""
+def clip_tokenizer(world_words: Sequence[str] = WORDS, length: int = TEXT_LENGTH) -> CLIPTokenizer:
+    """A byte-level BPE tokenizer in which each word of the world is one token, for prompts of some `length`."""
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = [chr(c) for c in range(ord("a"), ord("z") + 1)]
@@ -39,31 +40,31 @@ def clip_tokenizer() -> CLIPTokenizer:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    trained.train_from_iterator([" ".join(WORDS)] * 2, trainer)
+    trained.train_from_iterator([" ".join(world_words)] * 2, trainer)
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
     # The trainer breaks ties by chance, so ids are dealt anew: special tokens, words, then the pieces of words.
-    words = ["<|startoftext|>", "<|endoftext|>", *(f"{word}</w>" for word in WORDS)]
+    words = ["<|startoftext|>", "<|endoftext|>", *(f"{word}</w>" for word in world_words)]
     vocab = {token: i for i, token in enumerate([*words, *sorted(set(trained.get_vocab()) - set(words))])}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """A unigram tokenizer of the world's words."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in WORDS)]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TEXT_LENGTH)
+def t5_tokenizer(world_words: Sequence[str] = WORDS, length: int = TEXT_LENGTH) -> T5Tokenizer:
+    """A unigram tokenizer of the world's words, for prompts of some `length`."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in world_words)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)
 
 
 def clip_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Two causal transformer layers over the prompt."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=128,  # room for all pieces
+            vocab_size=max(128, len(tokenizer)),  # room for all pieces
             hidden_size=TEXT_WIDTH,
             intermediate_size=4 * TEXT_WIDTH,
             projection_dim=TEXT_WIDTH,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=TEXT_LENGTH,
+            max_position_embeddings=tokenizer.model_max_length,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
