@@ -233,7 +233,9 @@ def pixart_task(
         known = torch.tensor([colour in scenes.HALF_OF_COLOURS for colour in scenes.COLOURS], device=bench.device)
         rows = known[pool.scenes.seen[..., 1]].all(1).nonzero()[:, 0]
         if not len(rows):
-            raise TrainingError(f"none of {len(pool.latents)} pictures has colours of that half only; take a larger pool")
+            raise TrainingError(
+                f"none of {len(pool.latents)} pictures has colours of that half only; take a larger pool"
+            )
 
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
         text = {"encoder_hidden_states": of.text, "encoder_attention_mask": of.mask}
