@@ -12,8 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "studies"))
 
 import balanced_strength
 import exact_pairs
+import fast_miniatures
+import fast_preset
 import operators_exact
 import readings
+import solvers_exact
 import toy
 import zero_gap
 from exact_pairs import PAIRS, TRUTH
@@ -106,3 +109,24 @@ def test_balanced_strength(monkeypatch, capsys):
     found = balanced_strength.main(seeds=1, samples=500)["late half"]
     means = {pick: torch.tensor(found[pick]).log().mean() for pick in balanced_strength.PICKS}
     assert means["tuned"] < means["strong alone"] and means["balanced"] < means["strong alone"]
+
+
+def test_solvers(monkeypatch):
+    monkeypatch.setattr(solvers_exact, "BUDGETS", (12,))
+    monkeypatch.setattr(solvers_exact, "GRIDS", (1.3,))
+    found = {key: by_budget[0][0] for key, by_budget in solvers_exact.main(seeds=1, samples=512).items()}
+    assert found["epsilon", "AutoGuidance", "UniPC", 1.3] < found["epsilon", "AutoGuidance", "Euler", 1.3]
+    assert len(found) == 2 * 5 + 2 * 4
+
+
+def test_fast_preset(monkeypatch):
+    monkeypatch.setattr(fast_preset, "STEPS", (10,))
+    shares = fast_preset.main(seeds=1, samples=512)["epsilon", 10]
+    assert shares["AutoGuidance, late half"][0] > 0.8 > 0.3 > shares["AutoGuidance, early half"][0]
+    assert max(shares[name][0] for name in fast_preset.FULL) == 1.0
+
+
+def test_fast_on_a_miniature(tmp_path, capsys):
+    found = fast_miniatures.main("dit-moe", tmp_path, steps=2, prompts=4, seeds=1)
+    costs = [int(arm["nfe"]) for arm in found.values()]
+    assert costs == [4, 6, 8, 8, 8] and "| AutoGuidance, late half | 6 |" in capsys.readouterr().out
