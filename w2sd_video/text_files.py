@@ -32,14 +32,20 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def parse_json(text: str) -> Any:
-    """Return what a JSON text says; a key that is there twice and NaN, which JSON has not, are refused.
+def parse_json(text: str, *, finite: bool = True) -> Any:
+    """Return what a JSON text says; a key that is there twice is refused.
+
+    Args:
+        text: the JSON.
+        finite: whether NaN and infinities, which Python's JSON has beside the standard's, are refused too.
 
     Raises:
         ValueError: no JSON, or one that nests too deep.
     """
     try:
-        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        return json.loads(
+            text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant if finite else None
+        )
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
 

@@ -176,7 +176,8 @@ def test_three_rows_at_a_branchs_scale_are_the_pipeline_called_with_it(name):
         expected = result_of(pipe, call | {"guidance_scale": scale})
         with reflection(pipe, strong=Branch(), weak=Branch(), base=Branch(guidance_scale=scale), reflection_steps=0):
             assert torch.allclose(result_of(pipe, call), expected, rtol=1e-3, atol=1e-4)
-    with reflection(pipe, strong=Branch(guidance_scale=6.0), weak=Branch(guidance_scale=2.0)) as done:
+    gap = {"strong": Branch(guidance_scale=6.0), "weak": Branch(guidance_scale=2.0)}
+    with reflection(pipe, **gap, inversion="paper") as done:
         assert not torch.equal(result_of(pipe, call), expected)
     assert done.nfe == {"base": 9, "strong": 6, "weak": 6}
 
@@ -222,7 +223,8 @@ def test_a_pipeline_makes_the_branchs_scale_of_the_answers_by_its_own_rule(rule,
 
 def test_at_a_scale_of_0_a_network_that_is_given_more_channels_than_it_gives_is_answered_for():
     pipe, call = tiny.wan_image_to_video()
-    with reflection(pipe, strong=Branch(guidance_scale=4.0), weak=Branch(guidance_scale=0.0)) as reflected:
+    gap = {"strong": Branch(guidance_scale=4.0), "weak": Branch(guidance_scale=0.0)}
+    with reflection(pipe, **gap, inversion="paper") as reflected:
         assert run(pipe, call | {"num_inference_steps": 3}).isfinite().all()
     assert reflected.nfe == {"base": 6, "strong": 4, "weak": 2}
 

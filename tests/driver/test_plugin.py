@@ -31,14 +31,14 @@ def test_a_branch_with_a_prompt_sees_what_that_prompt_gives(system):
     pipe, call = SYSTEMS[system]()
     other = "a blue square over the sea"
     branches = {role: Branch(prompt=other) for role in ("base", "strong", "weak")}
-    with reflection(pipe, strong=Branch(), weak=Branch()):
+    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="paper"):
         expected = run(pipe, call, prompt=other)
         without = run(pipe, call)
-    with reflection(pipe, **branches):
+    with reflection(pipe, **branches, inversion="paper"):
         assert torch.equal(run(pipe, call), expected)
     assert not torch.equal(expected, without)
     branches = {role: Branch(prompt=other, guidance_scale=1.0) for role in ("base", "strong", "weak")}
-    with reflection(pipe, **branches) as reflected:
+    with reflection(pipe, **branches, inversion="paper") as reflected:
         assert not torch.equal(run(pipe, call), expected)
     assert reflected.nfe["weak"] == STEPS - 1
 
@@ -47,10 +47,10 @@ def test_a_branch_with_a_prompt_sees_what_that_prompt_gives(system):
 @pytest.mark.parametrize("scale", [0.0, -1.0, 1.0, 7.5])
 def test_all_branches_at_one_scale_are_the_pipeline_at_that_scale(system, scale):
     pipe, call = SYSTEMS[system]()
-    with reflection(pipe, strong=Branch(), weak=Branch()):
+    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="paper"):
         expected = run(pipe, call, guidance_scale=7.5)
     role = Branch(guidance_scale=scale)
-    with reflection(pipe, strong=role, weak=role, base=role) as reflected:
+    with reflection(pipe, strong=role, weak=role, base=role, inversion="paper") as reflected:
         result = run(pipe, call)
     if scale == 7.5:
         close(result, expected)
@@ -251,10 +251,10 @@ def test_guidance_in_two_calls_without_names():
     call |= {"video": [torch.rand((3, 32, 32), generator=generator) for _ in range(9)], "strength": 0.8}
     del call["num_frames"]
     other = "a blue square over the sea"
-    with reflection(pipe, strong=Branch(), weak=Branch()):
+    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="paper"):
         expected = run(pipe, call, prompt=other, guidance_scale=4.0)
     role = Branch(prompt=other, guidance_scale=4.0)
-    with reflection(pipe, strong=role, weak=role, base=role) as reflected:
+    with reflection(pipe, strong=role, weak=role, base=role, inversion="paper") as reflected:
         close(run(pipe, call), expected)
     assert reflected.nfe == {"base": 2 * 4, "strong": 2 * 3, "weak": 2 * 3}
 

@@ -95,7 +95,7 @@ def test_base_is_a_stock_call(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["guidance_rescale", "two stages"])
 def test_base_is_a_stock_call_beside_a_reflection_that_does_nothing(name, tmp_path):
-    pipe, config = made(name, tmp_path, reflection_steps=2, weak=BranchConfig(1.0), strength=0.0)
+    pipe, config = made(name, tmp_path, reflection_steps=2, weak=BranchConfig(1.0), strength=0.0, inversion="paper")
     clips, nfe = sample_clips(pipe, config, PROMPTS, SEEDS)
     assert np.array_equal(clips, stock(pipe, config, **PIPELINES[name][1]))
     assert nfe == evaluations(config)

@@ -26,7 +26,7 @@ from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import DenoiserSwitch
 from w2sd_video.driver.guards import Momentum
 from w2sd_video.driver.loop_state import LoopState
-from w2sd_video.driver.networks import in_use
+from w2sd_video.driver.networks import EVALUATING, in_use
 from w2sd_video.driver.parts import (
     branch_at_stage,
     check_control_scales,
@@ -446,10 +446,11 @@ def second_of(branch: Branch) -> nn.Module | None:
 
 
 def _is_of_the_loop(error: BaseException) -> bool:
-    """Return whether an error is none of the package's, and does not say that memory ran out."""
-    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-    is_ours = innermost.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]
-    return not (is_ours or isinstance(error, (MemoryError, torch.OutOfMemoryError)))
+    """Return whether an error is none of the package's or of a hook of a network's, nor says that memory ran out."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_ours = frames[-1].f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]
+    is_of_network = any(frame.f_code in EVALUATING for frame in frames)
+    return not (is_ours or is_of_network or isinstance(error, (MemoryError, torch.OutOfMemoryError)))
 
 
 def _samples_in(result: Any) -> int:

@@ -28,7 +28,8 @@ class _Use:
 _USES: WeakKeyDictionary[nn.Module, _Use] = WeakKeyDictionary()
 _USES_LOCK = threading.Lock()
 
-_EVALUATING = (nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__)
+EVALUATING = (nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__)
+"""What is on the stack while a network is evaluated, its hooks among it."""
 _POLL = 0.002
 """Seconds between looks at what other threads do."""
 
@@ -96,7 +97,7 @@ def _other_threads() -> set[int]:
 def _is_evaluating(thread: int, network: nn.Module) -> bool:
     frame: FrameType | None = sys._current_frames().get(thread)
     while frame is not None:
-        if frame.f_code in _EVALUATING and frame.f_locals.get("self") is network:
+        if frame.f_code in EVALUATING and frame.f_locals.get("self") is network:
             return True
         frame = frame.f_back
     return False

@@ -126,7 +126,7 @@ def read_json(source: str, file: str) -> dict[str, Any]:
 def _parsed(path: Path, modified_ns: int) -> dict[str, Any]:
     """Parse a JSON file, once as long as it is not modified: a plan asks the same files many times."""
     try:
-        parsed = parse_json(read_text(path))
+        parsed = parse_json(read_text(path), finite=False)  # schedulers' configs have -Infinity
     except ValueError as error:
         raise ConfigError(f"model: {path} is not JSON, so the folder is damaged: {error}") from error
     if not isinstance(parsed, dict):
