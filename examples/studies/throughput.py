@@ -66,8 +66,7 @@ def main(
         with ExitStack() as stack:
             sides = [sys.executable, *([against] if against else [])]
             ask = [stack.enter_context(_other(python, words)) for python in sides]
-            named, *_ = [side("settings") for side in ask]
-            settings = named.split("|")
+            settings, *_ = (side("settings").split("|") for side in ask)
             seconds = {setting: [[float(side(setting)) for side in ask] for _ in range(rounds)] for setting in settings}
             share = float(ask[0]("share"))
         best = {setting: [min(column) for column in zip(*rows, strict=True)] for setting, rows in seconds.items()}

@@ -231,7 +231,7 @@ def _front_csv(outcome: Outcome, metrics: Sequence[Metric], select: Metric, on_f
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     ends = [f"{metric.name}{end}" for metric in metrics for end in ("", "_low", "_high")]
-    of_difference = [f"{select.name}_difference{end}" for end in ("", "_low", "_high", "_p_by_holm")]
+    of_difference = [f"{select.name}_difference{end}" for end in ("", "_low", "_high", "_p", "_p_by_holm")]
     columns = ["split", "arm", "setting", "budget", "steps", "nfe", "seconds", "samples", "failed", "on_front"]
     rows.writerow([*columns, *ends, *of_difference])
     if (real := outcome.real) is not None:
@@ -242,7 +242,7 @@ def _front_csv(outcome: Outcome, metrics: Sequence[Metric], select: Metric, on_f
     for result, is_on_front in zip(outcome.results, on_front, strict=True):
         numbers = [f"{number:.6g}" for metric in metrics for number in result.figures[metric.name].numbers]
         difference = result.differences.get(select.name)
-        compared = [*difference.numbers, result.corrected[select.name]] if difference else []
+        compared = [*difference.numbers, difference.p_value, result.corrected[select.name]] if difference else []
         numbers += [f"{number:.6g}" for number in compared] or [""] * len(of_difference)
         succeeded, seconds = result.samples.there, f"{np.mean(result.samples.seconds):.4f}"
         rows.writerow(
