@@ -90,6 +90,7 @@ def real_clips(config: RenderConfig, prompts: Sequence[str], first_seed: int) ->
     from w2sd_video.miniatures import fashion, scenes, world
 
     frames, of_world = config.frames or 1, world_of(config.model)
+    read: Callable[[str, int], np.ndarray]
     if of_world == "scenes":
         read = partial(_scene, scenes.STYLES[bool(config.model.lora)], frames)
     elif of_world == "fashion":
