@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from w2sd_video import Branch, reflection
 from w2sd_video.backends import pipeline, registered
 
 BUILDERS = {
@@ -221,3 +222,31 @@ def test_checkpoints_that_are_not_there(saved, tmp_path):
         pipeline.load(saved / "sd", weights={"weak": "nobody/nothing"}, device="cpu")
     with pytest.raises(FileNotFoundError, match="nobody/nothing"):
         pipeline.load(saved / "sd", controlnet="nobody/nothing", device="cpu")
+
+
+def test_a_transformer_of_another_size_may_be_the_weak_model_and_nothing_else_may_differ(saved, tmp_path):
+    config = dict(tiny.pixart()[0].transformer.config)
+
+    def save(name, **changed):
+        other = diffusers.PixArtTransformer2DModel.from_config({**config, **changed})
+        other.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    heads, width = config["num_attention_heads"], config["attention_head_dim"]
+    wider = save("wider", num_attention_heads=2 * heads, cross_attention_dim=2 * heads * width)
+    deeper = save("deeper", num_layers=config["num_layers"] + 1)
+    pipe = pipeline.load(saved / "pixart", weights={"wider": wider, "deeper": deeper}, device="cpu")
+    assert {name: len(second.transformer_blocks) for name, second in registered(pipe).items()} == {
+        "wider": config["num_layers"],
+        "deeper": config["num_layers"] + 1,
+    }
+    call = tiny.pixart()[1]
+    plain = run(pipe, call)
+    for name in ("wider", "deeper"):
+        with reflection(pipe, strong=Branch(), weak=Branch(weights=name), base=Branch()):
+            assert run(pipe, call).isfinite().all() and not torch.equal(run(pipe, call), plain)
+    other_heads = save("heads", num_attention_heads=2 * heads, attention_head_dim=width // 2)
+    fewer_channels = save("channels", in_channels=2, num_layers=config["num_layers"] + 1)
+    for folder in (other_heads, fewer_channels):
+        with pytest.raises(ValueError, match="the two must be of the same architecture"):
+            pipeline.load(saved / "pixart", weights={"weak": folder}, device="cpu")

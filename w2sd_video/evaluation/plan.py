@@ -262,10 +262,12 @@ def open_folder(
 
 
 def _usual_metrics(config: RenderConfig, is_miniature: bool) -> list[str]:
-    style = {"sprites": "comets", "scenes": "hollow"}.get(world_of(config.model), "")
-    names: Sequence[str] = [*OF_THE_WORLD, *([style] if config.model.lora else [])] if is_miniature else OF_ANYTHING
-    if world_of(config.model) == "fashion":
+    world = world_of(config.model)
+    names: tuple[str, ...] = OF_THE_WORLD if is_miniature else OF_ANYTHING
+    if world == "fashion":
         names = OF_FASHION
+    elif is_miniature and config.model.lora:
+        names = (*names, "hollow" if world == "scenes" else "comets")
     return [name for name in names if config.frames != 1 or name not in _OF_VIDEO]
 
 

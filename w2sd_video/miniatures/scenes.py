@@ -189,7 +189,8 @@ def random_scenes(seeds: Tensor, held_out: bool = False) -> Scenes:
         held_out: whether pairs of `HELD_OUT` may be among them, as for judges.
     """
     draw = _uniform(seeds)
-    pairs = torch.tensor(_pairs(held_out), device=seeds.device)  # upper and lower: shape, colour
+    constants = _constants(seeds.device)
+    pairs = constants.pairs_and_held_out if held_out else constants.pairs  # upper and lower: shape, colour
     looks = pairs[_integers(draw[:, 0], len(pairs))]
     direction = _integers(draw[:, 1:3], len(DIRECTIONS))
     size, speed = _integers(draw[:, 3:5], 2), _integers(draw[:, 5:7], 2)
@@ -199,7 +200,42 @@ def random_scenes(seeds: Tensor, held_out: bool = False) -> Scenes:
     return Scenes(seen, said, _integers(draw[:, 11], 2), seeds)
 
 
+@dataclass(frozen=True)
+class _Constants:
+    """What scenes are drawn by, on one device: made anew for each batch, a GPU would be waited for."""
+
+    pairs: Tensor
+    pairs_and_held_out: Tensor
+    sizes: Tensor
+    speeds: Tensor
+    directions: Tensor
+    colours: Tensor
+    background: Tensor
+    extent: Tensor
+    middle: Tensor
+    ago: Tensor
+    opacity: Tensor
+
+
 @cache
+def _constants(device: torch.device) -> _Constants:
+    middle = (SIZE - 1) / 2
+    values = (
+        _pairs(False),
+        _pairs(True),
+        list(SIZES.values()),
+        list(SPEEDS.values()),
+        [(float(x), float(y)) for x, y in DIRECTIONS.values()],
+        [[value / 127.5 - 1 for value in rgb] for rgb in COLOURS.values()],
+        [value / 127.5 - 1 for value in BACKGROUND],
+        [float(SIZE), float(HALF)],
+        [[middle, (HALF - 1) / 2], [middle, HALF + (HALF - 1) / 2]],
+        [0, *(frames_ago for frames_ago, _ in TRAIL)],
+        [opacity for _, opacity in TRAIL],
+    )
+    return _Constants(*(torch.tensor(value, device=device) for value in values))
+
+
 def _pairs(held_out: bool) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """All (shape, colour) of an upper and a lower thing, without or with those that training clips do not have."""
     colours = tuple(COLOURS)
@@ -247,19 +283,18 @@ def placed(scenes: Scenes, frames: int = FRAMES) -> tuple[Tensor, Tensor, Tensor
     """
     device = scenes.seed.device
     draw = _uniform(scenes.seed)[:, 12:20]
-    low, high = torch.tensor(list(SIZES.values()), device=device)[scenes.seen[..., 3]].unbind(-1)
+    constants = _constants(device)
+    low, high = constants.sizes[scenes.seen[..., 3]].unbind(-1)
     radius = low + (high - low) * draw[:, 0:2]
-    low, high = torch.tensor(list(SPEEDS.values()), device=device)[scenes.seen[..., 4]].unbind(-1)
+    low, high = constants.speeds[scenes.seen[..., 4]].unbind(-1)
     speed = low + (high - low) * draw[:, 2:4]
-    along = torch.tensor(list(DIRECTIONS.values()), dtype=torch.float32, device=device)[scenes.seen[..., 2]]
+    along = constants.directions[scenes.seen[..., 2]]
     velocity = speed[..., None] * along
     reach = radius[..., None] + (frames - 1) / 2 * velocity.abs()
-    extent = torch.tensor([SIZE, HALF], device=device)
-    slack = (extent / 2 - 0.5 - reach).clamp(min=0)  # keeps a thing inside its half for the whole clip
+    slack = (constants.extent / 2 - 0.5 - reach).clamp(min=0)  # keeps a thing inside its half for the whole clip
     slack[..., 0] = slack[..., 0].clamp(max=14)
     offset = (2 * torch.stack([draw[:, 4:6], draw[:, 6:8]], -1) - 1) * slack
-    middle = torch.tensor([[(SIZE - 1) / 2, (HALF - 1) / 2], [(SIZE - 1) / 2, HALF + (HALF - 1) / 2]], device=device)
-    return middle + offset, velocity, radius
+    return constants.middle + offset, velocity, radius
 
 
 def draw(scenes: Scenes, frames: int = FRAMES, style: str = "filled", only: Tensor | None = None) -> Tensor:
@@ -274,10 +309,8 @@ def draw(scenes: Scenes, frames: int = FRAMES, style: str = "filled", only: Tens
     device = scenes.seed.device
     times = (torch.arange(frames, device=device) if only is None else only) - (frames - 1) / 2
     body, trail = _light(scenes, frames, times, style)
-    colours = torch.tensor(list(COLOURS.values()), device=device) / 127.5 - 1
-    colour = colours[scenes.seen[..., 1]]
-    background = torch.tensor(BACKGROUND, device=device) / 127.5 - 1
-    pixels = background.view(1, 1, 3, 1, 1).expand(len(scenes), len(times), 3, SIZE, SIZE)
+    colour = _constants(device).colours[scenes.seen[..., 1]]
+    pixels = _constants(device).background.view(1, 1, 3, 1, 1).expand(len(scenes), len(times), 3, SIZE, SIZE)
     for coverage in (trail, body):
         for half in range(2):
             target = colour[:, half].view(len(scenes), 1, 3, 1, 1)
@@ -292,8 +325,7 @@ def _light(scenes: Scenes, frames: int, times: Tensor, style: str) -> tuple[Tens
     """
     device = times.device
     centre, velocity, radius = placed(scenes, frames)
-    ago = torch.tensor([0, *(frames_ago for frames_ago, _ in TRAIL)], device=device)
-    when = times - ago[:, None]  # ghosts, times
+    when = times - _constants(device).ago[:, None]  # ghosts, times
     at = centre[:, :, None, None] + when[..., None] * velocity[:, :, None, None]  # n, 2, ghosts, times, xy
     corner = at.floor() - _WINDOW // 2 + 1
     steps = torch.arange(_WINDOW, device=device)
@@ -306,8 +338,10 @@ def _light(scenes: Scenes, frames: int, times: Tensor, style: str) -> tuple[Tens
     is_inside = ((column >= 0) & (column < SIZE))[..., None, :] & ((row >= 0) & (row < SIZE))[..., :, None]
     window = (0.5 - distance).clamp(0, 1) * is_inside
     pixel = row.clamp(0, SIZE - 1)[..., :, None] * SIZE + column.clamp(0, SIZE - 1)[..., None, :]
-    opacity = torch.tensor([opacity for _, opacity in TRAIL], device=device).view(-1, 1, 1, 1)
-    ghosts = rearrange(window[:, :, 1:] * opacity, "n two ghosts times ... -> n two times (ghosts ...)")
+    ghosts = rearrange(
+        window[:, :, 1:] * _constants(device).opacity.view(-1, 1, 1, 1),
+        "n two ghosts times ... -> n two times (ghosts ...)",
+    )
     ghost_pixels = rearrange(pixel[:, :, 1:], "n two ghosts times ... -> n two times (ghosts ...)")
     dark = torch.zeros(*window.shape[:2], len(times), SIZE * SIZE, device=device)
     trail = dark.scatter_reduce(-1, ghost_pixels, ghosts, "amax")

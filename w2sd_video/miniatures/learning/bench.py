@@ -239,30 +239,33 @@ def clip_encoder(bench: Bench) -> Callable[[Tensor], Tensor]:
 def pictures(bench: Bench, with_text: bool = True, style: str = "filled") -> Pool:
     """Return the pool of single pictures, latents (n, 4, 16, 16), with texts or with classes."""
 
+    count = bench.size_of_pool(131_072, 24_576)
+
     def make() -> Pool:
         encode = picture_encoder(bench)
         texts = t5(bench, uses_mask=True) if with_text else None
-        count = bench.size_of_pool(131_072, 24_576)
         return bench.encoded(count, 1, 1, lambda clips: encode(clips)[:, 0], texts, style)
 
-    return bench.kept(f"pictures-{'text' if with_text else 'class'}-{style}", make)
+    return bench.kept(f"pictures-{'text' if with_text else 'class'}-{style}-{count}", make)
 
 
 def frames(bench: Bench, style: str = "filled") -> Pool:
     """Return AnimateDiff's pool of clips encoded frame by frame, latents (n, 16, 4, 16, 16)."""
 
+    count = bench.size_of_pool(24_576, 2048)
+
     def make() -> Pool:
-        count = bench.size_of_pool(24_576, 2048)
         return bench.encoded(count, 2, scenes.FRAMES, picture_encoder(bench), clip_text(bench), style)
 
-    return bench.kept(f"frames-{style}", make)
+    return bench.kept(f"frames-{style}-{count}", make)
 
 
 def videos(bench: Bench, uses_mask: bool) -> Pool:
     """Return the pool of clips of CogVideoX, or of Wan, whose text encoder is told the mask; (n, 5, 8, 16, 16)."""
 
+    count = bench.size_of_pool(32_768, 2048)
+
     def make() -> Pool:
-        count = bench.size_of_pool(32_768, 2048)
         return bench.encoded(count, 3, VIDEO_FRAMES, clip_encoder(bench), t5(bench, uses_mask))
 
-    return bench.kept(f"videos-{'masked' if uses_mask else 'plain'}", make)
+    return bench.kept(f"videos-{'masked' if uses_mask else 'plain'}-{count}", make)

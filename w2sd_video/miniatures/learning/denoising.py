@@ -32,13 +32,14 @@ class Condition:
             self.label = label if null is None else torch.where(dropped, null, label)
 
 
-def v_levels(alphas_cumprod: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Return what gives alpha, sigma and the timestep of numbers in [0, 1), of a diffusion's table."""
+def v_levels(alphas_cumprod: Tensor, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Return what gives alpha, sigma and the timestep of numbers in [0, 1), of a diffusion's table, on a device."""
     count = len(alphas_cumprod)
+    table = alphas_cumprod.to(device, torch.float32)  # once, for a GPU would be waited for; CogVideoX's is float64
 
     def levels(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         t = (u * count).long().clamp(max=count - 1)
-        level = alphas_cumprod.to(u.device, torch.float32)[t]  # CogVideoX's is float64
+        level = table[t]
         return level.sqrt(), (1 - level).sqrt(), t
 
     return levels

@@ -55,7 +55,7 @@ def pool(bench: Bench) -> Pool:
         ]
         return Pool(torch.cat(parts), label=torch.from_numpy(label[:count].astype(np.int64)).to(bench.device))
 
-    return bench.kept("fashion", make)
+    return bench.kept(f"fashion-{bench.pool or 'all'}", make)
 
 
 def dit_task(bench: Bench, batch: int, steps: int, seed: int = 21) -> Task:
@@ -86,7 +86,7 @@ def _dit(
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
         return network(noisy, timestep=t, class_labels=of.label).sample
 
-    levels = v_levels(ddim_scheduler().alphas_cumprod)
+    levels = v_levels(ddim_scheduler().alphas_cumprod, bench.device)
     return denoiser_task(bench, network, pictures, predict, levels, batch, seed, null=null, has_early=null is not None)
 
 
@@ -112,7 +112,7 @@ def judge_task(bench: Bench, batch: int, steps: int) -> Task:
 
 def _features(bench: Bench, training: bool, count: int) -> tuple[Tensor, Tensor]:
     """Return the features of pictures (n, 1280) and their classes, kept in the folder."""
-    name = f"fashion-features-{'train' if training else 'test'}"
+    name = f"fashion-features-{'train' if training else 'test'}-{bench.pool or count}"
 
     def make() -> Pool:
         if bench.features is None:

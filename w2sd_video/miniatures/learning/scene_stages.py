@@ -86,7 +86,7 @@ def picture_judge_task(bench: Bench, batch: int, steps: int) -> Task:
 
 def _judging(bench: Bench, judge: SceneJudge, batch: int, seed: int) -> Task:
     judge.to(bench.device)
-    size = bench.batch(batch)
+    size, opposite = bench.batch(batch), _OPPOSITE.to(bench.device)
 
     def loss(step: int) -> Tensor:
         random = bench.random(seed, step)
@@ -94,7 +94,7 @@ def _judging(bench: Bench, judge: SceneJudge, batch: int, seed: int) -> Task:
         if judge.frames > 1:
             half = size // 2
             x = torch.cat([x[:half].flip(1), x[half:]])
-            labels[: 2 * half, 2] = _OPPOSITE.to(bench.device)[labels[: 2 * half, 2]]
+            labels[: 2 * half, 2] = opposite[labels[: 2 * half, 2]]
         logits = judge(softened(halves_of(x), random))
         losses = [functional.cross_entropy(head, labels[:, k]) for k, head in enumerate(logits.values())]
         return torch.stack(losses).sum()
@@ -241,7 +241,7 @@ def pixart_task(
         text = {"encoder_hidden_states": of.text, "encoder_attention_mask": of.mask}
         return network(noisy, timestep=t, **text).sample
 
-    levels, is_main = v_levels(ddim_scheduler().alphas_cumprod), width == 128 and not half_of_colours
+    levels, is_main = v_levels(ddim_scheduler().alphas_cumprod, bench.device), width == 128 and not half_of_colours
     return denoiser_task(bench, network, pool, predict, levels, batch, seed, rows=rows, has_early=is_main)
 
 
@@ -255,7 +255,7 @@ def cogvideox_task(bench: Bench, batch: int, steps: int, seed: int = 11) -> Task
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
         return network(noisy, of.text, t).sample
 
-    levels = v_levels(cogvideox_scheduler().alphas_cumprod)
+    levels = v_levels(cogvideox_scheduler().alphas_cumprod, bench.device)
     return denoiser_task(bench, network, pools.videos(bench, False), predict, levels, batch, seed, has_early=True)
 
 
@@ -300,7 +300,7 @@ def _of_frames(bench: Bench, network: nn.Module, style: str, batch: int, steps: 
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
         return network(noisy, t, of.text).sample
 
-    levels = v_levels(ddim_scheduler().alphas_cumprod)
+    levels = v_levels(ddim_scheduler().alphas_cumprod, bench.device)
     return denoiser_task(bench, network, pool, predict, levels, batch, seed, has_early=style == "filled")
 
 
@@ -321,7 +321,7 @@ def motion_task(bench: Bench, batch: int, steps: int, seed: int = 14) -> Task:
         made = model(rearrange(noisy, "n frames channels ... -> n channels frames ..."), t, text).sample
         return rearrange(made, "n channels frames ... -> n frames channels ...")
 
-    levels = v_levels(ddim_scheduler().alphas_cumprod)
+    levels = v_levels(ddim_scheduler().alphas_cumprod, bench.device)
     task = denoiser_task(bench, late, pools.frames(bench), predict, levels, batch, seed)
 
     def loss(step: int) -> Tensor:
@@ -348,7 +348,7 @@ def dit_moe_task(bench: Bench, batch: int, steps: int, seed: int = 16) -> Task:
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
         return network(noisy, t, of.label).sample
 
-    levels, pool = v_levels(ddim_scheduler().alphas_cumprod), pools.pictures(bench, with_text=False)
+    levels, pool = v_levels(ddim_scheduler().alphas_cumprod, bench.device), pools.pictures(bench, with_text=False)
     null = len(scenes.classes())
     return denoiser_task(
         bench, network, pool, predict, levels, batch, seed, null=null, extra=lambda: BALANCE * imbalance()
