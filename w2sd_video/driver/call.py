@@ -184,7 +184,7 @@ class PipelineCall:
                 result = self._call(given | changes, len(args))
                 samples = _samples_in(result)
             except Exception as error:
-                if self._state.is_watched and not _is_of_ours_or_of_memory(error):
+                if self._state.is_watched and _is_of_the_loop(error):
                     raise ValueError(
                         f"{type(self._pipe).__name__} needs more of its network than a prediction (keys and values, "
                         "attention maps), or more of its scheduler than latents, so its loop cannot be watched "
@@ -432,14 +432,15 @@ def _second(branch: Branch) -> nn.Module | None:
     return branch.weights if isinstance(branch.weights, nn.Module) else None
 
 
-def _is_of_ours_or_of_memory(error: BaseException) -> bool:
-    """Return whether an error was raised by the package, or says that memory ran out."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+def _is_of_the_loop(error: BaseException) -> bool:
+    """Return whether an error comes of a loop: not of the package, of a hook of a network's, nor for want of memory."""
+    trace, names = error.__traceback__, [""]
+    while trace is not None:
+        names.append(trace.tb_frame.f_globals.get("__name__", ""))
         trace = trace.tb_next
-    package = __name__.partition(".")[0]
-    is_ours = trace is not None and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == package
-    return is_ours or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    is_of_ours = names[-1].partition(".")[0] == __name__.partition(".")[0]
+    is_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return not (is_of_ours or is_of_memory or nn.Module.__module__ in names)
 
 
 def _samples_in(result: Any) -> int:
