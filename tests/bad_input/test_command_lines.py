@@ -266,7 +266,7 @@ TABLE = [
     ("__main__ rendre", "invalid choice: 'rendre'"),
     ("__main__ --foo", "required: COMMAND"),
     ("__main__ render --foo", "unknown option --foo"),
-    ("miniatures.train", "required: --out"),
+    ("miniatures.train", "--out: name a folder"),
     ("miniatures.train --out x --stage nothing", "unknown stage 'nothing'"),
     ("miniatures.train --out x --scale nan --stage classifier", "--scale nan: must be above 0"),
     ("miniatures.train --out x --scale -1 --stage classifier", "--scale -1.0: must be above 0"),

@@ -126,7 +126,7 @@ def _handing_on(block: nn.Module) -> Callable[..., Any]:
 
 
 def _registered_order(block: nn.Module) -> list[str] | None:
-    """Return the arguments that a block returns anew, in order; None where diffusers does not know."""
+    """Return the arguments that a block returns anew, in order; None where diffusers does not know, or is wrong."""
     try:
         registered = TransformerBlockRegistry.get(type(block))
     except ValueError:
@@ -137,6 +137,8 @@ def _registered_order(block: nn.Module) -> list[str] | None:
     order = {registered.return_hidden_states_index: names[0]}
     if registered.return_encoder_hidden_states_index is not None:
         order[registered.return_encoder_hidden_states_index] = names[1]
+    if not set(order.values()) <= inspect.signature(type(block).forward).parameters.keys():
+        return None  # diffusers registers some blocks (Z-Image's) with names that their arguments do not have
     return [order[index] for index in sorted(order)]
 
 

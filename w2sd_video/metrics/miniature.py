@@ -65,7 +65,9 @@ def _are_scenes(clips: np.ndarray) -> bool:
 
 
 def _features(clips: np.ndarray) -> np.ndarray:
-    return scene_judges.features(clips) if _are_scenes(clips) else judges.features(clips)
+    """Return features of clips of any model: of that size by the judge of scenes, if it is trained."""
+    is_of_scenes = _are_scenes(clips) and scene_judges.is_trained(clips.shape[1] > 1)
+    return scene_judges.features(clips) if is_of_scenes else judges.features(clips)
 
 
 def hollow() -> Score:

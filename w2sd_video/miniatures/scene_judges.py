@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from w2sd_video.miniatures import folder_of
+from w2sd_video.miniatures import folder_of, folders
 from w2sd_video.miniatures.scenes import FRAMES, HALF, KINDS, SIZE, Scene, parse
 from w2sd_video.miniatures.world import Attributes
 
@@ -79,6 +79,11 @@ def _convolution(inside: int, outside: int, time: tuple[int, int, int], kernel: 
 def halves_of(x: Tensor) -> Tensor:
     """Clips (n, frames, 3, 64, 64) to their upper and lower halves in turn, (2 n, frames, 3, 32, 64)."""
     return rearrange(x, "n frames rgb (halves height) width -> (n halves) frames rgb height width", height=HALF)
+
+
+def is_trained(of_clips: bool) -> bool:
+    """Return whether the judge of clips, or of pictures, has weights here."""
+    return any((folder / JUDGES[of_clips]).is_dir() for folder in folders())
 
 
 @cache
