@@ -2,7 +2,7 @@
 
 It is `w2sd_video.evaluate` for each configuration, into a folder of its own, and then a table that holds all of them,
 with p-values by Holm's correction over everything in it. Started again it goes on where it stopped. New miniatures join
-by their names. Run: python examples/studies/all_miniatures.py --device cuda --workers 8 --gpus-per-worker 0.125
+by their names. Run: python examples/studies/all_miniatures.py --device cuda --workers 8 --gpus_per_worker 0.125
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import csv
 import io
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse import CLI
+from jsonargparse.typing import PositiveInt
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from w2sd_video import evaluate
-from w2sd_video.command_parser import OneLineParser
 from w2sd_video.evaluation.arms import ARMS
 from w2sd_video.evaluation.every_arm import arms_of
 from w2sd_video.evaluation.plan import Plan, plan_of
@@ -72,33 +74,53 @@ class Study:
     folder: Path
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Evaluate all configurations, or say what that would take."""
-    parser = OneLineParser(None, description=__doc__)
-    add = parser.add_argument
-    add("--configs", nargs="+", default=["miniature-*"], metavar="NAME", help="names with *, or files")
-    add("--budgets", nargs="+", type=int, default=[6, 10, 20, 40], metavar="NFE", help="evaluations a clip")
-    add("--samples", type=int, default=1000, help="of each arm in the report, at least")
-    add("--tuning-samples", type=int, default=500, help="of each setting where one is chosen, at least")
-    add("--arms", nargs="+", default=list(ARMS), metavar="ARM", help="what is compared")
-    add("--against", default="CFG", metavar="ARM", help="what the others are compared with")
-    add("--metrics", nargs="+", default=list(METRICS), metavar="NAME", help="the first chooses settings")
-    add("--number-of-prompts", type=int, help="of the report; as many as an evaluation takes unless given")
-    add("--number-of-tuning-prompts", type=int, help="other ones, on which settings are chosen")
-    add("--batch", type=int, help="clips sampled together; 64 on a CPU and 512 on a GPU unless given")
-    add("--device", default="auto", help="of the models")
-    add("--workers", metavar="N", help="processes that work at a time; more than 1 need Ray")
-    add("--gpus-per-worker", metavar="X", help="GPUs a worker holds, or a fraction")
-    add("--folder", type=Path, default=Path("runs/all-miniatures"), help="where everything is written")
-    add("--dry-run", action="store_true", help="say what it would take, here and on a GPU")
-    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+def main(
+    configs: tuple[str, ...] = ("miniature-*",),
+    budgets: tuple[PositiveInt, ...] = (6, 10, 20, 40),
+    samples: PositiveInt = 1000,
+    tuning_samples: PositiveInt = 500,
+    arms: tuple[str, ...] = tuple(ARMS),
+    against: str = "CFG",
+    metrics: tuple[str, ...] = METRICS,
+    number_of_prompts: PositiveInt | None = None,
+    number_of_tuning_prompts: PositiveInt | None = None,
+    batch: PositiveInt | None = None,
+    device: str = "auto",
+    workers: PositiveInt | None = None,
+    gpus_per_worker: float | None = None,
+    folder: Path = Path("runs/all-miniatures"),
+    dry_run: bool = False,
+) -> int:
+    """Evaluate all configurations, or say what that would take.
+
+    Args:
+        configs: names of configurations, with * for any, or files.
+        budgets: network evaluations a clip.
+        samples: of each arm in the report, at least.
+        tuning_samples: of each setting where one is chosen, at least.
+        arms: what is compared.
+        against: what the others are compared with.
+        metrics: the first chooses settings.
+        number_of_prompts: of the report; as many as an evaluation takes unless given.
+        number_of_tuning_prompts: other ones, on which settings are chosen.
+        batch: clips sampled together; 64 on a CPU and 512 on a GPU unless given.
+        device: of the models.
+        workers: processes that work at a time; more than 1 need Ray.
+        gpus_per_worker: GPUs that a worker holds, or a fraction.
+        folder: where everything is written.
+        dry_run: say what it would take, here and on a GPU.
+
+    Returns:
+        1 if samples failed, else 0.
+    """
+    options = argparse.Namespace(**locals())
     with errors_in_one_line("evaluate"):
         studies, left_out = studies_of(options)
-        if options.dry_run:
-            print(cost_in_words(studies, int(options.workers or 1)))
+        if dry_run:
+            print(cost_in_words(studies, workers or 1))
             return 0
         codes = [evaluate.main([*study.words, "--folder", str(study.folder)]) for study in studies]
-        print(write_all(options.folder, studies, options.metrics, options.against, left_out))
+        print(write_all(folder, studies, metrics, against, left_out))
     return max(codes)
 
 
@@ -132,7 +154,8 @@ def _study(name: str, options: argparse.Namespace) -> Study:
     rest = ["--config", name, "--device", options.device]
     config = parse(rest, command="evaluate").config
     is_gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
-    words = ["--arms", *options.arms, "--against", options.against, "--budgets", *map(str, options.budgets)]
+    words = ["--against", options.against, "--budgets", *map(str, options.budgets)]
+    words += ["--arms", *options.arms] if tuple(options.arms) != tuple(ARMS) else []  # of all of them some may not fit
     words += ["--metrics", *options.metrics, "--batch", str(options.batch or (_BATCH_OF_GPU if is_gpu else _BATCH))]
     for option in ("number_of_prompts", "number_of_tuning_prompts", "workers", "gpus_per_worker"):
         if (value := getattr(options, option)) is not None:
@@ -212,7 +235,7 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def write_all(folder: Path, studies: list[Study], metrics: list[str], against: str, left_out: list[str]) -> str:
+def write_all(folder: Path, studies: list[Study], metrics: Sequence[str], against: str, left_out: list[str]) -> str:
     """Write all.csv, table.md and report.html of all evaluations, and return the table in Markdown."""
     rows = [{"configuration": study.name, **row} for study in studies for row in _reported(study.folder)]
     first = metrics[0].partition("=")[0]
@@ -252,7 +275,7 @@ def _reported(folder: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["split"] == "report" and row["arm"] != REAL]
 
 
-def _table(rows: list[dict[str, str]], budget: str, metrics: list[str], against: str) -> Table:
+def _table(rows: list[dict[str, str]], budget: str, metrics: Sequence[str], against: str) -> Table:
     columns = [Column("miniature"), Column("arm"), Column("best setting"), Column("NFE"), Column("samples")]
     columns += [Column(name) for name in (*metrics, f"{metrics[0]} less that of {against}", "p")]
     cells = []
@@ -289,4 +312,4 @@ def _number(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(CLI(main, as_positional=False))
