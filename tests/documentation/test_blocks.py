@@ -26,6 +26,7 @@ from pages import PAGES, ROOT, Block, blocks_of, inline_code_of
 import w2sd_video.__main__
 import w2sd_video.calibrate
 import w2sd_video.evaluate
+import w2sd_video.miniatures.train
 import w2sd_video.render
 import w2sd_video.tune
 import w2sd_video.tuning.every_operator
@@ -142,13 +143,18 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             )
             monkeypatch.setattr(w2sd_video.tuning.tuning_plan, "read_votes", lambda files: [])
             assert w2sd_video.tune.main(rest) == 0 and reached
+        case ["python", "-m", "w2sd_video.miniatures.train", *rest]:
+            for name in ("_train", "_assemble", "_train_sprites"):
+                monkeypatch.setattr(w2sd_video.miniatures.train, name, lambda *given: reached.append(given))
+            w2sd_video.miniatures.train.main(rest)
+            assert reached
         case ["python", script, *rest] if script.startswith("examples/studies/"):
             parser = jsonargparse.ArgumentParser(exit_on_error=False)
             monkeypatch.syspath_prepend(ROOT / "examples" / "studies")
             parser.add_function_arguments(runpy.run_path(str(ROOT / script))["main"])
             monkeypatch.chdir(ROOT)
             parser.parse_args(rest)
-        case ["cp", *_]:
+        case ["cp" | "mkdir" | "export", *_] | ["python", "-m", "pip", "install", *_]:
             pass
         case ["w2sd-video", command, *_]:
             assert command in w2sd_video.__main__.COMMANDS

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import fashion_files
 import numpy as np
@@ -352,6 +353,7 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path, capsys, monkeypatch):
     assert code == 1 and "device cuda: torch finds no GPU here; use cpu" in said
 
 
+@pytest.mark.thorough
 def test_processes_train_side_by_side_and_a_failure_of_one_stage_leaves_the_others(tmp_path):
     """The stages are the real ones, in processes of their own, under a cap of seconds."""
     bench = Bench(tmp_path, CPU, fashion_mnist=tmp_path / "nothing", pool=8)
@@ -360,7 +362,7 @@ def test_processes_train_side_by_side_and_a_failure_of_one_stage_leaves_the_othe
             run_stage(name, bench, math.inf, steps=2)
     packed = []
     names = ["scenes-t5", "scenes-image-vae", "scenes-dit-moe", "fashion-vae"]
-    end = time.time() + 75
+    end = time.time() + 90
     failed = lanes.train_side_by_side(bench, names, end, jobs=2, every_minute=lambda: packed.append(1))
     assert time.time() < end + lanes.GRACE + 15
     assert set(failed) == {"fashion-vae"} and "holds no train-images-idx3-ubyte.gz" in failed["fashion-vae"]
@@ -384,3 +386,29 @@ def test_half_of_the_colours_are_all_that_a_network_of_them_sees(tmp_path):
     colours = np.array(list(scenes.COLOURS))[pool.scenes.seen[rows][..., 1].numpy()]
     assert len(rows) > 10 and set(colours.flatten()) == set(scenes.HALF_OF_COLOURS)
     assert pool.scenes.seen.shape[0] == 256 and set(np.unique(pool.scenes.seen[..., 1])) == set(range(6))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+def test_processes_end_with_the_one_that_began_them(tmp_path):
+    argv = ["--out", str(tmp_path), "--stage", "scenes-picture-judge", "scenes-image-vae", "--jobs", "2"]
+    command = [sys.executable, "-m", "w2sd_video.miniatures.train", *argv, "--device", "cpu", "--pool", "16"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    end = time.monotonic() + 240
+    while "2 of 2 processes are there" not in (tmp_path / "log").read_text() and time.monotonic() < end:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.2)
+    begun = [int(pid) for pid in children.read_text().split()]
+    process.kill()
+    process.wait()
+    while any(_is_running(pid) for pid in begun) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert len(begun) >= 2 and not any(_is_running(pid) for pid in begun)
+
+
+def _is_running(pid):
+    try:
+        return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
@@ -22,9 +25,8 @@ log = logging.getLogger(__name__)
 
 GRACE = 20.0
 """Seconds that a process may take beyond its time, to write its last checkpoint."""
-STARTING = 15.0
-"""Seconds that processes take to begin, which the first phase is given beside its own."""
 _LOOKED_EVERY = 0.2
+_READY = "ready"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def train_side_by_side(
     jobs: int = 1,
     last_run: bool = False,
     compiled: bool = False,
-    every_minute: Any = None,
+    every_minute: Callable[[], object] | None = None,
 ) -> dict[str, str]:
     """Train stages, each process a lane of them; what is done is in the bench's folder, also after an interruption.
 
@@ -128,12 +130,8 @@ def train_side_by_side(
         Why stages failed, by their names.
     """
     states = {stage: read_state(bench.path(stage)) for stage in stages}
-    now = time.time() + (STARTING if jobs > 1 else 0.0)
-    plan = plan_of(stages, states, max(0.0, end - now), jobs)
-    ends = [now + sum(plan.seconds[: i + 1]) for i in range(len(plan.seconds))]
-    all_stages = [[stage for lane in lanes for stage in lane] for lanes in plan.phases]
-    count = max((len(lanes) for lanes in plan.phases), default=0)
-    threads = max(1, torch.get_num_threads() // max(1, count))
+    lanes = [len(phase) for phase in plan_of(stages, states, 1.0, jobs).phases]
+    count = max(lanes, default=0)
     settings = {
         "out": bench.out,
         "device": bench.device,
@@ -141,38 +139,59 @@ def train_side_by_side(
         "pool": bench.pool,
         "features": bench.features,
     }
-    works = [
-        Work(
-            settings,
-            [lanes[i] if i < len(lanes) else [] for lanes in plan.phases],
-            all_stages,
-            ends,
-            last_run,
-            compiled,
-            threads,
-        )
-        for i in range(count)
-    ]
+    threads = max(1, torch.get_num_threads() // max(1, count))
+
+    def works() -> list[Work]:
+        """Share out the time that is left, once all processes are there: their beginning takes long on a cold disk."""
+        now = time.time()
+        plan = plan_of(stages, states, max(0.0, end - now), jobs)
+        ends = [now + sum(plan.seconds[: i + 1]) for i in range(len(plan.seconds))]
+        all_stages = [[stage for lane in phase for stage in lane] for phase in plan.phases]
+        return [
+            Work(
+                settings,
+                [phase[i] if i < len(phase) else [] for phase in plan.phases],
+                all_stages,
+                ends,
+                last_run,
+                compiled,
+                threads,
+            )
+            for i in range(count)
+        ]
+
     if count <= 1:
-        return run_lane(works[0]) if works else {}
-    return _in_processes(works, end, every_minute)
+        return run_lane(works()[0]) if count else {}
+    return _in_processes(count, works, end, every_minute)
 
 
-def _in_processes(works: Sequence[Work], end: float, every_minute: Any) -> dict[str, str]:
+def _in_processes(
+    count: int, works: Callable[[], list[Work]], end: float, every_minute: Callable[[], object] | None
+) -> dict[str, str]:
     context = multiprocessing.get_context("spawn")  # CUDA bears no fork
-    failures = context.Queue()
+    messages = context.Queue()
+    orders = [context.Queue() for _ in range(count)]
     processes = [
-        context.Process(target=_lane_process, args=(work, failures), name=f"lane {i}") for i, work in enumerate(works)
+        context.Process(target=_lane_process, args=(order, messages), name=f"lane {i}")
+        for i, order in enumerate(orders)
     ]
     for process in processes:
         process.start()
     failed: dict[str, str] = {}
     packed = time.monotonic()
     try:
+        ready = 0
+        while ready < count and all(process.is_alive() for process in processes) and time.time() < end:
+            time.sleep(_LOOKED_EVERY)
+            while not messages.empty():
+                ready += messages.get() == _READY
+        log.info("%d of %d processes are there", ready, count)
+        for order, work in zip(orders, works(), strict=True):
+            order.put(work)
         while any(process.is_alive() for process in processes) and time.time() < end + GRACE:
             time.sleep(_LOOKED_EVERY)
-            while not failures.empty():
-                failed |= failures.get()
+            while not messages.empty():
+                failed |= messages.get()
             if every_minute is not None and time.monotonic() - packed > 60:
                 packed = time.monotonic()
                 every_minute()
@@ -185,20 +204,30 @@ def _in_processes(works: Sequence[Work], end: float, every_minute: Any) -> dict[
             if process.is_alive():
                 process.kill()
                 process.join()
-    while not failures.empty():
-        failed |= failures.get()
+    while not messages.empty():
+        failed |= messages.get()
     for process in processes:
         if process.exitcode:
             failed[process.name] = f"its process ended with {process.exitcode}; its last checkpoints are kept"
     return failed
 
 
-def _lane_process(work: Work, failures: Any) -> None:
-    """Be a lane in a process of its own."""
+def _lane_process(orders: Any, messages: Any) -> None:
+    """Be a lane in a process of its own: say that it is there, be told what to do, and say what failed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    failed = run_lane(work)
-    if failed:
-        failures.put(failed)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")  # the context of a GPU takes seconds
+    messages.put(_READY)
+    if failed := run_lane(orders.get()):
+        messages.put(failed)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it is gone, killed perhaps; no checkpoint is half-written by that."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def run_lane(work: Work) -> dict[str, str]:
