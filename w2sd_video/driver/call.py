@@ -188,8 +188,8 @@ class PipelineCall:
                 if self._state.is_watched and _is_of_the_loop(error):
                     raise ValueError(
                         f"{type(self._pipe).__name__} needs more of its network than a prediction (keys and values, "
-                        "attention maps), or more of its scheduler than latents, so its loop cannot be watched "
-                        f"without them, nor be reflected ({type(error).__name__}: {error})"
+                        "attention maps) or of its scheduler than latents, so it cannot be reflected; its loop failed "
+                        f"in a turn without a network ({type(error).__name__}: {error})"
                     ) from error
                 raise
             finally:
