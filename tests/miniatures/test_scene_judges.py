@@ -69,7 +69,9 @@ def test_the_likelihood_is_of_what_the_prompt_says(shows):
     assert scene_judges.log_likelihood(clips(1), [MIXED_UP])[0] == pytest.approx(sure - 2 * 9)
 
 
-def test_metrics_ask_the_judge_of_the_world_that_clips_are_of(shows):
+def test_metrics_ask_the_judge_of_the_world_that_clips_are_of(shows, tmp_path, monkeypatch):
+    monkeypatch.setenv("W2SD_MINIATURES", str(tmp_path))
+    SceneJudge().save_pretrained(tmp_path / scene_judges.JUDGES[True])
     shows([RIGHT, MIXED_UP])
     assert load_metric("adherence").of(clips(2), [RIGHT, RIGHT]).tolist() == [1, 0]
     assert load_metric("likelihood").of(clips(2), [RIGHT, RIGHT])[0] > -1
