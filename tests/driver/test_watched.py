@@ -1,8 +1,9 @@
 """What a loop does to more turns than steps is seen before any network runs: loops written for it, with one fault."""
 
 import random
+import threading
 import time
-from itertools import zip_longest
+from itertools import count, zip_longest
 
 import diffusers
 import numpy as np
@@ -252,6 +253,38 @@ def test_state_by_turns_is_refused_before_any_network_runs(cls, what, inversion,
     assert not evaluations and not any(done.nfe.values())
     with reflection(pipe, strong=strong, weak=weak, reflection_steps=0):
         assert torch.equal(run(pipe, call), run(*of(cls)))
+
+
+class DrawsBeside(Loop):
+    """Another thread draws from what all threads share in some of its turns."""
+
+    disturbed = frozenset({2, 3, 4, 5, 6, 11, 40})
+
+    def __call__(self, *args, **kwargs):
+        self.numbers = count()
+        return super().__call__(*args, **kwargs)
+
+    def edited(self, latents):
+        if next(self.numbers) in self.disturbed:
+            for draw in (random.random, np.random.rand, lambda: torch.rand(1)):
+                thread = threading.Thread(target=draw)
+                thread.start()
+                thread.join()
+        return latents
+
+
+def test_draws_of_another_thread_are_not_taken_for_the_loops(monkeypatch):
+    def reflected():
+        pipe, call = of(DrawsBeside)
+        with reflection(pipe, strong=STRONG, weak=WEAK, reflection_steps=3):
+            return run(pipe, call)
+
+    beside = reflected()
+    monkeypatch.setattr(DrawsBeside, "disturbed", ())
+    assert torch.equal(beside, reflected())
+    monkeypatch.setattr(DrawsBeside, "disturbed", range(1000))
+    with pytest.raises(ValueError, match="keep other threads from drawing"):
+        reflected()
 
 
 class LateCounter(Loop):

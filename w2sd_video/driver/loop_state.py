@@ -46,6 +46,10 @@ class LoopState:
         """Keep what the loop that is calling the scheduler knows now, and what it has handed on in this turn."""
         self._before, self._handed_on = copied(self._variables()), copied(handed_on)
 
+    def was_drawn_beside(self) -> bool:
+        """Whether a generator that all threads share has moved since, by the loop's draws or by another thread's."""
+        return any(self._before[name] != state for name, state in _random_states())
+
     def compare(self, handed_on: Any) -> None:
         """Compare both with what was remembered at the same latents, for the same answers, without a wait."""
         now, before = self._variables(), self._before
@@ -76,7 +80,8 @@ class LoopState:
             raise ValueError(
                 f"the pipeline's loop keeps {', '.join(sorted(kept))} from turn to turn, which a reflection's turns "
                 "would change, so it cannot be reflected; keep it in a callback_on_step_end, which is called once a "
-                "step, draw noise before the loop, or reflect no step (reflection_steps=0)"
+                "step, draw noise before the loop, keep other threads from drawing meanwhile, or reflect no step "
+                "(reflection_steps=0)"
             )
 
     def _variables(self) -> dict[str, Any]:

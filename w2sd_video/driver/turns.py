@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -58,6 +58,11 @@ class ProbeRequest:
         if self.purpose == "repeat":
             return not self.is_of_others and not self.is_last
         return self.purpose == "watch" and (self.number == 0 or self.is_last)
+
+    def with_one_more(self) -> tuple[ProbeRequest, ProbeRequest]:
+        """Return the last of its purpose as the last but one, and a new last one."""
+        total = self.total + 1
+        return replace(self, total=total), replace(self, number=self.number + 1, total=total)
 
     @property
     def rows(self) -> int:

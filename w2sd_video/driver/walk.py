@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -275,6 +276,9 @@ class Walk:
         if asked.purpose == "watch" and asked.number == 0:
             level = self._trajectory.level(self._trajectory.step_at(turn.call))
             check_scaling(self.wrapped, latents, turn.timestep, self._trajectory.input_scale(level))
+        if self.watch.is_inconclusive(asked):
+            asked, again = asked.with_one_more()
+            self.turns.insert(self.at + 1, replace(turn, asked=again))
         next_latents = self.watch.see(asked, latents, (self._state.given, arguments))
         if asked.purpose == "watch" and asked.is_last and self.watch.sees_records:
             rest = slice(self.at + 1, None)

@@ -11,6 +11,9 @@ from w2sd_video.driver.loop_state import LoopState
 from w2sd_video.driver.measuring import probe_rows
 from w2sd_video.driver.turns import ProbeRequest
 
+_MOST_TURNS = 40
+"""A loop that draws from a generator of all threads does so in each of them, another thread hardly ever."""
+
 
 class Watch:
     """The watch over one call of a pipeline.
@@ -66,6 +69,12 @@ class Watch:
         if asked.is_before_others:
             return probe_rows(0, [latents.shape], asked.number, latents)[0]
         return self._first.clone()  # the pipeline may write into it
+
+    def is_inconclusive(self, asked: ProbeRequest) -> bool:
+        """Whether the second of two turns that have to be alike was disturbed, perhaps by another thread's draws."""
+        if self._loop_state is None or not (asked.is_of_pair and asked.is_last):
+            return False
+        return asked.total < _MOST_TURNS and self._loop_state.was_drawn_beside()
 
     def check(self) -> None:
         """Look at what was compared.
