@@ -23,10 +23,10 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from w2sd_video.backends import DENOISERS, registered
 from w2sd_video.calibration.real_clips import known_prompts
 from w2sd_video.evaluation.arms import candidates
+from w2sd_video.evaluation.measures import MakeLaboratory
 from w2sd_video.evaluation.plan import OF_THE_WORLD
-from w2sd_video.evaluation.samples import Laboratory, SampleFiles, Split, batches_of, spaces_of
+from w2sd_video.evaluation.samples import SampleFiles, Split, batches_of, spaces_of
 from w2sd_video.metrics import Score, load_metric
-from w2sd_video.rendering.load import load
 from w2sd_video.settings.command_line import parse
 
 ARMS = ("strong", "CFG", "AutoGuidance", "W2SD")
@@ -105,21 +105,20 @@ def _other(python: str, words: list[str]) -> Iterator[Callable[[str], str]]:
 def _answer(name: str, arms: tuple[str, ...], budget: int, batch: int, device: str) -> dict[str, dict[str, float]]:
     """Answer lines until there are no more: the settings, the seconds of a batch of one, the share of the networks."""
     config = parse(["--config", f"miniature-{name}", "--device", device]).config
-    pipe = load(config)
-    pipe.set_progress_bar_config(disable=True)
     of_arms = [candidates(arm, config, budget) for arm in arms]
     chosen = [one for settings in of_arms for one in (*settings[:1], *settings[1:2]) if settings]
     settings = {f"{one.arm} ({one.setting})": one.config for one in chosen}
     metrics = [load_metric(each) for each in OF_THE_WORLD if config.frames != 1 or each != "motion_error"]
     prompts = known_prompts(config)
     split = Split("tuning", prompts[: min(batch, len(prompts))], 0, -(-batch // len(prompts)))
-    clock = time.perf_counter if pipe.device.type == "cuda" else time.process_time
     with tempfile.TemporaryDirectory() as scratch:
         for folder in ("samples", "clips"):
             Path(scratch, folder).mkdir()
         scores = tuple(metric.name for metric in metrics if isinstance(metric, Score))
         files = SampleFiles(Path(scratch), "", scores, tuple(spaces_of(metrics)))
-        make = Laboratory(files, pipe, metrics, {}, 0)
+        make = MakeLaboratory(config, files, {}, {}, 0, metrics)()
+        pipe: Any = make._pipe
+        clock = time.perf_counter if pipe.device.type == "cuda" else time.process_time
 
         def seconds(setting: str) -> float:
             begun = clock()

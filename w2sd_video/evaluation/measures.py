@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,8 @@ REAL_CLIPS = 8
 """Clips a prompt of the miniatures' world that samples are compared with; their seeds are no sample's."""
 
 
+_FRAMES_AT_ONCE = 2**16
+"""More than a batch of a miniature has."""
 _FIRST_SEED = 100 * SEEDS
 """Of the real clips that samples are compared with; those that are measured as an arm have twice that."""
 
@@ -63,6 +67,8 @@ class MakeLaboratory:
         pipe = load(self.config)
         pipe.set_progress_bar_config(disable=True)
         check_call(type(pipe), self.config)
+        if self.config.model.pretrained.startswith(MINIATURE):
+            inputs = {**inputs, **_decoding_together(pipe)}
         for name, setting in self.settings.items():
             try:
                 with reflected(pipe, setting):
@@ -78,6 +84,13 @@ class MakeLaboratory:
             except MetricUnavailableError as error:
                 raise LoadError(f"metrics: {error}") from error
         return Laboratory(self.files, pipe, metrics, inputs, self.shown)
+
+
+def _decoding_together(pipe: Any) -> dict[str, int]:
+    """Have frames as small as the miniatures' decoded all at once, and return what the call is to be told for it."""
+    pipe.vae.disable_slicing()
+    is_in_chunks = "decode_chunk_size" in inspect.signature(type(pipe).__call__).parameters
+    return {"decode_chunk_size": _FRAMES_AT_ONCE} if is_in_chunks else {}
 
 
 def load_metrics(plan: Plan, device: str, command: str = "evaluate") -> tuple[list[Metric], dict[str, str]]:

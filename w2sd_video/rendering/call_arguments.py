@@ -9,7 +9,7 @@ from w2sd_video.backends import DENOISERS
 from w2sd_video.settings.model_checks import class_label
 from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import ConfigError, RenderConfig, stage_scales, used_roles
-from w2sd_video.settings.sources import MINIATURE, index_of
+from w2sd_video.settings.sources import index_of
 
 _COUNT_FROM_0 = ("Cosmos2", "CosmosTextToWorld", "CosmosVideoToWorld", "Krea2", "ZImage")
 """Starts of the names of pipelines that add guidance to the conditional prediction: their number is w - 1."""
@@ -29,8 +29,6 @@ def call_arguments(pipe: Any, config: RenderConfig, prompts: list[str], seeds: l
         conditioning = {"prompt": prompts}
     sizes = {name: getattr(config, name) for name in ("height", "width")}
     sizes |= {"num_frames": config.frames if "num_frames" in parameters else None}
-    if "decode_chunk_size" in parameters and config.model.pretrained.startswith(MINIATURE):
-        sizes["decode_chunk_size"] = len(seeds) * (config.frames or 1)  # frames so small are decoded in one go
     return {
         **conditioning,
         "num_inference_steps": config.steps,

@@ -10,7 +10,7 @@ from typing import Any
 
 from w2sd_video.messages import first_line
 from w2sd_video.settings.schema import FAMILY_OPTIONS, ConfigError, RenderConfig
-from w2sd_video.settings.sources import MINIATURE, locate
+from w2sd_video.settings.sources import locate
 
 
 class LoadError(Exception):
@@ -34,8 +34,6 @@ def load(config: RenderConfig) -> Any:
             )
             for name, source in model.lora.items():
                 pipe.load_lora_weights(locate(source or ""), adapter_name=name)
-            if model.pretrained.startswith(MINIATURE):
-                pipe.vae.disable_slicing()  # frames so small are decoded in one go, samples of a batch together
     except ConfigError:
         raise
     except Exception as error:  # each library has errors of its own for a file that is not what its name says
