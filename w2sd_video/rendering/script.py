@@ -15,7 +15,7 @@ from w2sd_video.rendering.inputs import VIDEOS
 from w2sd_video.rendering.load import load_options
 from w2sd_video.rendering.sample import reflection_arguments
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.settings.sources import MINIATURE, locate
+from w2sd_video.settings.sources import locate
 
 
 def script_of(pipe: Any, config: RenderConfig) -> str:
@@ -56,7 +56,6 @@ def script_of(pipe: Any, config: RenderConfig) -> str:
         "",
         f"pipe = load({_arguments(of_load, repr(locate(model.pretrained)))})",
         *adapters,
-        *(["pipe.vae.disable_slicing()"] if model.pretrained.startswith(MINIATURE) else []),
         f"with reflection({_arguments(of_reflection, 'pipe')}):",
         f"    result = pipe({_arguments(of_call, indent=8)})",
         write,
