@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from tqdm.auto import trange
 
-from w2sd_video.algorithm import drive, reflected_steps
+from w2sd_video.algorithm import drive, pushed_away, pushed_steps, reflected_steps
 from w2sd_video.argument_checks import check_callable, check_finite, check_latents, check_prediction, check_were_finite
 from w2sd_video.backends.sampler_trial import Sampler, starting_calls
 from w2sd_video.inversions import Request, reflect_step
@@ -53,6 +53,9 @@ def sample_w2sd(
     reading: Reading = "epsilon",
     reuse: int = 1,
     carried: Carried = "held",
+    autoguidance: float | str | Path | StrengthSchedule = 0.0,
+    autoguidance_steps: Steps = None,
+    autoguidance_gap: Literal["base", "strong"] = "base",
     generator: torch.Generator | list[torch.Generator] | None = None,
     nfe: MutableMapping[str, int] | None = None,
     sampler: str | Sampler = "euler",
@@ -68,6 +71,9 @@ def sample_w2sd(
     (``lms``, ``dpmpp_2m``, ``dpmpp_3m_sde``, ...) keep their history, and take part of a displacement for a trend of
     it.
 
+    AutoGuidance pushes what the sampler is answered, and alone it lets that be any sampler. It acts at each call of the
+    model whose sigma is at or below that of a step where it is on, and above the next.
+
     Args:
         model: the denoiser of the steps that count. It returns the denoised latents, x0 after guidance.
         x: initial noise at ``sigmas[0]``, (B, ...); it is left as it is.
@@ -75,12 +81,13 @@ def sample_w2sd(
         extra_args: keyword arguments of ``model``, and of ``weak`` and ``strong`` too.
         callback: called by the sampler once a step; its ``x`` is the reflected one.
         disable: whether the sampler is to show no progress.
-        weak: the weak denoiser, called like ``model``; None only where nothing is reflected, or with the inversion
-            "resample", which has none.
+        weak: the weak denoiser, called like ``model``; None only where nothing is reflected or pushed, or with the
+            inversion "resample", which has none.
         strong: the strong one; None is ``model``.
-        kind: how latents are made of sigma, as of ``Trajectory.from_sigmas``; None only where nothing is reflected.
+        kind: how latents are made of sigma, as of ``Trajectory.from_sigmas``; None only where nothing is done to them.
             "variance_exploding" for models that predict noise or velocity, "flow" for flow-matching ones (Wan, Flux).
-        reflection_steps: see ``Reflection``, as of all settings down to ``carried``. 0 is the sampler alone.
+        reflection_steps: see ``Reflection``, as of all settings down to ``autoguidance_gap``. 0 is the sampler alone,
+            or AutoGuidance alone.
         strength: a number, or a ``StrengthSchedule`` or the name of its file.
         generator: for the noise of Re-Sampling; a list has one a sample. None is the generator of torch.
         nfe: if given, calls are counted in it by role, "base", "strong" and "weak", while they happen.
@@ -94,8 +101,9 @@ def sample_w2sd(
     Raises:
         TypeError: latents or sigmas that are no floating-point tensor, a setting that is no number, no function where
             one must be, or options that the sampler does not have.
-        ValueError: a setting out of range, no ``weak`` or ``kind``, sigmas that rise, an unknown or a refused sampler,
-            latents that are not finite, or a prediction of another shape or, seen at the end, one that is not finite.
+        ValueError: a setting out of range, AutoGuidance with a gap that is reused, no ``weak`` or ``kind``, sigmas that
+            rise, an unknown or a refused sampler, latents that are not finite, or a prediction of another shape or,
+            seen at the end, one that is not finite.
         RuntimeError: a sampler that called the model otherwise than in its trial.
     """
     settings = Reflection(
@@ -104,11 +112,16 @@ def sample_w2sd(
         rounds,
         inversion,
         iterations,
-        span=span,
-        reading=reading,
-        reuse=reuse,
-        carried=carried,
+        as_strength(autoguidance),
+        span,
+        reading,
+        reuse,
+        carried,
+        autoguidance_steps,
+        autoguidance_gap,
     )
+    if settings.autoguidance and reuse > 1:
+        raise ValueError(f"reuse={reuse} with autoguidance: on sigmas its gap is measured at every call; leave it at 1")
     name, run = _sampler(sampler)
     _check_options(name, run, options)
     check_callable("model", model)
@@ -116,33 +129,52 @@ def sample_w2sd(
     counted: MutableMapping[str, int] = Counter() if nfe is None else nfe
     counted.update({role: counted.get(role, 0) for role in get_args(Role)})
     watched = _Model(model, counted)
-    trajectory = None if settings.reflection_steps == 0 else _trajectory(x, sigmas, kind)
+    trajectory = _trajectory(x, sigmas, kind) if settings.is_on else None
     reflected = [] if trajectory is None else sorted(reflected_steps(trajectory, settings))
-    if trajectory is None or not reflected:
+    pushed = frozenset[int]() if trajectory is None else pushed_steps(trajectory, settings)
+    if trajectory is None or not (reflected or pushed):
         return run(watched, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
 
-    denoisers = _denoisers(model if strong is None else strong, weak, settings)
-    starts = starting_calls(run, name, model, sigmas, reflected, extra_args, options)
+    denoisers = _denoisers(model if strong is None else strong, weak, settings, bool(pushed))
+    starts = starting_calls(run, name, model, sigmas, reflected, extra_args, options) if reflected else []
     held = HeldGap(settings.reuse, settings.carried, reflected)
     draw = drawing_from(generator)
     are_finite: list[tuple[str, torch.Tensor]] = []
 
+    def evaluated(
+        role: Role, step: int, latents: torch.Tensor, sigma: torch.Tensor, extra_args: Mapping[str, Any]
+    ) -> torch.Tensor:
+        counted[role] += 1
+        denoised = denoisers[role](latents, sigma, **extra_args)
+        check_prediction(f"what {role} at step {step} returns", denoised, latents)
+        are_finite.append((f"{role} at step {step}", torch.isfinite(denoised).all()))
+        return denoised
+
     def reflect(latents: torch.Tensor, step: int, extra_args: Mapping[str, Any]) -> torch.Tensor:
         def answer(request: Request) -> torch.Tensor:
-            counted[request.role] += 1
             latents = request.latents / request.input_scale
             sigma = sigmas[request.step] * latents.new_ones([latents.shape[0]])
-            denoised = denoisers[request.role](latents, sigma, **extra_args)
-            which = f"{request.role} at step {request.step}"
-            check_prediction(f"what {which} returns", denoised, latents)
-            are_finite.append((which, torch.isfinite(denoised).all()))
-            return denoised
+            return evaluated(request.role, request.step, latents, sigma, extra_args)
 
         return drive(reflect_step(trajectory, latents, step, settings, draw, held), answer)
 
-    watched.reflects(reflect, {starts[step]: step for step in reflected})
-    noise = x.clone()  # the first reflection is in place
-    callback = _checked(callback, watched, starts, name)
+    def push(
+        base: torch.Tensor, latents: torch.Tensor, sigma: torch.Tensor, extra_args: Mapping[str, Any]
+    ) -> torch.Tensor:
+        step = _step_at(sigma, sigmas)
+        if step not in pushed:
+            return base
+        weak = evaluated("weak", step, latents, sigma, extra_args)
+        better = base if autoguidance_gap == "base" else evaluated("strong", step, latents, sigma, extra_args)
+        return pushed_away(base, weak, settings.autoguidance_at(trajectory.level(step)), better)
+
+    noise = x
+    if reflected:
+        watched.reflects(reflect, {starts[step]: step for step in reflected})
+        noise = x.clone()  # the first reflection is in place
+        callback = _checked(callback, watched, starts, name)
+    if pushed:
+        watched.pushes(push)
     final = run(watched, noise, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
     if are_finite:
         check_were_finite(are_finite)
@@ -172,16 +204,18 @@ def sample_euler(
 
 
 Reflect = Callable[[torch.Tensor, int, Mapping[str, Any]], torch.Tensor]
+Push = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Mapping[str, Any]], torch.Tensor]
 
 
 class _Model:
-    """A model that counts its calls, and at some of them displaces the latents that it is shown, in place."""
+    """A model that counts its calls, and at some of them displaces the latents it is shown, or pushes its answer."""
 
     def __init__(self, model: Denoiser, nfe: MutableMapping[str, int]) -> None:
         self.calls = 0
         self._model = model
         self._nfe = nfe
         self._reflect: Reflect | None = None
+        self._push: Push | None = None
         self._step_of_call: Mapping[int, int] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -192,15 +226,29 @@ class _Model:
         """Have latents reflected at some calls."""
         self._reflect, self._step_of_call = reflect, step_of_call
 
+    def pushes(self, push: Push) -> None:
+        """Have what the model answers pushed away from another's answer."""
+        self._push = push
+
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args: Any) -> torch.Tensor:
-        """Return the denoised latents, of the reflected ones where they are reflected."""
+        """Return the denoised latents, of the reflected ones where they are reflected, pushed where they are pushed."""
         step = self._step_of_call.get(self.calls)
         self.calls += 1
         if step is not None and self._reflect is not None:
             with torch.no_grad():
                 x.copy_(self._reflect(x, step, extra_args))
         self._nfe["base"] += 1
-        return self._model(x, sigma, **extra_args)
+        denoised = self._model(x, sigma, **extra_args)
+        if self._push is None:
+            return denoised
+        with torch.no_grad():
+            return self._push(denoised, x, sigma, extra_args)
+
+
+def _step_at(sigma: torch.Tensor, sigmas: torch.Tensor) -> int:
+    """Return the step, of those from a level to the next, in which a sampler calls the model at a sigma."""
+    level = float(sigma.flatten()[0]) * (1 - 1e-5)  # samplers go through logarithms
+    return max(int((sigmas[:-1] >= level).sum()) - 1, 0)
 
 
 def _checked(callback: Callback | None, model: _Model, starts: Sequence[int], name: str) -> Callback:
@@ -233,13 +281,15 @@ def _trajectory(x: Any, sigmas: Any, kind: Literal["variance_exploding", "flow"]
     return Trajectory.from_sigmas(sigmas, kind, prediction_type="sample")
 
 
-def _denoisers(strong: Any, weak: Any, settings: Reflection) -> dict[Role, Denoiser]:
-    """Return the denoisers of a reflection by role, or refuse what is none."""
+def _denoisers(strong: Any, weak: Any, settings: Reflection, is_pushed: bool) -> dict[Role, Denoiser]:
+    """Return the denoisers of a reflection and of AutoGuidance by role, or refuse what is none."""
     check_callable("strong", strong)
-    if settings.inversion == "resample" and weak is None:
+    if settings.inversion == "resample" and weak is None and not is_pushed:
         return {"strong": strong}
     if weak is None:
-        raise ValueError("weak is missing: pass a denoiser that is called like model, or reflection_steps=0")
+        raise ValueError(
+            "weak is missing: pass a denoiser that is called like model, or reflection_steps=0 without autoguidance"
+        )
     check_callable("weak", weak)
     return {"strong": strong, "weak": weak}
 

@@ -137,9 +137,14 @@ def pushed_steps(trajectory: Trajectory, settings: Reflection, begin: int = 0) -
     return frozenset(step for step in in_window if settings.pushes_at(trajectory.level(step)))
 
 
-def pushed_away(prediction: torch.Tensor, weak: torch.Tensor, weight: float) -> torch.Tensor:
-    """Return ``prediction + weight * (prediction - weak)`` (AutoGuidance; Karras et al., arXiv 2406.02507)."""
-    return _pushed(prediction, _difference(prediction, weak), weight)
+def pushed_away(
+    prediction: torch.Tensor, weak: torch.Tensor, weight: float, strong: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return ``prediction + weight * (strong - weak)`` (AutoGuidance; Karras et al., arXiv 2406.02507).
+
+    Strong's prediction is the pushed one unless it is given.
+    """
+    return _pushed(prediction, _difference(prediction if strong is None else strong, weak), weight)
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import plain_samplers
 import pytest
 import torch
 
+from w2sd_video import Window
 from w2sd_video.backends.k_diffusion import sample_euler, sample_w2sd
 
 REAL = plain_samplers.real_samplers()
@@ -172,6 +173,51 @@ def test_evaluations_are_counted(settings, evaluations):
     reflected(sample_euler, noise(), SIGMAS["variance_exploding"], **{"weak": weak, "nfe": nfe} | settings)
     assert nfe == {"base": 7, "strong": evaluations[0], "weak": evaluations[1]}
     assert weak.calls == evaluations[1] and (weak.bias == 0.1 or not weak.calls)
+
+
+PUSHED = {"reflection_steps": 0, "autoguidance": 1.5, "autoguidance_steps": (0.5, 1.0)}
+
+
+@pytest.mark.parametrize("gap", ["base", "strong"])
+@pytest.mark.parametrize("kind", SIGMAS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, plain_samplers.correcting])
+def test_autoguidance_is_the_sampler_alone_on_a_pushed_model(sampler, kind, gap):
+    """Of seven steps the last three are pushed: from the fifth sigma down."""
+    sigmas, nfe = SIGMAS[kind], {}
+
+    def pushed(x, sigma, bias=0.0):
+        denoised = MODEL(x, sigma, bias)
+        if sigma[0] > sigmas[4] * 1.0001:
+            return denoised
+        better = denoised if gap == "base" else STRONG(x, sigma, bias)
+        return denoised + 1.5 * (better - WEAK(x, sigma, bias))
+
+    x = noise(sigma=float(sigmas[0]))
+    settings = {"kind": kind, "strong": STRONG, "autoguidance_gap": gap, **PUSHED}
+    WEAK.calls = 0
+    ours, evaluated = reflected(sampler, x.clone(), sigmas, nfe=nfe, **settings), WEAK.calls
+    function = getattr(REAL, f"sample_{sampler}") if isinstance(sampler, str) else sampler
+    torch.manual_seed(0)
+    plain = function(pushed, x, sigmas, extra_args={"bias": 0.1}, disable=True)
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(ours, alone(sampler, x, sigmas))
+    assert 0 < nfe["weak"] == evaluated < nfe["base"] and nfe["strong"] == (0 if gap == "base" else nfe["weak"])
+
+
+def test_autoguidance_beside_a_reflection_pushes_the_step_that_counts():
+    sigmas = SIGMAS["variance_exploding"].double()
+    x = noise()
+    for i in range(len(sigmas) - 1):
+        if i < 3:
+            x = plain_reflection(x, sigmas[i], sigmas[i + 1], "current", "variance_exploding", "epsilon")
+        level = sigmas[i] * x.new_ones([len(x)])
+        denoised = MODEL(x, level, 0.1)
+        if 2 <= i < 5:
+            denoised = denoised + 0.7 * (denoised - WEAK(x, level, 0.1))
+        x = denoised + sigmas[i + 1] / sigmas[i] * (x - denoised)
+    settings = {"strong": STRONG, "inversion": "current", "reflection_steps": 3}
+    ours = reflected("euler", noise(), sigmas, autoguidance=0.7, autoguidance_steps=Window(0.3, 0.7), **settings)
+    torch.testing.assert_close(ours, x, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -353,6 +399,10 @@ def test_a_name_without_k_diffusion(monkeypatch):
         ({"weak": lambda x, sigma, **more: x / 0}, ValueError, "weak at step 0 returned non-finite"),
         ({"reflection_steps": 8}, ValueError, "reflection_steps must be from 0 to 7"),
         ({"inversion": "exact"}, ValueError, "inversion must be one of"),
+        ({**PUSHED, "weak": None}, ValueError, "weak is missing: .*without autoguidance"),
+        ({**PUSHED, "autoguidance_steps": 8}, ValueError, "autoguidance_steps must be from 0 to 7"),
+        ({**PUSHED, "reuse": 2}, ValueError, "reuse=2 with autoguidance"),
+        ({**PUSHED, "weak": lambda x, sigma, **more: x / 0}, ValueError, "weak at step 4 returned non-finite"),
         ({"sampler": 3}, TypeError, "sampler must be a name or a function, got int"),
         ({"stochasticity": 1.0}, TypeError, "and its options, stochasticity here: got an unexpected keyword"),
     ],
