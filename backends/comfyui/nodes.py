@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -21,6 +21,7 @@ INVERSIONS = ("auto", *get_args(WeakInversion))
 SETTINGS = {
     "recommended": Reflection(**PRESETS["recommended"]),
     "paper": Reflection(**PRESETS["paper"]),
+    "fast": Reflection(**PRESETS["fast"]),
     "off": Reflection(0),
 }
 
@@ -167,7 +168,8 @@ class W2SDPresets(io.ComfyNode):
             display_name="W2SD Presets",
             category=CATEGORY,
             description="recommended: the first half of the steps, the weak prediction at the latents themselves. "
-            "paper: all steps but the last, by the paper's inversion. off: as without W2SD, to compare with.",
+            "paper: all steps but the last, by the paper's inversion. fast: nothing is reflected, but the last half of "
+            "the steps is pushed away from weak (AutoGuidance). off: as without W2SD, to compare with.",
             inputs=[io.Combo.Input("preset", options=list(SETTINGS), default="recommended")],
             outputs=[Settings.Output()],
         )
@@ -184,7 +186,7 @@ class W2SDPresets(io.ComfyNode):
 
 
 class W2SDSettings(io.ComfyNode):
-    """All settings of a reflection."""
+    """All settings of a reflection, and of AutoGuidance."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -193,7 +195,7 @@ class W2SDSettings(io.ComfyNode):
             node_id="W2SDSettings",
             display_name="W2SD Settings",
             category=CATEGORY,
-            description="Which steps are reflected, how far and how.",
+            description="Which steps are reflected, how far and how; and which are pushed away from weak.",
             inputs=[
                 io.Float.Input(
                     "start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="First reflected step, as a part of all."
@@ -218,32 +220,87 @@ class W2SDSettings(io.ComfyNode):
                 ),
                 io.Combo.Input("carried", options=list(get_args(Carried)), default="held"),
                 Schedule.Input("schedule", optional=True, tooltip="A strength for each noise level, times strength."),
+                io.Float.Input(
+                    "autoguidance",
+                    default=0.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Weight of AutoGuidance: the steps that count are pushed away from weak by so much of the "
+                    "gap. It reflects nothing, and works with every sampler.",
+                ),
+                *(
+                    io.Float.Input(
+                        f"autoguidance_{name}",
+                        default=default,
+                        min=0.0,
+                        max=1.0,
+                        step=0.01,
+                        optional=True,
+                        tooltip=what,
+                    )
+                    for name, default, what in (
+                        ("start", 0.5, "First step with AutoGuidance, as a part of all."),
+                        ("stop", 1.0, "Where they end."),
+                    )
+                ),
+                io.Combo.Input(
+                    "autoguidance_gap",
+                    options=["strong", "base"],
+                    default="strong",
+                    optional=True,
+                    tooltip="Whose prediction weak's is taken from: strong's with strong_cfg, evaluated for it, or "
+                    "that of the steps that count.",
+                ),
             ],
             outputs=[Settings.Output()],
         )
 
     @classmethod
     def validate_inputs(
-        cls, start: float = 0.0, stop: float = 1.0, strength: float = 1.0, inversion: str = "current"
+        cls,
+        start: float = 0.0,
+        stop: float = 1.0,
+        strength: float = 1.0,
+        inversion: str = "current",
+        reuse: int = 1,
+        autoguidance: float = 0.0,
+        autoguidance_start: float = 0.5,
+        autoguidance_stop: float = 1.0,
     ) -> bool | str:
         """Say what is wrong with values that ComfyUI lets pass, before anything runs; linked ones it leaves out."""
         if inversion not in INVERSIONS:
             return f"inversion must be one of {', '.join(INVERSIONS)}; got {inversion!r}"
         try:
-            Reflection(Window(start, stop), strength)
+            Reflection(Window(start, stop), strength, autoguidance=autoguidance)
+            Window(autoguidance_start, autoguidance_stop)
         except (TypeError, ValueError) as error:
             return str(error)
-        return True
+        return (
+            not (autoguidance and reuse > 1) or "reuse must be 1 with autoguidance, whose gap is measured at every call"
+        )
 
     @classmethod
     def execute(
-        cls, start: float, stop: float, strength: float, schedule: StrengthSchedule | None = None, **settings: Any
+        cls,
+        start: float,
+        stop: float,
+        strength: float,
+        schedule: StrengthSchedule | None = None,
+        autoguidance_start: float = 0.5,
+        autoguidance_stop: float = 1.0,
+        autoguidance_gap: Literal["base", "strong"] = "strong",
+        **settings: Any,
     ) -> io.NodeOutput:
         """Return the settings."""
         strengths: float | StrengthSchedule = strength
         if schedule is not None:
             strengths = StrengthSchedule(schedule.log_snr, tuple(strength * each for each in schedule.strength))
-        return io.NodeOutput(Reflection(Window(start, stop), strengths, **settings))
+        reflected = Window(start, stop) if start < stop else 0
+        pushed = Window(autoguidance_start, autoguidance_stop)
+        chosen = {"autoguidance_steps": pushed, "autoguidance_gap": autoguidance_gap, **settings}
+        return io.NodeOutput(Reflection(reflected, strengths, **chosen))
 
 
 class W2SDStrengthSchedule(io.ComfyNode):

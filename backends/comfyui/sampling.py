@@ -36,7 +36,10 @@ CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 MASK = "denoise_mask_function"
 """What the options of a model have it as, if a node has set one."""
 
-SETTINGS = ("reflection_steps", "strength", "rounds", "inversion", "iterations", "span", "reading", "reuse", "carried")
+SETTINGS = (
+    *("reflection_steps", "strength", "rounds", "inversion", "iterations", "span", "reading", "reuse", "carried"),
+    *("autoguidance", "autoguidance_steps", "autoguidance_gap"),
+)
 """Of `Reflection`, what samplers on sigmas can do."""
 
 Conditioning = list
@@ -72,10 +75,10 @@ class Weak:
 
 
 class Reflecting(comfy.samplers.Sampler):
-    """A SAMPLER whose steps are another's, reflected as some settings say."""
+    """A SAMPLER whose steps are another's, reflected or pushed as some settings say."""
 
     def __init__(self, sampler: Any, settings: Reflection) -> None:
-        _check_sampler(sampler)
+        _check_sampler(sampler, is_reflected=settings.reflection_steps != 0)
         self.sampler = sampler
         self.settings = settings
 
@@ -118,9 +121,10 @@ def with_weak(strong: Model, weak: Weak, settings: Reflection | None) -> Model:
             guider.sample(noise, latent_image, sampler, sigmas, denoise_mask, disable_pbar=True, seed=seed)
 
         plain, chosen = _chosen(sampler, settings)
-        if not len(chosen.steps(max(len(sigmas) - 1, 0))):
+        reflected, pushed = (len(steps(max(len(sigmas) - 1, 0))) for steps in (chosen.steps, chosen.pushed_steps))
+        if not reflected and not pushed:
             return stock(plain)
-        _check_sampler(plain)
+        _check_sampler(plain, is_reflected=reflected > 0)
         guider = executor.class_obj
         _check(guider, weak, sigmas, further.get("latent_shapes"))
         with _weak_guider(guider, weak) as weak_guider:
@@ -156,8 +160,8 @@ def _chosen(sampler: Any, settings: Reflection | None) -> tuple[Any, Reflection]
     return sampler, settings
 
 
-def _check_sampler(sampler: Any) -> None:
-    """Refuse a SAMPLER whose steps cannot be reflected (ValueError)."""
+def _check_sampler(sampler: Any, is_reflected: bool) -> None:
+    """Refuse a SAMPLER whose steps cannot be reflected, or whose model cannot be pushed (ValueError)."""
     if isinstance(sampler, Reflecting):
         raise ValueError("the sampler is reflected already; connect a plain one to W2SD Sampler")
     if not isinstance(sampler, comfy.samplers.KSAMPLER):
@@ -165,7 +169,7 @@ def _check_sampler(sampler: Any) -> None:
             f"sampler {type(sampler).__name__} cannot be reflected: it is no function of sigmas that ComfyUI's own "
             "KSAMPLER runs; use KSamplerSelect or another sampler node"
         )
-    if "unipc" in getattr(sampler.sampler_function, "__name__", ""):
+    if is_reflected and "unipc" in getattr(sampler.sampler_function, "__name__", ""):
         raise ValueError(
             "UniPC (uni_pc, uni_pc_bh2) cannot be reflected: it builds the latents again from earlier ones, and loses "
             "what a reflection adds; use euler, heun, dpmpp_2m, res_multistep, ..."
@@ -249,7 +253,7 @@ def _loaded_with(conditions: dict[str, list[dict]], model: Model) -> dict[str, l
 
 
 class _Both(comfy.samplers.Sampler):
-    """The sampler of the strong guider: it starts the weak guider, and within that runs the reflected sampler."""
+    """The sampler of the strong guider: it starts the weak guider, and within that runs the changed sampler."""
 
     def __init__(
         self,

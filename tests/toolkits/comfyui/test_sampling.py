@@ -1,5 +1,7 @@
 """Two networks, and one with other conditioning, guidance or layers: both ways in, on networks of both kinds."""
 
+from dataclasses import replace
+
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.model_base
@@ -21,6 +23,7 @@ from w2sd_video import Reflection, StrengthSchedule
 OFF = Reflection(0)
 CURRENT = Reflection(2, inversion="current")
 PAPER = Reflection(2, inversion="paper")
+FAST = Reflection(0, autoguidance=1.0, autoguidance_steps=(0.5, 1.0), autoguidance_gap="strong")
 
 
 def v_prediction(seed=0):
@@ -276,6 +279,33 @@ def test_presets():
     assert node("W2SDPresets", preset="off").reflection_steps == 0
     assert node("W2SDPresets", preset="paper") == Reflection(None, inversion="paper")
     assert node("W2SDPresets", preset="recommended") == Reflection((0, 0.5), inversion="current")
+    assert node("W2SDPresets", preset="fast") == FAST
+
+
+@each_way
+@each_network
+@pytest.mark.parametrize("gap", ["strong", "base"])
+def test_autoguidance_is_a_plain_loop(way, make, gap):
+    strong, weak, latent = make(0), make(1), NETWORKS[make](batch=2)
+    pushed = way.reflected(strong, weak, replace(FAST, autoguidance_gap=gap), latent)
+    assert distance(pushed, plain_loop(strong, weak, latent, 0, "current", pushed=2, gap=gap)) < 1e-4
+    assert distance(pushed, way.stock(strong, latent)) > 0.01
+
+
+def test_autoguidance_is_set_by_a_node_and_works_with_a_corrector():
+    strong, weak, latent = wan(0), wan(1), video()
+    inputs = {"rounds": 1, "iterations": 2, "inversion": "auto", "span": 1, "reading": "epsilon", "carried": "held"}
+    off = {**inputs, "start": 0.0, "stop": 0.0, "strength": 1.0, "reuse": 1}
+    assert not node("W2SDSettings", **off).is_on
+    settings = node("W2SDSettings", **off, autoguidance=1.0)
+    for name in ("euler", "uni_pc"):
+        by_node = ByModel.reflected(strong, weak, settings, latent, name)
+        assert torch.equal(by_node, ByModel.reflected(strong, weak, FAST, latent, name)), name
+        assert distance(by_node, ByModel.stock(strong, latent, name)) > 0.01
+    assert (
+        distance(ByModel.reflected(strong, strong, FAST, latent, "uni_pc"), ByModel.stock(strong, latent, "uni_pc"))
+        < 1e-5
+    )
 
 
 def test_every_sampler_is_reflected_or_refused():

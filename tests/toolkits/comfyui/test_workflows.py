@@ -102,7 +102,9 @@ def test_comfyui_finds_no_fault_with_a_workflow(workflow, files):
         ("W2SDSettings", "start", 0.9, "0 <= start <= stop"),
         ("W2SDSettings", "rounds", 0, "smaller than min"),
         ("W2SDSettings", "inversion", "inverse", "inversion must be one of auto, paper, explicit, current, implicit"),
-        ("W2SDPresets", "preset", "best", "must be one of recommended, paper, off"),
+        ("W2SDPresets", "preset", "best", "must be one of recommended, paper, fast, off"),
+        ("W2SDSettings", "autoguidance", math.inf, "autoguidance must be"),
+        ("W2SDSettings", "autoguidance_stop", 0.2, "0 <= start <= stop"),
     ],
 )
 def test_a_wrong_value_is_shown_on_its_node(node, name, value, message, files):

@@ -58,9 +58,21 @@ def looked_into(model, cfg, sigmas, latent, look, positive=POSITIVE, negative=NE
 
 
 def plain_loop(
-    strong, weak, latent, reflected, inversion, denoise=1.0, prompts=(POSITIVE, NEGATIVE), weak_prompts=None
+    strong,
+    weak,
+    latent,
+    reflected,
+    inversion,
+    denoise=1.0,
+    prompts=(POSITIVE, NEGATIVE),
+    weak_prompts=None,
+    pushed=STEPS,
+    gap="strong",
 ):
-    """Euler's steps, the first ones reflected, with nothing of ours; each evaluation is a stock sampling of its own."""
+    """Euler's steps, the first ones reflected, those from `pushed` on with AutoGuidance of weight 1.
+
+    Nothing of ours is in it; each evaluation is a stock sampling of its own.
+    """
     sigmas = networks.levels(strong, STEPS, denoise=denoise)
     is_flow = float(strong.get_model_object("model_sampling").sigma_max) == 1.0
 
@@ -98,6 +110,8 @@ def plain_loop(
                 else:
                     x = moved(down, weak_sample, to, sigma, sigma)
             sample = x0(strong, CFG, x, sigma)
+            if i >= pushed:
+                sample = sample + (sample if gap == "base" else x0(strong, 1.0, x, sigma)) - x0(weak, 1.0, x, sigma)
             x = x + (to - sigma) * (x - sample) / sigma
         return x
 
