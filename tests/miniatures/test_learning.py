@@ -16,7 +16,18 @@ from diffusers import DiffusionPipeline
 
 from w2sd_video.backends import registered
 from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
-from w2sd_video.miniatures import CALL, MORE_WEIGHTS, fashion, load_pipeline, load_weak, scene_judges, scenes, train
+from w2sd_video.miniatures import (
+    CALL,
+    MORE_WEIGHTS,
+    WEIGHTS,
+    fashion,
+    folder_of,
+    load_pipeline,
+    load_weak,
+    scene_judges,
+    scenes,
+    train,
+)
 from w2sd_video.miniatures.learning import lanes, packs, stage_list, stage_loop
 from w2sd_video.miniatures.learning.assemble import assemble, configurations, write_real_pictures
 from w2sd_video.miniatures.learning.bench import Bench
@@ -25,6 +36,7 @@ from w2sd_video.miniatures.learning.stage_list import GROUPS, STAGES, chosen
 from w2sd_video.miniatures.learning.stage_loop import Limit, State, Task, TrainingError, learn, read_state, write_state
 from w2sd_video.rendering.load import load
 from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.sources import locate
 
 CPU = torch.device("cpu")
 
@@ -100,6 +112,26 @@ def test_every_stage_trains_and_what_comes_out_makes_pipelines_that_render(tmp_p
         has_second = "dit-moe" not in name and "lora" not in name
         assert set(registered(loaded)) == ({"weak"} if has_second else set()), name
     assert scene_judges.load_judge(True, folder).frames == 8 and scene_judges.load_judge(False, folder).frames == 1
+
+
+def test_a_judge_that_is_not_finished_is_left_out(tmp_path):
+    bench, name = small_bench(tmp_path / "out"), "scenes-picture-judge"
+    assert not run_stage(name, bench, math.inf, steps=4, until=2).finished
+    packs.write_packs(tmp_path / "out/stages", tmp_path / "packs", [name])
+    said = assemble(tmp_path / "packs", tmp_path / "pipelines")
+    assert said["scenes_picture_judge"] == "left out: the stage scenes-picture-judge is not finished"
+    run_stage(name, bench, math.inf, steps=4)
+    packs.write_packs(tmp_path / "out/stages", tmp_path / "packs", [name])
+    assert "left out" not in assemble(tmp_path / "packs", tmp_path / "pipelines")["scenes_picture_judge"]
+
+
+def test_the_folder_that_is_named_goes_before_the_packages_own(tmp_path, monkeypatch):
+    assert folder_of("pixart") == WEIGHTS / "pixart"
+    (tmp_path / "pixart").mkdir()
+    (tmp_path / "pixart" / "model_index.json").write_text("{}")
+    monkeypatch.setenv(MORE_WEIGHTS, str(tmp_path))
+    assert str(folder_of("pixart")) == locate("miniature:pixart") == str(tmp_path / "pixart")
+    assert folder_of("cogvideox") == WEIGHTS / "cogvideox"
 
 
 def test_an_interrupted_stage_ends_where_an_uninterrupted_one_does(tmp_path):

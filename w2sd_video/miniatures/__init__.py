@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 """What comes with the package."""
 MORE_WEIGHTS = "W2SD_MINIATURES"
-"""An environment variable: a folder of further miniatures, as the training writes them."""
+"""An environment variable: a folder of miniatures, as the training writes them, that go before the package's own."""
 
 CALL: dict[str, dict[str, Any]] = {
     "animatediff": {"num_frames": 8, "height": 32, "width": 32, "num_inference_steps": 10, "guidance_scale": 3.0},
@@ -82,9 +82,9 @@ classes."""
 
 
 def folders() -> list[Path]:
-    """Where miniatures are looked for: what comes with the package, and the folder that `MORE_WEIGHTS` names."""
+    """Where miniatures are looked for: the folder that `MORE_WEIGHTS` names, and what comes with the package."""
     more = os.environ.get(MORE_WEIGHTS)
-    return [WEIGHTS, *([Path(more).expanduser()] if more else [])]
+    return [*([Path(more).expanduser()] if more else []), WEIGHTS]
 
 
 def folder_of(name: str) -> Path:

@@ -30,6 +30,7 @@ from w2sd_video.miniatures.learning import scene_networks as networks
 from w2sd_video.miniatures.learning.bench import HELPER, MAIN
 from w2sd_video.miniatures.learning.packs import read_pack
 from w2sd_video.miniatures.learning.scene_stages import LORA_LAYERS, LORA_RANK
+from w2sd_video.miniatures.learning.stage_list import STAGES
 from w2sd_video.miniatures.learning.stage_loop import State, TrainingError
 from w2sd_video.miniatures.scene_judges import JUDGES, SceneJudge
 from w2sd_video.miniatures.training.models import cogvideox_scheduler, ddim_scheduler
@@ -86,6 +87,8 @@ class _MissingError(Exception):
 def _average(states: Mapping[str, State], stage: str, early: bool = False) -> dict[str, torch.Tensor]:
     if stage not in states:
         raise _MissingError(f"there is no stage {stage} in the packs")
+    if STAGES[stage].finishes and not states[stage].finished:  # others build on it, or judge by it
+        raise _MissingError(f"the stage {stage} is not finished")
     weights = states[stage].early if early else states[stage].average
     if weights is None:
         raise _MissingError(f"the stage {stage} has no early weights yet")
