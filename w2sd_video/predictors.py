@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from w2sd_video.branch import Branch
+from w2sd_video.driver.parts import is_modular
 from w2sd_video.reflection_settings import Role
 
 Function = Callable[[torch.Tensor, torch.Tensor, Role], torch.Tensor]
@@ -86,7 +87,7 @@ def predictor(pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = 
     pipeline's. So what can be reflected can be predicted with, and nothing else.
 
     Args:
-        pipe: a pipeline of diffusers, or of DiffSynth-Studio. Of modular ones use the stock pipeline of the same model.
+        pipe: a pipeline of diffusers, modular ones too, or of DiffSynth-Studio.
         strong: setting of the prediction that reflection goes down by.
         weak: setting of the prediction that it comes back by.
         base: setting of the step that counts; None is the pipeline's own.
@@ -104,13 +105,8 @@ def predictor(pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = 
     for role, branch in branches.items():
         if not isinstance(branch, Branch):
             raise TypeError(f"{role} must be a Branch, got {branch!r}")
-    if isinstance(pipe, type) or not callable(pipe) or not hasattr(pipe, "scheduler"):
+    if isinstance(pipe, type) or not callable(pipe) or not (hasattr(pipe, "scheduler") or is_modular(pipe)):
         raise TypeError(f"pipe must be a pipeline that was loaded, got {pipe!r:.80}")
-    if any(cls.__name__ == "ModularPipeline" for cls in type(pipe).__mro__):
-        raise TypeError(
-            f"{type(pipe).__name__} is a modular pipeline, whose loop is a block; use the pipeline of the same model "
-            "that has one __call__ (for example WanPipeline)"
-        )
     if any(cls.__module__.partition(".")[0] == "diffsynth" for cls in type(pipe).__mro__):
         from w2sd_video.driver.diffsynth_call import predictions
 
@@ -120,7 +116,12 @@ def predictor(pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = 
     before = _OPEN.pop(pipe, lambda: None)()
     if before is not None:
         before.close()
-    loop = Loop(pipe, branches, call)
+    if is_modular(pipe):
+        from w2sd_video.driver.modular_predicting import led_blocks
+
+        loop = Loop(pipe, branches, call, led_blocks)
+    else:
+        loop = Loop(pipe, branches, call)
     _OPEN[pipe] = weakref.ref(loop)
     predict = Predictor(loop.predicted, loop.latents, loop.scheduler, loop.begin, loop.close)
     weakref.finalize(predict, loop.end)

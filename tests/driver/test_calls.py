@@ -3,6 +3,7 @@
 import copy
 import functools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
@@ -14,6 +15,7 @@ from plain_loop import STEPS, STRONG, run
 from usual_pipelines import GAP, PIPELINES, denoiser_of, pipelines, reflected
 
 from w2sd_video import Branch, reflection
+from w2sd_video.driver.networks import in_place_of
 
 
 def second(network, gain=1.2):
@@ -220,6 +222,30 @@ def test_an_evaluation_of_another_thread_that_began_before_is_not_changed():
         begun.wait()
         run(pipe, call)
         assert torch.equal(elsewhere.result(), stock)
+
+
+def test_an_evaluation_that_begins_while_a_call_waits_for_another_is_answered():
+    network, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    expected, begun, ended = network(x), threading.Event(), threading.Event()
+
+    def stop(*_):
+        if not begun.is_set():
+            begun.set()
+            ended.wait(5)
+
+    def begin_later():
+        while "forward" not in vars(network):
+            time.sleep(0.001)
+        return network(x)
+
+    network.register_forward_pre_hook(stop)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(network, x)
+        begun.wait()
+        second = pool.submit(begin_later)
+        second.add_done_callback(lambda _: ended.set())
+        with in_place_of(network, lambda evaluate, *args: evaluate(*args)):
+            assert torch.equal(first.result(), expected) and torch.equal(second.result(), expected)
 
 
 def test_a_call_inside_a_call_is_right_or_refused():

@@ -34,7 +34,6 @@ class ControlSwitch:
         self._controlnet = controlnet
         self._branches = branches
         self._state = state
-        self._forward: Callable[..., Any] = controlnet.forward
         self._signature = named_signature(controlnet)
         self._zeros: Any = None
         self.was_asked = False
@@ -43,20 +42,20 @@ class ControlSwitch:
     def installed(self) -> Iterator[None]:
         """Put the switch in the ControlNet's place for one call of the pipeline."""
         try:
-            with in_place_of(self._controlnet, self._answer) as self._forward:
+            with in_place_of(self._controlnet, self._answer):
                 yield
         finally:
             self._zeros = None
 
-    def _answer(self, *args: Any, **kwargs: Any) -> Any:
+    def _answer(self, evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._state.is_elsewhere:
-            return self._forward(*args, **kwargs)
+            return evaluate(*args, **kwargs)
         self.was_asked = True
         arguments = by_name(self._signature, args, kwargs)
         if shown := self._state.rehearsing or self._state.noting:
             shown.control = arguments
         if self._state.rehearsing is not None:
-            return self._forward(*args, **kwargs)
+            return evaluate(*args, **kwargs)
         if self._state.probing is not None:
             self._state.given.append(arguments)
             return self._instead_of_residuals(arguments)
@@ -70,7 +69,7 @@ class ControlSwitch:
         if own_text is not None and text is not None:
             arguments |= own_text.control_changes(text, next(iter(arguments)))
         positional, named = as_given(arguments, len(args))
-        residuals = self._forward(*positional, **named)
+        residuals = evaluate(*positional, **named)
         if self._zeros is None:
             self._zeros = tree_map_only(torch.Tensor, lambda one: one.new_zeros(()).expand(one.shape), residuals)
         return residuals

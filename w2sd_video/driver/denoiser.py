@@ -86,11 +86,11 @@ class DenoiserSwitch:
         self._caches = Caches()
         self._kept: tuple[int, list[tuple[Branch, dict[int, torch.Tensor]]]] = (-1, [])
 
-    def _forward_as_named(self, *args: Any, **kwargs: Any) -> Any:
+    def _forward_as_named(self, evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Bring positional and keyword arguments to their names, and answer; evaluations of others pass by."""
         if self._state.is_elsewhere:
             with self._evaluating:
-                return self._forward(*args, **kwargs)
+                return evaluate(*args, **kwargs)
         self._positional = len(args)
         return self._answer(by_name(self._signature, args, kwargs))
 

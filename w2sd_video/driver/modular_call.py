@@ -8,7 +8,7 @@ find among the components.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -48,13 +48,19 @@ from w2sd_video.trajectory import Trajectory
 
 
 @contextmanager
-def walking_blocks(pipe: Any, branches: Mapping[Role, Branch], settings: Reflection) -> Iterator[Run]:
+def walking_blocks(
+    pipe: Any,
+    branches: Mapping[Role, Branch],
+    settings: Reflection,
+    make_walk: Callable[[Any, Reflection, CallState], LoopWalk] = LoopWalk,
+) -> Iterator[Run]:
     """Reflect every call of a modular pipeline inside the block, and have each role answered by its branch.
 
     Args:
         pipe: a modular pipeline of diffusers, its components loaded.
         branches: the setting of every role.
         settings: where and how to reflect.
+        make_walk: makes the walk of each call.
 
     Yields:
         A ``Run``, filled in by each call of the pipeline.
@@ -67,7 +73,7 @@ def walking_blocks(pipe: Any, branches: Mapping[Role, Branch], settings: Reflect
     loop = loop_of(original)
 
     def make_call() -> BlocksCall:
-        return BlocksCall(pipe, original, loop, branches, settings, run)
+        return BlocksCall(pipe, original, loop, branches, settings, run, make_walk)
 
     if isinstance(pipe, ReflectedPipeline):
         raise ValueError("the pipeline is being reflected already; end that block before beginning another")
@@ -88,8 +94,10 @@ class BlocksCall:
         branches: Mapping[Role, Branch],
         settings: Reflection,
         run: Run,
+        make_walk: Callable[[Any, Reflection, CallState], LoopWalk],
     ) -> None:
         self._pipe = pipe
+        self._make_walk = make_walk
         self._name = original.__name__
         self._original = original
         self._call_blocks = loop.__call__
@@ -135,7 +143,7 @@ class BlocksCall:
             if self._settings.is_on:
                 check_no_cache(pipe, self._networks)
             self._state = CallState(stages=len(denoisers), leads=self._settings.is_on)
-            self._walk = LoopWalk(pipe.scheduler, self._settings, self._state)
+            self._walk = self._make_walk(pipe.scheduler, self._settings, self._state)
             self._answers = Networks(self._state)
             for role, branch in branches.items():
                 check_loaded(branch.lora or {}, used[role])
@@ -244,7 +252,7 @@ class BlocksCall:
             try:
                 self._parts["_blocks"] = with_reflection(self._pipe._blocks, self._iterate, is_quiet=True)
                 self._rehearse(components, arguments, given)
-                self._parts["_blocks"] = with_reflection(self._pipe._blocks, self._iterate)
+                self._parts["_blocks"] = with_reflection(self._pipe._blocks, self._iterate, self._walk.is_quiet)
                 result = self._call_blocks(components, **given)
             finally:
                 nfe = self._state.nfe
@@ -291,13 +299,14 @@ class BlocksCall:
         latents: torch.Tensor | None = None
         while True:
             turn = self._walk.turn_of(self._begin + i)
+            latents, iteration = self._walk.latents_of(turn, latents), self._walk.iteration_of(turn, i)
             state = copy.copy(block_state)
             if not turn.takes_step:
                 vars(state).update({name: _own_copy(value) for name, value in vars(state).items()})
             if latents is not None:
                 state.latents = latents.to(block_state.latents.dtype)
             self._walk.shape = getattr(getattr(state, "latents", None), "shape", None)
-            with self._answering(turn, i, block_state) as changes:
+            with self._answering(turn, iteration, block_state) as changes:
                 vars(state).update(changes)
                 try:
                     _, state = loop.loop_step(components, state, **self._told(turn, i, t, block_state.timesteps))
@@ -335,7 +344,7 @@ class BlocksCall:
             )
         self._begin = calls.start
         self._guiders.begin()
-        self._walk.begin(calls)
+        self._walk.begin(calls, latents if isinstance(latents, torch.Tensor) else None)
         self._changes = {
             text: {
                 name: value

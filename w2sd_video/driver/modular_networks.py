@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -104,7 +104,7 @@ class Networks:
         signature = named_signature(network)
         latents_name = next(iter(signature.parameters))
 
-        def answer(*args: Any, **kwargs: Any) -> Any:
+        def answer(evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self._state.is_elsewhere:
                 with self._evaluating:
                     return evaluate(*args, **kwargs)
@@ -127,7 +127,7 @@ class Networks:
                 self._at_hand.append(_Evaluated(network, self._settings, *place))
             return output
 
-        with in_place_of(network, answer) as evaluate:
+        with in_place_of(network, answer):
             yield
 
     def _known(self, network: nn.Module, arguments: Arguments) -> Any:

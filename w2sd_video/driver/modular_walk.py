@@ -27,17 +27,23 @@ class LoopWalk(Walk):
         shape: of the latents in the loop's state. Where the blocks step latents of that shape, a turn ends right at
             ``scheduler.step``; where they step a part of them (LTX all frames but the first), they lay out the latents
             that they are handed.
+        is_quiet: whether the loop shows no progress.
+        first: the latents that the loop begins with.
     """
 
     shape: torch.Size | None = None
+    is_quiet = False
+    first = torch.zeros(0)
 
     @property
     def timesteps(self) -> torch.Tensor:
         """The wrapped scheduler's timesteps."""
         return self.wrapped.timesteps
 
-    def begin(self, calls: range) -> None:
+    def begin(self, calls: range, latents: torch.Tensor | None) -> None:
         """Lay out the turns of a loop over some calls of the wrapped scheduler."""
+        if latents is not None:
+            self.first = latents
         self._handed_back.forget()
         self._plan(calls)
 
@@ -52,6 +58,14 @@ class LoopWalk(Walk):
             raise RuntimeError("the denoise loop does not go through its timesteps in order, so it cannot be reflected")
         self._shown, self._state.in_turn = turn, True
         return turn
+
+    def latents_of(self, turn: Turn, left: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the latents of a turn: those that the one before left; None are those of the loop's state."""
+        return left
+
+    def iteration_of(self, turn: Turn, i: int) -> int:
+        """Return the iteration of the loop that a turn belongs to, where the loop is in its i-th."""
+        return i
 
     def shares_latents(self, ahead: int) -> bool:
         """Return whether the turn that is so far ahead has the latents and the timestep of the one before it."""

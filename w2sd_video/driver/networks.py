@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -67,14 +68,14 @@ def in_use(networks: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def in_place_of(network: nn.Module, answer: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """Have a function answer for a network, and yield what evaluates the network itself.
+    """Have ``answer(evaluate, ...)`` stand in for a network, and yield ``evaluate``, which is the network itself.
 
     A network that was compiled in place (``network.compile()``) compiles whatever stands in for its ``forward``: there
     the function takes the place of the compiled region as a whole.
     """
     compiled: Callable[..., Any] | None = vars(network).get("_compiled_call_impl")
     evaluate = compiled or network.forward
-    switch = with_signature(answer, named_signature(network))
+    switch = with_signature(partial(answer, evaluate), named_signature(network))
     switch.unswitched = evaluate  # type: ignore[attr-defined]
     with swapped([(network, {"forward" if compiled is None else "_compiled_call_impl": switch})]):
         _wait_for_evaluations_begun(network)

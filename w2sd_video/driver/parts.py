@@ -44,8 +44,7 @@ def check_kind(pipe: Any) -> None:
     if is_modular(pipe):
         raise TypeError(
             f"{type(pipe).__name__} is a modular pipeline, whose loop is a block of its own: it is reflected by "
-            "reflection(pipe, ...) alone; use the pipeline of the same model that has one __call__ (for example "
-            "WanPipeline)"
+            "reflection(pipe, ...), and predicted with by predictor(pipe, ...)"
         )
     Trajectory.check(pipe.scheduler)
 

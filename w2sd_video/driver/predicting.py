@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -46,12 +47,15 @@ class Loop:
         pipe: a pipeline of diffusers; it is left as it is, and a shallow copy of it is called.
         branches: the setting of each role.
         arguments: of the pipeline's call.
+        led: has a pipeline led by this loop inside a block.
 
     Raises:
         TypeError, ValueError: as of ``reflection``, found before this returns.
     """
 
-    def __init__(self, pipe: Any, branches: Mapping[Role, Branch], arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, pipe: Any, branches: Mapping[Role, Branch], arguments: Mapping[str, Any], led: Led | None = None
+    ) -> None:
         if isinstance(pipe, ReflectedPipeline):
             raise ValueError("the pipeline is being reflected; end that block before making a predictor")
         self.latents = torch.zeros(0)
@@ -61,6 +65,7 @@ class Loop:
         self._ready: Future[None] = Future()
         self._answering: Future[torch.Tensor] | None = None
         self._one_at_a_time = threading.Lock()
+        self._led = _led if led is None else led
         called = copy.copy(pipe)
         vars(called)["scheduler"] = copy.deepcopy(getattr(pipe, "scheduler", None))
         vars(called)["_progress_bar_config"] = {"disable": True}
@@ -115,7 +120,7 @@ class Loop:
     def _run(self, pipe: Any, branches: Mapping[Role, Branch], arguments: dict[str, Any], settings: Any) -> None:
         WAITING_THREADS.add(threading.get_ident())
         try:
-            with _with_settings(*settings), walking(pipe, branches, Reflection(), self._walk_of):
+            with _with_settings(*settings), self._led(pipe, branches, self):
                 pipe(**arguments)
             raise RuntimeError(f"{type(pipe).__name__} never called scheduler.step, so nothing can be predicted")
         except RehearsalOver:
@@ -135,9 +140,6 @@ class Loop:
             asked = self._asked.get()
             if asked is not None:
                 asked.prediction.set_exception(RuntimeError(CLOSED))
-
-    def _walk_of(self, scheduler: Any, settings: Reflection, state: CallState) -> Walk:
-        return _LedWalk(scheduler, settings, state, self)
 
     def is_ready(self, latents: torch.Tensor, scheduler: Any, begin: int) -> None:
         """Note what the pipeline begins with; predictions can be asked for."""
@@ -159,8 +161,11 @@ class Loop:
         return asked
 
 
-class _LedWalk(Walk):
-    """A walk whose turns are asked for from outside, after those in which the loop is looked at."""
+Led = Callable[[Any, Mapping[Role, Branch], Loop], AbstractContextManager[Any]]
+
+
+class LedWalk(Walk):
+    """A walk whose turns are asked for from outside."""
 
     def __init__(self, scheduler: Any, settings: Reflection, state: CallState, loop: Loop) -> None:
         super().__init__(scheduler, settings, state)
@@ -172,6 +177,25 @@ class _LedWalk(Walk):
         if self.at < len(self.turns) and isinstance(self.turns[self.at].asked, StepRequest):
             return sample
         return super().scale_model_input(sample, *args, **kwargs)
+
+    def _answering(self) -> Generator[Any, torch.Tensor, torch.Tensor]:
+        """Yield what is asked for, and hand out what is sent for it."""
+        while True:
+            asked = self._loop.next_asked()
+            call, state = asked.call, self._state
+            timestep = self.wrapped.timesteps[call]
+            if state.measures and len(state.layouts) < state.stages:  # the other stage may be the one to evaluate
+                self.turns.append(Turn(call, timestep, ProbeRequest("measure", 0, 1)))
+            request = StepRequest(asked.latents, call, asked.role)
+            self.turns.append(Turn(call, timestep, request, begins_call=False))
+            prediction = yield request
+            self._handed_back.compare()
+            self._drift.check(self.watch.pipeline)
+            self._loop.answer(prediction.detach().clone())
+
+
+class _WatchedWalk(LedWalk):
+    """A walk whose turns are asked for from outside, after those in which the loop is looked at."""
 
     def _plan(self, calls: range) -> bool:
         if calls.stop < len(self.wrapped.timesteps):
@@ -194,20 +218,9 @@ class _LedWalk(Walk):
             return next(self._algorithm).latents
         return latents
 
-    def _answering(self) -> Generator[Any, torch.Tensor, torch.Tensor]:
-        """Yield what is asked for, and hand out what is sent for it."""
-        while True:
-            asked = self._loop.next_asked()
-            call, state = asked.call, self._state
-            timestep = self.wrapped.timesteps[call]
-            if state.measures and len(state.layouts) < state.stages:  # the other stage may be the one to evaluate
-                self.turns.append(Turn(call, timestep, ProbeRequest("measure", 0, 1)))
-            request = StepRequest(asked.latents, call, asked.role)
-            self.turns.append(Turn(call, timestep, request, begins_call=False))
-            prediction = yield request
-            self._handed_back.compare()
-            self._drift.check(self.watch.pipeline)
-            self._loop.answer(prediction.detach().clone())
+
+def _led(pipe: Any, branches: Mapping[Role, Branch], loop: Loop) -> AbstractContextManager[Any]:
+    return walking(pipe, branches, Reflection(), partial(_WatchedWalk, loop=loop))
 
 
 def _settings_of_thread() -> tuple[Any, dict[str, torch.dtype]]:

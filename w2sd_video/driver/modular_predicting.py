@@ -1,0 +1,62 @@
+"""Predictions of a modular pipeline: its denoise loop goes round in its first step, as often as it is asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+
+from w2sd_video.branch import Branch
+from w2sd_video.driver.modular_call import walking_blocks
+from w2sd_video.driver.modular_walk import LoopWalk
+from w2sd_video.driver.predicting import LedWalk, Loop
+from w2sd_video.driver.signatures import by_name
+from w2sd_video.driver.turns import Turn
+from w2sd_video.reflection_settings import Reflection, Role
+
+
+def led_blocks(pipe: Any, branches: Mapping[Role, Branch], loop: Loop) -> AbstractContextManager[Any]:
+    """Have a modular pipeline led by a loop inside the block."""
+    return walking_blocks(pipe, branches, Reflection(), partial(_LedLoopWalk, loop=loop))
+
+
+class _LedLoopWalk(LedWalk, LoopWalk):
+    """A walk of a modular pipeline's loop whose every turn is asked for from outside."""
+
+    is_quiet = True
+
+    def _plan(self, calls: range) -> bool:
+        is_led = super()._plan(calls)
+        self.turns = []
+        return is_led
+
+    def turn_of(self, call: int) -> Turn:
+        """Return the turn that was asked for; the first one after saying that predictions can be."""
+        if self._algorithm is None:
+            self._loop.is_ready(self.first, self.wrapped, call)
+            self._algorithm = self._answering()
+            next(self._algorithm)
+            self._announce()
+        self._shown, self._state.in_turn = self.turns[self.at], True
+        return self.turns[self.at]
+
+    def latents_of(self, turn: Turn, left: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the latents that were asked for."""
+        latents: torch.Tensor = turn.asked.latents  # type: ignore[union-attr]
+        return latents
+
+    def iteration_of(self, turn: Turn, i: int) -> int:
+        """Return the iteration of the loop that a prediction is asked for at."""
+        return turn.call - self._begin
+
+    def _step(self, *args: Any, **kwargs: Any) -> Any:
+        shape = by_name(self._step_signature, args, kwargs)["sample"].shape
+        if shape != self.shape and self._state.rehearsing is None:
+            raise ValueError(
+                f"the denoise loop steps latents of the shape {tuple(shape)}, and those of its state have "
+                f"{tuple(self.shape or ())}, so that it can have no predictor; reflection(pipe, ...) takes it"
+            )
+        return super()._step(*args, **kwargs)
