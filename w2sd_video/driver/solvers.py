@@ -15,7 +15,7 @@ def solver_of(pipe: Any, name: str | None) -> Any:
     """Return a scheduler of a class by the configuration of a pipeline's own; that one itself where none is named.
 
     Raises:
-        ValueError: a class that cannot step what this pipeline's network predicts.
+        ValueError: a class that cannot step what this pipeline's network predicts, or not along its noise levels.
     """
     own = pipe.scheduler
     if name is None or name == type(own).__name__:
@@ -31,15 +31,14 @@ def solver_of(pipe: Any, name: str | None) -> Any:
             f"solver {name}: this pipeline's network is told inverted noise levels, which it does not have"
         )
     changes: dict[str, Any] = {"clip_sample": False} if "clip_sample" in taken else {}
-    if Trajectory.predicts_flow(own) and kind is not diffusers.FlowMatchEulerDiscreteScheduler:
+    shift = config.get("flow_shift", config.get("shift", 1.0))
+    if Trajectory.predicts_flow(own) and kind is diffusers.FlowMatchEulerDiscreteScheduler:
+        changes |= {"shift": shift}
+    elif Trajectory.predicts_flow(own):
         if "use_flow_sigmas" not in taken:
             raise ValueError(f"solver {name}: steps no flow predictions, which this pipeline's network makes")
-        changes |= {
-            "use_flow_sigmas": True,
-            "prediction_type": "flow_prediction",
-            "flow_shift": config.get("shift", 1.0),
-        }
-    elif not Trajectory.predicts_flow(own) and kind is diffusers.FlowMatchEulerDiscreteScheduler:
+        changes |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    elif kind is diffusers.FlowMatchEulerDiscreteScheduler:
         raise ValueError(f"solver {name}: steps flow predictions only, which this pipeline's network does not make")
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in taken:
         raise ValueError(f"solver {name}: cannot begin without any signal in the latents, as this pipeline does")
