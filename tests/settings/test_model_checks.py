@@ -226,6 +226,16 @@ def test_a_clip_is_named_by_what_it_is_sampled_with(changes, name):
     assert f"NFE      {name}: " in said
 
 
+def test_a_window_is_said_behind_what_is_on_in_it():
+    config = parse(["--config", "miniature-pixart"]).config
+    base = BranchConfig(guidance_scale=3.0, skip_layers=[1], windows={"guidance_scale": (0.5, 1.0)})
+    said = plan_in_words(dataclasses.replace(config, base=base)).splitlines()[0]
+    assert said.endswith("base skip_layers [1], guidance 3 in (0.5, 1.0)")
+    base = dataclasses.replace(base, windows={"skip_layers": (0.0, 0.5)})
+    said = plan_in_words(dataclasses.replace(config, base=base)).splitlines()[0]
+    assert said.endswith("base skip_layers [1] in (0.0, 0.5), guidance 3")
+
+
 def test_an_attention_is_said_where_it_is_not_torchs_own(minimal):
     kernels = []
     for options in ([], ["--model.attention", "sdpa"], ["--model.attention", "_native_cudnn"]):
