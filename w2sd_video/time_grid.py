@@ -35,25 +35,39 @@ def set_timesteps(scheduler: Any, given: Mapping[str, Any], grid: float) -> None
     if grid == 1.0:
         scheduler.set_timesteps(**given)
         return
-    taken = inspect.signature(scheduler.set_timesteps).parameters
     given_sigmas = given.get("sigmas")
     steps = int(given["num_inference_steps"]) if given_sigmas is None else len(given_sigmas)
     rest = {name: value for name, value in given.items() if name not in ("num_inference_steps", "timesteps", "sigmas")}
     is_flow = "flow" in str(scheduler.config.get("prediction_type", "")) or scheduler.config.get(
         "use_flow_sigmas", "FlowMatch" in type(scheduler).__name__
     )
-    if is_flow and "sigmas" in taken:
-        scheduler.set_timesteps(**rest, sigmas=fractions(steps) ** grid)  # of numpy: UniPC multiplies it
-    elif not is_flow and "timesteps" in taken:
-        scheduler.set_timesteps(**rest, timesteps=_timesteps(scheduler, steps, grid).tolist())
-    elif any(base.__name__ in _RESPACED for base in type(scheduler).__mro__):
-        scheduler.set_timesteps(**rest, num_inference_steps=steps)
-        _respace(scheduler, *(_flow_levels if is_flow else _noise_levels)(scheduler, steps, grid))
-    else:
+    if not takes_grid(type(scheduler), is_flow):
         raise ValueError(
             f"grid={grid:g}: {type(scheduler).__name__} takes no timesteps of one's own; use "
             "DPMSolverMultistepScheduler or EulerDiscreteScheduler, or leave the grid at 1"
         )
+    if not _takes_its_own(type(scheduler), is_flow):
+        scheduler.set_timesteps(**rest, num_inference_steps=steps)
+        _respace(scheduler, *(_flow_levels if is_flow else _noise_levels)(scheduler, steps, grid))
+    elif is_flow:
+        scheduler.set_timesteps(**rest, sigmas=fractions(steps) ** grid)  # of numpy: UniPC multiplies it
+    else:
+        scheduler.set_timesteps(**rest, timesteps=_timesteps(scheduler, steps, grid).tolist())
+
+
+def takes_grid(kind: type[Any], is_flow: bool) -> bool:
+    """Return whether schedulers of a class can be set on a grid.
+
+    Args:
+        kind: a class of diffusers schedulers.
+        is_flow: whether the levels are those of flow matching.
+    """
+    return _takes_its_own(kind, is_flow) or any(base.__name__ in _RESPACED for base in kind.__mro__)
+
+
+def _takes_its_own(kind: type[Any], is_flow: bool) -> bool:
+    """Return whether ``set_timesteps`` of a class of schedulers has an argument for a grid."""
+    return ("sigmas" if is_flow else "timesteps") in inspect.signature(kind.set_timesteps).parameters
 
 
 def _timesteps(scheduler: Any, steps: int, grid: float) -> np.ndarray:

@@ -49,12 +49,15 @@ def test_an_arm_is_what_it_is_called():
         "guidance_scale": (0.5, 1.0)
     }
     assert by_name["weak"][0].base.weights == "weak"
-    for arm in ("weak", "strong", "CFG", "AutoGuidance", "skip-layer"):
+    for arm in ("weak", "strong", "CFG", "AutoGuidance", "fast", "skip-layer"):
         assert all(one.reflection_steps == 0 for one in by_name[arm])
     for one in by_name["AutoGuidance"]:
         less = one.strong if one.autoguidance_gap == "strong" else replace(one.base, windows=None)
         assert one.weak == replace(less, weights="weak") and one.autoguidance > 0
         assert one.autoguidance_gap == "base" or one.strong.guidance_scale == 1 < one.base.guidance_scale
+    (fast,) = by_name["fast"]
+    assert (fast.autoguidance, fast.autoguidance_steps, fast.base) == (1.0, (0.5, 1.0), config.base)
+    assert (fast.strong, fast.weak) == (config.strong, config.weak) and fast.autoguidance_gap == "strong"
     for one in by_name["skip-layer"]:
         assert one.weak.skip_layers and one.autoguidance > 0
         assert one.weak == replace(one.base, skip_layers=one.weak.skip_layers, windows=None)

@@ -1,8 +1,11 @@
 """A solver that takes the place of the pipeline's scheduler for one configuration."""
 
+from types import SimpleNamespace
+
 import diffusers
 import pytest
 import tiny
+import torch
 
 from w2sd_video.driver.solvers import solver_of
 from w2sd_video.settings.schema import ConfigError, ModelConfig, RenderConfig
@@ -28,6 +31,37 @@ def test_a_solver_of_flow_predictions_walks_the_levels_of_flow():
     stable_diffusion, _ = tiny.stable_diffusion()
     with pytest.raises(ValueError, match="steps flow predictions only"):
         solver_of(stable_diffusion, "FlowMatchEulerDiscreteScheduler")
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler"])
+def test_a_solver_walks_the_noise_levels_of_the_pipelines_own_where_those_are_shifted(name):
+    own = diffusers.CogVideoXDDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    stock = getattr(diffusers, name).from_config(own.config)
+    assert (stock.alphas_cumprod - own.alphas_cumprod).abs().max() > 0.1
+    solver = solver_of(SimpleNamespace(scheduler=own), name)
+    torch.testing.assert_close(solver.alphas_cumprod.double(), own.alphas_cumprod, rtol=0, atol=1e-6)
+    for each in (own, solver):
+        each.set_timesteps(6)
+    ratios = [[level.sigma / level.alpha for level in Trajectory(each)._levels[1:]] for each in (own, solver)]
+    assert ratios[1] == pytest.approx(ratios[0], rel=1e-3)
+
+
+def test_a_solver_of_flow_keeps_the_shift_whatever_it_is_called():
+    pipe, _ = tiny.sana()
+    assert pipe.scheduler.config.flow_shift == 3.0
+    assert solver_of(pipe, "UniPCMultistepScheduler").config.flow_shift == 3.0
+    assert solver_of(pipe, "FlowMatchEulerDiscreteScheduler").config.shift == 3.0
+    pipe, _ = tiny.wan()
+    assert solver_of(pipe, "UniPCMultistepScheduler").config.flow_shift == pipe.scheduler.config.shift == 7.0
+
+
+def test_levels_that_a_solver_cannot_walk_are_refused():
+    pipe, _ = tiny.mochi()
+    with pytest.raises(ValueError, match="solver UniPCMultistepScheduler: this pipeline's network is told inverted"):
+        solver_of(pipe, "UniPCMultistepScheduler")
+    pipe = SimpleNamespace(scheduler=diffusers.CogVideoXDDIMScheduler(rescale_betas_zero_snr=True))
+    with pytest.raises(ValueError, match="solver LMSDiscreteScheduler: cannot begin without any signal"):
+        solver_of(pipe, "LMSDiscreteScheduler")
 
 
 def test_an_unknown_solver_is_refused_before_anything_is_loaded():

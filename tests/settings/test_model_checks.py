@@ -10,7 +10,7 @@ from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.evaluations import evaluations, inversion_of
 from w2sd_video.settings.model_checks import check_plan, limits_of
 from w2sd_video.settings.panels import panels, weak_panel
-from w2sd_video.settings.schema import ConfigError, ModelConfig
+from w2sd_video.settings.schema import BranchConfig, ConfigError, ModelConfig
 from w2sd_video.settings.words import plan_in_words, steps_in_words
 
 
@@ -191,8 +191,49 @@ def test_a_comparison_has_strong_at_equal_cost_and_only_the_last_is_reflected():
     assert [sum(evaluations(panel).values()) for panel in found.values()] == [50, 100, 246, 100 + 49 * 3]
     assert found["strong at equal cost"] == dataclasses.replace(found["strong"], steps=123)
     unreflected = panels(dataclasses.replace(config, reflection_steps=0))
-    assert list(unreflected) == ["weak", "strong", "W2SD"], "W2SD of no more cost than strong needs no fourth"
+    assert list(unreflected) == ["weak", "strong", "guidance"], "of no more cost than strong there needs no fourth"
     assert list(panels(dataclasses.replace(config, compare=False))) == ["W2SD"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "W2SD"),
+        ({"autoguidance": 1.0}, "W2SD and AutoGuidance"),
+        ({"autoguidance": 1.0, "reflection_steps": 0}, "AutoGuidance"),
+        ({"autoguidance": 1.0, "reflection_steps": 0, "autoguidance_steps": [0.5, 1.0]}, "AutoGuidance"),
+        ({"autoguidance": 1.0, "reflection_steps": 0, "autoguidance_steps": 0}, "no guidance"),
+        (
+            {"autoguidance": 1.0, "reflection_steps": 0, "weak": BranchConfig(guidance_scale=1.0, skip_layers=[1])},
+            "skip-layer guidance",
+        ),
+        (
+            {"autoguidance": 1.0, "reflection_steps": 0, "weak": BranchConfig(weights="weak", skip_layers=[1])},
+            "AutoGuidance",
+        ),
+        ({"inversion": "resample"}, "Re-Sampling"),
+        ({"inversion": "resample-advanced"}, "advanced Re-Sampling"),
+        ({"reflection_steps": 0}, "no guidance"),
+        ({"reflection_steps": 0, "base": BranchConfig(guidance_scale=3.0)}, "guidance"),
+        ({"reflection_steps": 0, "base": BranchConfig(guidance_scale=[1.0, 3.0])}, "guidance"),
+    ],
+)
+def test_a_clip_is_named_by_what_it_is_sampled_with(changes, name):
+    config = dataclasses.replace(parse(["--config", "miniature-pixart"]).config, **changes)
+    assert list(panels(config)) == [name]
+    assert list(panels(dataclasses.replace(config, compare=True)))[-1] == name
+    said = plan_in_words(config)
+    assert f"NFE      {name}: " in said
+
+
+def test_a_window_is_said_behind_what_is_on_in_it():
+    config = parse(["--config", "miniature-pixart"]).config
+    base = BranchConfig(guidance_scale=3.0, skip_layers=[1], windows={"guidance_scale": (0.5, 1.0)})
+    said = plan_in_words(dataclasses.replace(config, base=base)).splitlines()[0]
+    assert said.endswith("base skip_layers [1], guidance 3 in (0.5, 1.0)")
+    base = dataclasses.replace(base, windows={"skip_layers": (0.0, 0.5)})
+    said = plan_in_words(dataclasses.replace(config, base=base)).splitlines()[0]
+    assert said.endswith("base skip_layers [1] in (0.0, 0.5), guidance 3")
 
 
 def test_an_attention_is_said_where_it_is_not_torchs_own(minimal):

@@ -3,13 +3,19 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from w2sd_video.evaluation.arms import nfe_of
+from w2sd_video.rendering.load import load
+from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.schema import ConfigError
 from w2sd_video.settings.value_checks import check
 from w2sd_video.tuning.operators import OPERATORS, Range, fitted, has_weak_model, in_words, operators_of, plain_of
+
+GRIDDED = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+"""Solvers of the search that take a grid of timesteps; the DDIM of the miniatures does not."""
 
 
 def config_of(name):
@@ -62,6 +68,8 @@ def test_values_reach_the_configuration():
     assert guided.call["eta"] == 0.5 and guided.grid == 1.0 and guided.solver is None, "DDIM takes no grid"
     other = operator_of("guidance").made(values | {"solver": "DPMSolverMultistepScheduler", "grid": 1.5, "eta": 0.5})
     assert other.grid == 1.5 and other.solver == "DPMSolverMultistepScheduler" and "eta" not in other.call
+    other = operator_of("guidance").made(values | {"solver": "UniPCMultistepScheduler", "grid": 1.5, "eta": 0.5})
+    assert other.grid == 1.5 and other.solver == "UniPCMultistepScheduler"
 
 
 def test_each_operator_is_what_its_name_says():
@@ -103,6 +111,25 @@ def test_plain_is_the_configuration_without_reflection_and_autoguidance():
 def test_words_leave_out_what_has_no_effect():
     values = {"guidance_scale": 1.0, "guidance_start": 0.5, "solver": "DDIMScheduler", "grid": 1.5, "eta": 0.25}
     assert in_words(values) == "guidance scale 1, solver DDIMScheduler, eta 0.25"
+
+
+@pytest.mark.parametrize(
+    "name", ["miniature-pixart", "miniature-dit-moe", "miniature-animatediff", "miniature-cogvideox"]
+)
+def test_every_solver_that_is_open_samples_and_where_it_takes_a_grid_on_that(name):
+    (none,), _ = operators_of(config_of(name), ("none",))
+    pipe = load(config_of(name))
+    pipe.set_progress_bar_config(disable=True)
+    for solver in none.space["solver"]:
+        uniform, dense = (none.at({"solver": solver, "grid": grid, "eta": 0.0}, 4) for grid in (1.0, 1.75))
+        (first,), _ = sample_clips(pipe, uniform, ["a red circle moving up"], [0])
+        (second,), _ = sample_clips(pipe, dense, ["a red circle moving up"], [0])
+        assert np.isfinite(first).all() and (first == second).all() == (solver not in GRIDDED)
+
+
+def test_what_is_tried_first_of_reflection_is_the_default_inversion():
+    first = operator_of("W2SD").first[0]
+    assert first["inversion"] == "paper" and operator_of("W2SD").space["inversion"][0] == "paper"
 
 
 def test_unknown_operators_are_refused():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
+
 from w2sd_video.messages import suggest
 from w2sd_video.trajectory import Trajectory, known_schedulers
 
@@ -13,7 +15,7 @@ def solver_of(pipe: Any, name: str | None) -> Any:
     """Return a scheduler of a class by the configuration of a pipeline's own; that one itself where none is named.
 
     Raises:
-        ValueError: a class that cannot step what this pipeline's network predicts.
+        ValueError: a class that cannot step what this pipeline's network predicts, or not along its noise levels.
     """
     own = pipe.scheduler
     if name is None or name == type(own).__name__:
@@ -24,15 +26,36 @@ def solver_of(pipe: Any, name: str | None) -> Any:
 
     kind, config = getattr(diffusers, name), dict(own.config)
     taken = inspect.signature(kind).parameters
+    if config.get("invert_sigmas"):
+        raise ValueError(
+            f"solver {name}: this pipeline's network is told inverted noise levels, which it does not have"
+        )
     changes: dict[str, Any] = {"clip_sample": False} if "clip_sample" in taken else {}
-    if Trajectory.predicts_flow(own) and kind is not diffusers.FlowMatchEulerDiscreteScheduler:
+    shift = config.get("flow_shift", config.get("shift", 1.0))
+    if Trajectory.predicts_flow(own) and kind is diffusers.FlowMatchEulerDiscreteScheduler:
+        changes |= {"shift": shift}
+    elif Trajectory.predicts_flow(own):
         if "use_flow_sigmas" not in taken:
             raise ValueError(f"solver {name}: steps no flow predictions, which this pipeline's network makes")
-        changes |= {
-            "use_flow_sigmas": True,
-            "prediction_type": "flow_prediction",
-            "flow_shift": config.get("shift", 1.0),
-        }
-    elif not Trajectory.predicts_flow(own) and kind is diffusers.FlowMatchEulerDiscreteScheduler:
+        changes |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    elif kind is diffusers.FlowMatchEulerDiscreteScheduler:
         raise ValueError(f"solver {name}: steps flow predictions only, which this pipeline's network does not make")
-    return kind.from_config(own.config, **changes)
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in taken:
+        raise ValueError(f"solver {name}: cannot begin without any signal in the latents, as this pipeline does")
+    solver = kind.from_config(own.config, **changes)
+    if _has_other_levels(solver, own):  # as CogVideoX's, whose schedulers shift them by a setting that others ignore
+        solver = kind.from_config(own.config, **changes, trained_betas=_betas_of(own))
+    return solver
+
+
+def _has_other_levels(solver: Any, own: Any) -> bool:
+    if not (hasattr(solver, "alphas_cumprod") and hasattr(own, "alphas_cumprod")):
+        return False
+    return not torch.allclose(solver.alphas_cumprod.double(), own.alphas_cumprod.double(), atol=1e-6)
+
+
+def _betas_of(own: Any) -> list[float]:
+    """Return the variances that the noise levels of a scheduler come from: beta_t = 1 - alpha_t / alpha_(t - 1)."""
+    products = own.alphas_cumprod.double()
+    before = torch.cat([torch.ones_like(products[:1]), products[:-1]])
+    return (1 - products / before).tolist()

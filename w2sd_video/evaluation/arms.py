@@ -89,6 +89,11 @@ def autoguidance(config: RenderConfig) -> Settings:
     )
 
 
+def fast(config: RenderConfig) -> Settings:
+    """AutoGuidance by the fast preset: along the gap of strong and weak, in the less noisy half of the steps."""
+    return {_guidance_label(config): replace(_without_reflection(config), **PRESETS["fast"])}
+
+
 def w2sd_as_configured(config: RenderConfig) -> Settings:
     """W2SD as the configuration has it, in the packaged ones the paper's setting."""
     return {_guidance_label(config): config}
@@ -194,6 +199,7 @@ ARMS: dict[str, Callable[[RenderConfig], Settings]] = {
     "strong": strong,
     "CFG": cfg,
     "AutoGuidance": autoguidance,
+    "fast": fast,
     "skip-layer": skip_layers,
     "Z-Sampling": z_sampling,
     "FSG": fsg,

@@ -16,7 +16,7 @@ class Clip:
     """A clip as it is shown.
 
     Attributes:
-        label: what it is a clip of: weak, strong, W2SD, an arm.
+        label: what it is a clip of: weak, strong, W2SD, AutoGuidance, an arm.
         kind: how it is kept.
         files: addresses, relative to the page or ``data:``; one, but for pictures one a frame.
         frames: how many there are.

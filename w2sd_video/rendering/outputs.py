@@ -91,7 +91,7 @@ def write_sample(
 ) -> dict[str, Any]:
     """Write the file of a sample, one clip or several side by side, and return its record (`record_of`)."""
     boxes = write_clips(path, clips, config.fps, titles_of(nfe), caption_of(config), about_sample(config, nfe))
-    return record_of(config, nfe, seconds, clips["W2SD"].shape, boxes)
+    return record_of(config, nfe, seconds, next(iter(clips.values())).shape, boxes)
 
 
 def about_sample(config: RenderConfig, nfe: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def sample_panels(
 def _render_one(pipe: Any, config: RenderConfig, path: Path, inputs: Mapping[str, Any]) -> Path:
     """Sample one prompt, write its file and its sidecar, and say so."""
     clips, nfe, seconds = sample_panels(pipe, config, inputs)
-    if config.output is None and len(clips["W2SD"]) == 1:
+    if config.output is None and len(next(iter(clips.values()))) == 1:
         path = path.with_suffix(".png")
     config = dataclasses.replace(config, output=str(path))
     write_sidecar(path, write_sample(path, config, clips, nfe, seconds))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import fields, replace
 
 from w2sd_video.settings.evaluations import most_steps, nfe_of
-from w2sd_video.settings.schema import BranchConfig, RenderConfig, filled
+from w2sd_video.settings.schema import BranchConfig, RenderConfig, counted, filled, reflected_steps, stage_scales
 
 EQUAL_COST = "strong at equal cost"
-"""Label of the clip of the strong model with as many steps as the evaluations of W2SD allow."""
+"""Label of the clip of the strong model with as many steps as the evaluations of what is compared allow."""
 
 
 def weak_panel(config: RenderConfig) -> BranchConfig:
@@ -17,20 +17,41 @@ def weak_panel(config: RenderConfig) -> BranchConfig:
     Fields in which strong and weak agree are no part of the gap (as a guidance of 1 in both), and stay as in base.
     """
     strong, weak = filled(config, config.strong), filled(config, config.weak)
-    names = [field.name for field in dataclasses.fields(BranchConfig)]
+    names = [field.name for field in fields(BranchConfig)]
     gap = {name: getattr(weak, name) for name in names if getattr(weak, name) != getattr(strong, name)}
-    return dataclasses.replace(config.base, **gap)
+    return replace(config.base, **gap)
+
+
+def sampler_name(config: RenderConfig) -> str:
+    """Return what a configuration samples with, as it stands above a clip: W2SD, AutoGuidance, guidance, …."""
+    pushes = ""
+    if "weak" in counted(replace(config, reflection_steps=0)).roles:
+        pushes = "skip-layer guidance" if _leaves_layers_out(config) else "AutoGuidance"
+    if reflected_steps(config):
+        reflects = {"resample": "Re-Sampling", "resample-advanced": "advanced Re-Sampling"}.get(
+            config.inversion, "W2SD"
+        )
+        return f"{reflects} and {pushes}" if pushes else reflects
+    return pushes or ("guidance" if max(stage_scales(config.base.guidance_scale)) > 1 else "no guidance")
+
+
+def _leaves_layers_out(config: RenderConfig) -> bool:
+    """Return whether layers are what weak leaves out or perturbs, and all that it differs in beside guidance."""
+    weak = replace(weak_panel(config), guidance_scale=config.base.guidance_scale)
+    return weak != config.base == replace(weak, skip_layers=None, perturbed_layers=None)
 
 
 def panels(config: RenderConfig) -> dict[str, RenderConfig]:
-    """Return the clips to sample, by their labels: W2SD alone, or for a comparison weak, strong and W2SD.
+    """Return the clips to sample, by their labels: the configuration's own, or for a comparison weak and strong before.
 
-    A comparison also has strong with as many steps as the network evaluations of W2SD allow, if those are more.
+    A comparison also has strong with as many steps as the network evaluations of the configuration allow, if those are
+    more.
     """
+    name = sampler_name(config)
     if not config.compare:
-        return {"W2SD": config}
-    strong = dataclasses.replace(config, reflection_steps=0, autoguidance=0.0)
-    weak = dataclasses.replace(strong, base=weak_panel(config))
+        return {name: config}
+    strong = replace(config, reflection_steps=0, autoguidance=0.0)
+    weak = replace(strong, base=weak_panel(config))
     steps = most_steps(strong, nfe_of(config))
-    longer = {EQUAL_COST: dataclasses.replace(strong, steps=steps)} if steps > config.steps else {}
-    return {"weak": weak, "strong": strong, **longer, "W2SD": config}
+    longer = {EQUAL_COST: replace(strong, steps=steps)} if steps > config.steps else {}
+    return {"weak": weak, "strong": strong, **longer, name: config}

@@ -149,12 +149,11 @@ def nfe_in_words(nfe: dict[str, int]) -> str:
 
 
 def _branch_in_words(branch: BranchConfig) -> str:
-    parts = [
-        f"{name} {value}" for name, value in vars(branch).items() if value is not None and name != "guidance_scale"
-    ]
-    return ", ".join(
-        [*parts, "guidance " + " and ".join(f"{scale:g}" for scale in stage_scales(branch.guidance_scale))]
-    )
+    windows = branch.windows or {}
+    values = {name: value for name, value in vars(branch).items() if name not in ("guidance_scale", "windows")}
+    parts = [f"{name} {value}{_where(windows.get(name))}" for name, value in values.items() if value is not None]
+    scales = " and ".join(f"{scale:g}" for scale in stage_scales(branch.guidance_scale))
+    return ", ".join([*parts, f"guidance {scales}{_where(windows.get('guidance_scale'))}"])
 
 
 def _is_here(device: str) -> bool:

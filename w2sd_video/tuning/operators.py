@@ -12,10 +12,12 @@ from typing import Any
 from w2sd_video.evaluation.arms import at_budget, without_a_block
 from w2sd_video.evaluation.places import takes_eta
 from w2sd_video.messages import suggest
-from w2sd_video.settings.evaluations import nfe_of
+from w2sd_video.reflection_settings import Inversion
+from w2sd_video.settings.evaluations import inversion_of, nfe_of
 from w2sd_video.settings.panels import weak_panel
 from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig
 from w2sd_video.settings.sources import is_told_guidance, read_json, scheduler_of
+from w2sd_video.time_grid import takes_grid
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ _SCALE, _SCALE_BESIDE = Range(1.25, 8.0), Range(1.0, 6.0, 0.5)
 """Guidance as the operator, and beside another one, where 1 is none."""
 _START, _LENGTH = Range(0.0, 0.75, 0.125), Range(0.25, 1.0, 0.125)
 _MULTISTEP = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
-_TAKES_GRID, _TAKES_ETA = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"), "DDIMScheduler"
+_TAKES_ETA = "DDIMScheduler"
 _LATE, _EVERYWHERE = (0.5, 0.5), (0.0, 1.0)
 """Windows by their start and their length."""
 _GUIDANCE_BESIDE: dict[str, Open] = {
@@ -129,8 +131,9 @@ def in_words(values: Values) -> str:
 def _is_idle(name: str, values: Values) -> bool:
     if name in ("guidance_start", "guidance_length", "gap"):
         return values["guidance_scale"] == 1.0
-    takes = {"grid": _TAKES_GRID, "eta": (_TAKES_ETA,)}
-    return name in takes and values["solver"] not in takes[name]
+    if name == "grid":
+        return not _takes_grid(values["solver"])
+    return name == "eta" and values["solver"] != _TAKES_ETA
 
 
 def _short(value: Any) -> str:
@@ -179,7 +182,7 @@ def _z_sampling(plain: RenderConfig) -> Operator:
         gap = replace(config, strong=high, weak=replace(high, guidance_scale=values["low_scale"]))
         return _stepped(_reflected(gap, values), values)
 
-    first = tuple(values | {"guidance_scale": 3.0, "low_scale": 1.0} for values in _FIRST_REFLECTED)
+    first = tuple(values | {"guidance_scale": 3.0, "low_scale": 1.0} for values in _first_reflected(plain))
     return _operator("Z-Sampling", plain, space, made, first)
 
 
@@ -209,7 +212,7 @@ def _w2sd(plain: RenderConfig) -> Operator:
             config = replace(config, **branches)
         return _stepped(_reflected(config, values), values)
 
-    first = tuple(values | ({"gap": "unguided"} if scales_agree else {}) for values in _FIRST_REFLECTED)
+    first = tuple(values | ({"gap": "unguided"} if scales_agree else {}) for values in _first_reflected(plain))
     return _operator("W2SD", plain, space, made, first)
 
 
@@ -265,7 +268,7 @@ def _pushing(plain: RenderConfig) -> dict[str, Open]:
 
 def _reflecting(plain: RenderConfig) -> dict[str, Open]:
     readings = ("epsilon", "sample") if _prediction(plain) == "epsilon" else ("epsilon", "sample", "native")
-    inversions = ("current", "paper", "implicit", "explicit")
+    inversions = tuple(dict.fromkeys((_default_inversion(plain), "current", "paper", "implicit", "explicit")))
     return {"inversion": inversions, "reading": readings, "strength": _STRENGTH, **_window(""), "reuse": _REUSE}
 
 
@@ -273,10 +276,17 @@ _UNGUIDED: dict[str, Any] = {"guidance_scale": 1.0, "guidance_start": 0.0, "guid
 _FIRST_PUSHED: tuple[dict[str, Any], ...] = tuple(
     _UNGUIDED | {"weight": 1.0, "gap": "unguided"} | _windowed("", window) for window in (_EVERYWHERE, _LATE)
 )
-_FIRST_REFLECTED: tuple[dict[str, Any], ...] = tuple(
-    _UNGUIDED | {"inversion": inversion, "reading": "epsilon", "strength": 1.0} | _windowed("", window)
-    for inversion, window in (("paper", _EVERYWHERE), ("current", (0.25, 0.5)))
-)
+
+
+def _first_reflected(plain: RenderConfig) -> tuple[dict[str, Any], ...]:
+    reflected = _UNGUIDED | {"reading": "epsilon", "strength": 1.0}
+    places = ((_default_inversion(plain), _EVERYWHERE), ("current", (0.25, 0.5)))
+    return tuple(reflected | {"inversion": inversion} | _windowed("", window) for inversion, window in places)
+
+
+def _default_inversion(plain: RenderConfig) -> Inversion:
+    """Return what ``auto`` is for a pipeline; ``auto`` itself of one that is not on this machine."""
+    return inversion_of(replace(plain, inversion="auto"))
 
 
 def _pushed(plain: RenderConfig, values: Values, weak_of: Callable[[RenderConfig], BranchConfig]) -> RenderConfig:
@@ -315,8 +325,6 @@ def _stepping(plain: RenderConfig) -> dict[str, Open]:
     if not scheduler:
         return {}
     solvers = [_own_solver(plain), *(name for name in _MULTISTEP if name != scheduler)]
-    if "Flow" in scheduler:
-        solvers.remove("UniPCMultistepScheduler")
     space: dict[str, Open] = {"solver": tuple(solvers), "grid": Range(1.0, 1.75, 0.25)}
     if takes_eta(plain):
         space["eta"] = Range(0.0, 1.0, 0.25)
@@ -330,11 +338,19 @@ def _stepped(config: RenderConfig, values: Values) -> RenderConfig:
     scheduler = scheduler_of(config.model)
     solver = scheduler if values["solver"] == _own_solver(config) else values["solver"]
     config = replace(config, solver=None if solver == scheduler else solver)
-    if solver in _TAKES_GRID:
+    if _takes_grid(solver):
         config = replace(config, grid=values["grid"])
     if "eta" in values and solver == _TAKES_ETA:
         config = replace(config, call={**config.call, "eta": values["eta"]})
     return config
+
+
+def _takes_grid(solver: str) -> bool:
+    """Return whether a scheduler, by the name of its class, can be set on a grid of timesteps."""
+    import diffusers
+
+    kind = getattr(diffusers, solver, None)
+    return kind is not None and takes_grid(kind, is_flow="FlowMatch" in solver)
 
 
 def _own_solver(config: RenderConfig) -> str:

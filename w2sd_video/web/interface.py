@@ -17,7 +17,7 @@ from w2sd_video.web.workbench import Wish, Workbench
 
 _INVERSIONS = list(get_args(Inversion))
 _ABOUT = """# w2sd-video studio
-Weak, strong, strong at the cost of W2SD, and W2SD, from the same noise."""
+Weak, strong, strong at equal cost, and what the configuration says, such as W2SD, from the same noise."""
 
 
 def interface(workbench: Workbench, first: str) -> gr.Blocks:
@@ -54,7 +54,7 @@ def interface(workbench: Workbench, first: str) -> gr.Blocks:
                 )
                 player = gr.HTML(_frame(""))
                 with gr.Tab("Script"):
-                    script = gr.Code(language="python", label="A script that makes the W2SD clip", interactive=False)
+                    script = gr.Code(language="python", label="A script that makes the last clip", interactive=False)
                 with gr.Tab("Configuration"):
                     text = gr.Code(language="yaml", label="For w2sd-video render --config FILE.yaml", interactive=False)
         form = [configuration, prompt, strong, weak, steps, strength, start, stop, inversion, seed]

@@ -140,7 +140,7 @@ class Workbench:
         return config
 
     def make(self, wish: Wish, say: Say) -> Made:
-        """Sample weak, strong, strong at equal cost and W2SD from one noise, and write them into one file.
+        """Sample weak, strong, strong at equal cost and the configuration from one noise, into one file.
 
         Raises:
             ConfigError: a value that makes no sense, or that this pipeline cannot be given.
@@ -153,7 +153,7 @@ class Workbench:
             pipe = self._loaded(config, say)
             check_call(type(pipe), config)
             clips, nfe, seconds = sample_panels(pipe, config, read_inputs(config), say)
-            path = self._next_file("png" if len(clips["W2SD"]) == 1 else "mp4")
+            path = self._next_file("png" if len(next(iter(clips.values()))) == 1 else "mp4")
             config = replace(config, output=path.name)
             record = write_sample(path, config, clips, nfe, seconds) | {"script": script_of(pipe, config)}
             write_sidecar(path, record)
