@@ -98,6 +98,25 @@ def probes(call: int, timestep: torch.Tensor, purpose: Purpose, total: int) -> l
     return [Turn(call, timestep, ProbeRequest(purpose, number, total)) for number in range(total)]
 
 
+def with_measures(turns: Sequence[Turn], measured: torch.Tensor) -> list[Turn]:
+    """Return turns with one that measures before the first at each timestep, whose stage may be another.
+
+    An inversion may ask for the timestep of the next step, which the next denoiser is there for.
+
+    Args:
+        turns: of all calls, in order.
+        measured: the timestep at which the layout is measured already.
+    """
+    seen, laid_out = {float(measured)}, []
+    for turn in turns:
+        timestep = float(turn.timestep)
+        if timestep not in seen:
+            seen.add(timestep)
+            laid_out += probes(turn.call, turn.timestep, "measure", 1)
+        laid_out.append(turn)
+    return laid_out
+
+
 def with_later_watches(turns: Sequence[Turn], timesteps: torch.Tensor, begin: int) -> list[Turn]:
     """Return turns with more of them before the middle and before the last of the calls that have several.
 

@@ -30,6 +30,7 @@ from w2sd_video.driver.turns import (
     repeats,
     with_all_watches,
     with_later_watches,
+    with_measures,
 )
 from w2sd_video.driver.watching import Watch, check_scaling
 from w2sd_video.inversions import Draw, Request
@@ -177,12 +178,12 @@ class Walk:
         for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=begin, fresh=self._fresh)):
             if isinstance(asked, Step):
                 if asked.call in calls:
-                    if self._state.measures and self._state.stages > 1 and asked.call != begin:
-                        self.turns += probes(asked.call, timesteps[asked.call], "measure", 1)
                     self.turns += self._turns_of(asked.call, asked_for_call)
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
+        if self._state.measures and self._state.stages > 1:
+            self.turns = with_measures(self.turns, timesteps[begin])
         self.turns = self._with_later_watches(begin)
         self._announce()
         return True
