@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -249,3 +250,21 @@ def test_a_call_inside_a_call_is_right_or_refused():
         with pytest.raises(ValueError, match="in use by a reflected call"), reflection(sharing, **GAP):
             run(pipe, call, callback_on_step_end=call_inside(lambda: run(sharing, call)))
         assert torch.equal(run(pipe, call), expected)
+
+
+def test_a_network_that_is_copied_in_a_callback_is_itself():
+    pipe, call = tiny.stable_diffusion()
+    stock, copies = run(pipe, call), []
+
+    def keep(pipe, index, timestep, given):
+        if index == 1:
+            copies.extend([copy.deepcopy(pipe.unet), pickle.loads(pickle.dumps(pipe.unet))])
+        return {}
+
+    with reflection(pipe, **GAP):
+        run(pipe, call, callback_on_step_end=keep)
+    for network in copies:
+        pipe.unet = network
+        assert torch.equal(run(pipe, call), stock)
+        torch.nn.init.zeros_(network.conv_out.weight)
+        assert not torch.equal(run(pipe, call), stock)

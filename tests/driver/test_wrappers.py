@@ -403,7 +403,6 @@ def in_features_of_before(unet):
 KEEPING = {
     "number": in_a_closure,
     "mid_block hook 0.number": lambda unet: unet.mid_block.register_forward_hook(Count().hook),
-    "outputs": in_a_list_of_a_processor,
     "editor.number": in_an_editor_of_all_layers,
     "_buffers['number']": in_a_buffer,
     "output": in_features_of_before,
@@ -424,7 +423,7 @@ def test_a_network_that_keeps_something_of_its_evaluations_is_refused_by_its_nam
 
 
 def test_what_a_network_makes_once_or_a_callback_changes_is_reflected():
-    """As positions that are made when they are needed, the size of an image, and an editor that is told the steps."""
+    """As positions that are made when they are needed, the size of an image, an editor that is told the steps; a log."""
     pipe, call = tiny.stable_diffusion()
     with reflection(pipe, **GAP):
         expected = run(pipe, call)
@@ -442,6 +441,7 @@ def test_what_a_network_makes_once_or_a_callback_changes_is_reflected():
         editor.number += 1
         return {}
 
+    in_a_list_of_a_processor(pipe.unet)
     pipe.unet.register_forward_pre_hook(before)
     pipe.unet.mid_block.forward = at_steps
     for _ in range(2):

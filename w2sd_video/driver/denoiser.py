@@ -209,7 +209,8 @@ class DenoiserSwitch:
         if call >= len(layout.calls) or len(samples) != layout.calls[call]:
             raise ValueError(
                 f"{type(self._pipe).__name__} evaluates {len(samples)} rows where there were others in the first step, "
-                "so a branch cannot set its guidance_scale"
+                "so a branch cannot set its guidance_scale; leave it out, or reflect the steps before "
+                "(reflection_steps)"
             )
         first = layout.first_row(call)
         numbers = range(first, first + len(samples))

@@ -36,7 +36,8 @@ class NetworkState:
 
     A reflection evaluates a network more often than the pipeline's own loop, in other roles, and not at all in the
     turns that only watch. What it keeps of evaluations (a counter, features, a random state) is then not what it would
-    be. Something may be kept once, when it is first needed (positions), so what is refused has changed twice.
+    be. Something may be kept once, when it is first needed (positions), so what is refused has changed twice. A list
+    that grows is a log.
     """
 
     def __init__(self) -> None:
@@ -76,8 +77,8 @@ def _check(changed: list[set[str]]) -> None:
     kept = sorted(changed[0] & changed[1]) if len(changed) == 2 else []
     if kept:
         raise ValueError(
-            f"the network counts its evaluations or keeps something of them ({', '.join(kept[:3])}), as caches, prompt "
-            "editing and hooks that record do, and a reflection makes more of them, so it cannot be reflected; take "
+            f"the network counts its evaluations or keeps something of them ({', '.join(kept[:3])}), as caches and "
+            "prompt editing do, and a reflection makes more of them, so it cannot be reflected; take "
             "that off, or reflect no step (reflection_steps=0)"
         )
 
@@ -146,8 +147,6 @@ def _mark(value: Any) -> Any:
         return state_of(value)
     if isinstance(value, np.ndarray):
         return hash(value.tobytes()) if value.size < _MOST else id(value)
-    if isinstance(value, (Mapping, list, tuple, deque, set)):
-        return type(value), len(value)
     return repr(value) if isinstance(value, itertools.count) else None
 
 

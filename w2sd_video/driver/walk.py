@@ -8,6 +8,7 @@ see in a loop of its own.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -79,9 +80,10 @@ class Walk:
         self._handed_back = HandedBack()
         self._probed: list[Probed] = []
         self._own_scale: float | None = None
-        self._step_signature = declared_signature(type(scheduler), "step")
-        self.set_timesteps = with_signature(self._set_timesteps, declared_signature(type(scheduler), "set_timesteps"))
-        self.step = with_signature(self._step, self._step_signature)
+        self._step_signature = declared_signature(type(scheduler), "step", "model_output", "sample")
+        # Pipelines give what they find in the signatures (eta, generator), as wrappers show them or hide them.
+        self.set_timesteps = with_signature(self._set_timesteps, inspect.signature(scheduler.set_timesteps))
+        self.step = with_signature(self._step, inspect.signature(scheduler.step))
 
     @property
     def timesteps(self) -> torch.Tensor:
