@@ -113,7 +113,7 @@ def _around(modules: Iterable[tuple[str, nn.Module]]) -> Marks:
             pending.append((f"{path}.processor", attributes["processor"]))
         forward = getattr(attributes.get("forward"), "unswitched", attributes.get("forward"))
         pending.append((f"{path}.forward", forward))
-        if _is_foreign(type(module)) or (isinstance(forward, FunctionType) and _is_foreign_function(forward)):
+        if is_foreign(type(module).__module__) or (isinstance(forward, FunctionType) and _is_foreign_function(forward)):
             pending += [(f"{path}.{name}", value) for name, value in attributes.items() if name not in _OF_EVERY_MODULE]
     _look_into(pending, marks)
     return marks
@@ -176,7 +176,7 @@ def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
         return _parts_of_function(name, value) if _is_foreign_function(value) else []
     if isinstance(value, SimpleNamespace):
         return _attributes(name, value)
-    if isinstance(value, (nn.Module, type)) or not _is_foreign(type(value)):
+    if isinstance(value, (nn.Module, type)) or not is_foreign(type(value).__module__):
         return []
     return [*_attributes(name, value), (f"{name}.__call__", getattr(type(value), "__call__", None))]
 
@@ -196,14 +196,10 @@ def _attributes(name: str, value: Any) -> list[tuple[str, Any]]:
     return [(f"{name}.{key}", item) for key, item in getattr(value, "__dict__", {}).items()]
 
 
-def _is_foreign(cls: type) -> bool:
-    return _is_foreign_name(cls.__module__)
-
-
 def _is_foreign_function(function: FunctionType) -> bool:
-    return _is_foreign_name(function.__globals__.get("__name__"))
+    return is_foreign(function.__globals__.get("__name__"))
 
 
-def _is_foreign_name(module: str | None) -> bool:
+def is_foreign(module: str | None) -> bool:
     """Return whether a module is of neither a library nor Python itself."""
     return (module or "").partition(".")[0] not in _LIBRARIES

@@ -43,6 +43,11 @@ class ProbeRequest:
         return self.number == self.total - 1
 
     @property
+    def is_first(self) -> bool:
+        """Whether it is the very first one, of a loop that has kept nothing yet."""
+        return (self.purpose, self.number) == ("watch", 0)
+
+    @property
     def is_of_pair(self) -> bool:
         """Whether it is one of the two that have to be alike, the last ones of those that watch."""
         return self.purpose.startswith("watch") and self.number >= self.total - 2
@@ -66,10 +71,13 @@ class ProbeRequest:
 
     @property
     def rows(self) -> int:
-        """Which rows the network's are: the two turns that have to be alike come after others, and after each other."""
+        """Which rows the network's are: the two turns that have to be alike come after others, and after each other.
+
+        The very first turn has those of the two as well.
+        """
         if self.purpose == "repeat":
             return 1 + self.number if self.is_of_others else 0
-        return self.number if self.purpose == "measure" else int(not self.is_of_pair)
+        return self.number if self.purpose == "measure" else int(not self.is_of_pair and not self.is_first)
 
 
 @dataclass(frozen=True)
