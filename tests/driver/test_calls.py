@@ -119,13 +119,13 @@ def test_after_an_exception_all_is_as_before_and_a_retry_is_a_fresh_call(name, p
     expected, stock = reflected(pipe, call, gap), run(pipe, call)
     if point == "callback" and name == "pixart":
         pytest.skip("it has no callback_on_step_end")
-    before, counted = state(pipe), [0]
+    before, counted = state(pipe), []
 
     def fails(function, at):
         @functools.wraps(function)
         def failing(*args, **kwargs):
-            counted[0] += 1
-            if counted[0] == at:
+            counted.append(1)
+            if len(counted) == at:
                 raise error("in the midst")
             return function(*args, **kwargs)
 
@@ -140,7 +140,7 @@ def test_after_an_exception_all_is_as_before_and_a_retry_is_a_fresh_call(name, p
     }
     with reflection(pipe, **gap):
         for at in (1, 2, 4):
-            counted[0] = 0
+            counted.clear()
             with monkeypatch.context() as patch:
                 if point == "callback":
                     changes = {"callback_on_step_end": fails(lambda pipe, i, t, kwargs: kwargs, at)}
