@@ -220,3 +220,37 @@ def test_a_callback_in_inference_mode_is_called():
     with torch.inference_mode(), reflection(pipe, strong=Branch(), weak=Branch(prompt="a cat")) as done:
         run(pipe, call, callback_on_step_end=lambda pipe, i, t, shown: shown)
     assert done.reflected_steps == done.steps - 1
+
+
+class Renaming(diffusers.DDIMScheduler):
+    def step(self, noise, t, x, **others):
+        return super().step(1.05 * noise, t, x, **others)
+
+
+class Hiding(diffusers.DDIMScheduler):
+    def step(self, *args, **kwargs):
+        return super().step(*args, **kwargs)
+
+
+def renamed_in_place(scheduler):
+    step = scheduler.step
+    scheduler.step = lambda noise, t, x, **others: step(noise, t, x, **others)
+
+
+STEPPING = {
+    "subclass that renames": lambda pipe: setattr(pipe, "scheduler", Renaming.from_config(pipe.scheduler.config)),
+    "subclass that hides": lambda pipe: setattr(pipe, "scheduler", Hiding.from_config(pipe.scheduler.config)),
+    "patch that renames": lambda pipe: renamed_in_place(pipe.scheduler),
+}
+
+
+@pytest.mark.parametrize("name", STEPPING)
+def test_a_step_that_names_its_arguments_otherwise_is_given_those_that_it_shows(name):
+    """Pipelines look whether it takes an ``eta``, which none of these shows."""
+    pipe, call = tiny.stable_diffusion()
+    STEPPING[name](pipe)
+    stock = run(pipe, call, eta=1.0)
+    for settings in ({"reflection_steps": 0}, {"strength": 0.0}):
+        with reflection(pipe, **GAP, **settings):
+            assert torch.equal(run(pipe, call, eta=1.0), stock)
+    assert not torch.equal(reflected(pipe, call), stock)

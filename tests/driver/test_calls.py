@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -120,13 +121,13 @@ def test_after_an_exception_all_is_as_before_and_a_retry_is_a_fresh_call(name, p
     expected, stock = reflected(pipe, call, gap), run(pipe, call)
     if point == "callback" and name == "pixart":
         pytest.skip("it has no callback_on_step_end")
-    before, counted = state(pipe), [0]
+    before, counted = state(pipe), []
 
     def fails(function, at):
         @functools.wraps(function)
         def failing(*args, **kwargs):
-            counted[0] += 1
-            if counted[0] == at:
+            counted.append(1)
+            if len(counted) == at:
                 raise error("in the midst")
             return function(*args, **kwargs)
 
@@ -141,7 +142,7 @@ def test_after_an_exception_all_is_as_before_and_a_retry_is_a_fresh_call(name, p
     }
     with reflection(pipe, **gap):
         for at in (1, 2, 4):
-            counted[0] = 0
+            counted.clear()
             with monkeypatch.context() as patch:
                 if point == "callback":
                     changes = {"callback_on_step_end": fails(lambda pipe, i, t, kwargs: kwargs, at)}
@@ -275,3 +276,21 @@ def test_a_call_inside_a_call_is_right_or_refused():
         with pytest.raises(ValueError, match="in use by a reflected call"), reflection(sharing, **GAP):
             run(pipe, call, callback_on_step_end=call_inside(lambda: run(sharing, call)))
         assert torch.equal(run(pipe, call), expected)
+
+
+def test_a_network_that_is_copied_in_a_callback_is_itself():
+    pipe, call = tiny.stable_diffusion()
+    stock, copies = run(pipe, call), []
+
+    def keep(pipe, index, timestep, given):
+        if index == 1:
+            copies.extend([copy.deepcopy(pipe.unet), pickle.loads(pickle.dumps(pipe.unet))])
+        return {}
+
+    with reflection(pipe, **GAP):
+        run(pipe, call, callback_on_step_end=keep)
+    for network in copies:
+        pipe.unet = network
+        assert torch.equal(run(pipe, call), stock)
+        torch.nn.init.zeros_(network.conv_out.weight)
+        assert not torch.equal(run(pipe, call), stock)

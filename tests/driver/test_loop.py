@@ -155,6 +155,28 @@ def test_loops_that_cannot_be_walked_are_refused():
         by_index(call["prompt"])
 
 
+def test_a_loop_that_steps_twice_at_a_timestep_or_leaves_one_out_is_stock_off_and_refused_on():
+    class Uneven(diffusers.StableDiffusionPipeline):
+        @torch.no_grad()
+        def __call__(self, prompt, steps_at, **kwargs):
+            self.scheduler.set_timesteps(4)
+            latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+            text, _ = self.encode_prompt(prompt, "cpu", 1, False)
+            for i, t in enumerate(self.scheduler.timesteps):
+                for _ in range(steps_at[i]):
+                    latents = self.scheduler.step(self.unet(latents, t, text).sample, t, latents).prev_sample
+            return (latents,)
+
+    pipe, call = tiny.stable_diffusion()
+    uneven = Uneven(**pipe.components, requires_safety_checker=False)
+    for steps_at in ([2, 2, 2, 2], [1, 0, 1, 1], [1, 2, 0, 2]):
+        stock = uneven(call["prompt"], steps_at)[0]
+        with reflection(uneven, strong=Branch(), weak=Branch(), reflection_steps=0):
+            assert torch.equal(uneven(call["prompt"], steps_at)[0], stock)
+        with pytest.raises((ValueError, RuntimeError), match="cannot be reflected"), reflection(uneven, **NULL):
+            uneven(call["prompt"], steps_at)
+
+
 def test_enumerate_is_the_builtin_one_outside_a_call():
     pipe, call = tiny.wan()
     module = __import__(type(pipe).__module__, fromlist=["_"])

@@ -1,6 +1,7 @@
 """The layout of guidance, from what probe turns show: rules written plainly, whose weights are known."""
 
 import functools
+import itertools
 
 import pytest
 import tiny
@@ -124,6 +125,21 @@ def test_what_is_no_weighted_sum_as_a_whole_is_told_apart(rule, kind):
     assert layout.kind == kind
     if kind != "not affine":
         assert layout.pairs == (Pair(0, 2), Pair(1, 3)) and layout.scale == pytest.approx(3.0, abs=1e-3)
+
+
+def test_parts_that_are_made_of_rows_of_their_own_are_not_taken_for_slices_of_one_guidance():
+    def of_regions(uncond, left, right, latents):
+        conds = torch.cat([left[..., :3], right[..., 3:]], dim=-1)
+        return uncond + 3.0 * (conds - uncond)
+
+    assert probe(of_regions, ((0, 1, 2),), stated={"guidance_scale": 3.0}).kind == "not affine"
+
+
+@pytest.mark.parametrize(("calls", "kind"), [(((0, 1),), "affine"), (((0,), (1,)), "not affine")])
+def test_samples_with_scales_of_their_own_are_guided_by_a_branch_only_where_both_rows_are_at_hand(calls, kind):
+    scales = itertools.cycle([3.0, 6.0])
+    layout = probe(lambda *rows: plain(next(scales))(*rows), calls, samples=2)
+    assert layout.kind == kind
 
 
 def test_without_guidance_there_are_no_pairs():

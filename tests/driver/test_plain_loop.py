@@ -22,7 +22,7 @@ from plain_loop import (
     run,
 )
 
-from w2sd_video import reflection
+from w2sd_video import reflection, sample
 
 
 @torch.no_grad()
@@ -126,3 +126,24 @@ def test_wan_equals_the_plain_loop_though_it_guides_by_two_calls(solver, two_sta
     with reflection(pipe, strong=STRONG, weak=WEAK, inversion="paper") as reflected:
         close(run(pipe, call), plain)
     assert reflected.nfe == {"base": 2 * STEPS, "strong": 2 * (STEPS - 1), "weak": STEPS - 1}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("reflected", [2, 3, STEPS - 1])
+@pytest.mark.parametrize("inversion", ["explicit", "implicit"])
+def test_an_inversion_that_asks_the_next_stage_is_guided_as_there(inversion, reflected):
+    pipe, call = tiny.wan(two_stage=True)
+    scales = {"strong": (4.0, 4.0), "weak": (1.0, 1.0), "base": (3.0, 2.0)}
+    text, negative = pipe.encode_prompt(call["prompt"], max_sequence_length=tiny.TEXT_LENGTH)
+
+    def predict(x, t, role):
+        late = bool(t < 0.9 * 1000)
+        model, scale = (pipe.transformer, pipe.transformer_2)[late], scales[role][late]
+        cond = model(x, t.expand(1), text).sample
+        return cond if scale == 1 else torch.lerp(model(x, t.expand(1), negative).sample, cond, scale)
+
+    settings = {"inversion": inversion, "reflection_steps": reflected}
+    scheduler = copy.deepcopy(pipe.scheduler)
+    expected, _ = sample(predict, noise_like((1, 4, 3, 4, 4)), scheduler, num_inference_steps=STEPS, **settings)
+    with reflection(pipe, strong=STRONG, weak=WEAK, **settings):
+        close(run(pipe, call, guidance_scale=3.0, guidance_scale_2=2.0), expected)

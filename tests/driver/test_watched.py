@@ -81,12 +81,49 @@ class LateSwitch:
 
 
 class CounterInAnObject(Loop):
-    """Nothing that can be compared shows that its guidance ends after so many turns."""
+    """Its guidance ends after so many turns."""
 
     def kept(self, prediction, memory, generator):
         switch = memory.setdefault("switch", LateSwitch())
         switch.turns += 1
         return prediction if switch.turns < 6 else 0.9 * prediction
+
+
+class EarlyCounter(Loop):
+    """Its first turns are over before two of the same latents follow each other."""
+
+    def kept(self, prediction, memory, generator):
+        memory["turns"] = memory.get("turns", 0) + 1
+        return prediction if memory["turns"] < 3 else 0.9 * prediction
+
+
+class LateCounterInAnObject(Loop):
+    """It does nothing in as many turns as there are steps, nor in those that look whether it does."""
+
+    def kept(self, prediction, memory, generator):
+        switch = memory.setdefault("switch", LateSwitch())
+        switch.turns += 1
+        return prediction if switch.turns < 18 else 0.9 * prediction
+
+
+class CounterOfTheModule(Loop):
+    def kept(self, prediction, memory, generator):
+        return prediction if TURNS["at"] < 18 else 0.9 * prediction
+
+    @torch.no_grad()
+    def __call__(self, prompt, generator=None, num_inference_steps=6, **kwargs):
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+        text, _ = self.encode_prompt(prompt, "cpu", 1, True)
+        TURNS["at"] = 0
+        for t in self.scheduler.timesteps:
+            TURNS["at"] += 1
+            prediction = self.kept(self.unet(latents, t, text).sample, {}, generator)
+            latents = self.scheduler.step(prediction, t, latents).prev_sample
+        return (latents,)
+
+
+TURNS = {"at": 0}
 
 
 class Exhausted(Loop):
@@ -230,7 +267,10 @@ def test_a_loop_that_keeps_nothing_is_reflected(inversion):
         (NumpyMomentum, "keeps memory"),
         (FallingNorms, "keeps memory"),
         (HiddenCounter, "keeps prediction"),
-        (CounterInAnObject, "keeps something that shows in no variable"),
+        (CounterInAnObject, "keeps memory"),
+        (EarlyCounter, "keeps memory"),
+        (LateCounterInAnObject, "keeps memory"),
+        (CounterOfTheModule, "keeps TURNS"),
         (Exhausted, "StopIteration"),
         (TorchDraws, "keeps torch's global generator"),
         (NumpyDraws, "keeps numpy.random"),

@@ -326,3 +326,125 @@ def test_residuals_that_a_denoiser_takes_from_a_list_are_given_anew(name):
     with reflection(pipe, strong=Branch(), weak=Branch()):
         expected = run(pipe, call, controlnet_conditioning_scale=0.0)
     torch.testing.assert_close(result, expected)
+
+
+# --- what a network keeps ------------------------------------------------------------------------------------------
+
+
+class Count:
+    """What people write to act in the first evaluations only: an object with a number, called or shared."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __call__(self, module, inputs, output):
+        self.number += 1
+        return output * 1.5 if self.number <= 3 else output
+
+    def hook(self, *given):
+        return self(*given)
+
+    def see(self, module, inputs):
+        self.number += 1
+
+
+def in_a_closure(unet):
+    number, forward = 0, unet.mid_block.forward
+
+    def counting(*args, **kwargs):
+        nonlocal number
+        number += 1
+        return forward(*args, **kwargs) * (1.5 if number <= 3 else 1.0)
+
+    unet.mid_block.forward = counting
+
+
+def in_a_list_of_a_processor(unet):
+    class Recording(diffusers.models.attention_processor.AttnProcessor2_0):
+        def __init__(self):
+            super().__init__()
+            self.outputs = []
+
+        def __call__(self, *args, **kwargs):
+            self.outputs.append(super().__call__(*args, **kwargs))
+            return self.outputs[-1]
+
+    unet.set_attn_processor(Recording())
+
+
+def in_an_editor_of_all_layers(unet):
+    editor = Count()
+    for module in unet.modules():
+        if type(module).__name__ == "Attention":
+            kept = module.forward
+            module.forward = lambda *args, kept=kept, **kwargs: editor(None, None, kept(*args, **kwargs))
+
+
+def in_a_buffer(unet):
+    class Counting(type(unet.mid_block)):
+        def forward(self, *args, **kwargs):
+            self.number += 1
+            return super().forward(*args, **kwargs)
+
+    unet.mid_block.register_buffer("number", torch.zeros((), dtype=torch.long))
+    unet.mid_block.__class__ = Counting
+
+
+def in_features_of_before(unet):
+    kept, forward = {}, unet.mid_block.forward
+
+    def answering(*args, **kwargs):
+        kept["output"] = forward(*args, **kwargs) if "output" not in kept else 0.9 * kept["output"]
+        return kept["output"]
+
+    unet.mid_block.forward = answering
+
+
+KEEPING = {
+    "number": in_a_closure,
+    "mid_block hook 0.number": lambda unet: unet.mid_block.register_forward_hook(Count().hook),
+    "editor.number": in_an_editor_of_all_layers,
+    "_buffers['number']": in_a_buffer,
+    "output": in_features_of_before,
+    " hook 0.number": lambda unet: unet.register_forward_pre_hook(Count().see),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_a_network_that_keeps_something_of_its_evaluations_is_refused_by_its_name(name):
+    pipe, call = tiny.stable_diffusion()
+    KEEPING[name](pipe.unet)
+    stock = run(pipe, call)
+    gap = {"strong": STRONG, "weak": Branch(guidance_scale=2.0)}
+    with reflection(pipe, **gap), pytest.raises(ValueError, match=r"keeps something of them") as refused:
+        run(pipe, call)
+    assert name in str(refused.value)
+    assert stock.isfinite().all()
+
+
+def test_what_a_network_makes_once_or_a_callback_changes_is_reflected():
+    """Positions that are made when they are needed, the size of an image, an editor that is told the steps; a log."""
+    pipe, call = tiny.stable_diffusion()
+    with reflection(pipe, **GAP):
+        expected = run(pipe, call)
+    kept, editor, forward = {"size": None}, Count(), pipe.unet.mid_block.forward
+
+    def before(module, inputs):
+        kept["size"] = inputs[0].shape[-2:]
+
+    def at_steps(*args, **kwargs):
+        if "positions" not in kept:
+            kept["positions"] = torch.ones(3)
+        return forward(*args, **kwargs) if editor.number >= 0 else 0.0
+
+    def on_step(pipe, index, timestep, given):
+        editor.number += 1
+        return {}
+
+    in_a_list_of_a_processor(pipe.unet)
+    pipe.unet.register_forward_pre_hook(before)
+    pipe.unet.mid_block.forward = at_steps
+    for _ in range(2):
+        with reflection(pipe, **GAP):
+            assert torch.equal(run(pipe, call, callback_on_step_end=on_step), expected)
+    assert editor.number == 2 * STEPS

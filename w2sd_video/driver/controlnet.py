@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -69,7 +69,9 @@ class ControlSwitch:
         if own_text is not None and text is not None:
             arguments |= own_text.control_changes(text, next(iter(arguments)))
         positional, named = as_given(arguments, len(args))
-        residuals = evaluate(*positional, **named)
+        looked_at = self._state.kept.evaluated(self._controlnet) if self._state.leads else nullcontext()
+        with looked_at:
+            residuals = evaluate(*positional, **named)
         if self._zeros is None:
             self._zeros = tree_map_only(torch.Tensor, lambda one: one.new_zeros(()).expand(one.shape), residuals)
         return residuals

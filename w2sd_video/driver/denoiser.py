@@ -17,7 +17,7 @@ from torch import nn
 
 from w2sd_video.branch import Branch
 from w2sd_video.driver.comparing import copied, differences
-from w2sd_video.driver.guards import Caches, counting_nothing
+from w2sd_video.driver.guards import Caches
 from w2sd_video.driver.layout import Layout, answered, rows_needed
 from w2sd_video.driver.measuring import CHANGED_SCALE, probe_rows
 from w2sd_video.driver.networks import in_place_of, unswitched
@@ -82,7 +82,6 @@ class DenoiserSwitch:
         """Drop what is known of one call of the pipeline."""
         self._counted: tuple[int, int] = (-1, 0)
         self._texts: dict[Any, Arguments] = {}
-        self._seen: list[nn.Module] = []
         self._caches = Caches()
         self._kept: tuple[int, list[tuple[Branch, dict[int, torch.Tensor]]]] = (-1, [])
 
@@ -145,6 +144,8 @@ class DenoiserSwitch:
                 "which cannot be reflected; reflect no step (reflection_steps=0)"
             )
         state.given.append(arguments)
+        if state.leads:
+            state.kept.seen(uncompiled(self._denoiser))
         if state.probing == CHANGED_SCALE and state.many_rows and state.changed_scale is None:
             self._change_scale()
         rows = probe_rows(state.probing, shapes, sum(map(len, state.answered)), like)
@@ -208,7 +209,8 @@ class DenoiserSwitch:
         if call >= len(layout.calls) or len(samples) != layout.calls[call]:
             raise ValueError(
                 f"{type(self._pipe).__name__} evaluates {len(samples)} rows where there were others in the first step, "
-                "so a branch cannot set its guidance_scale"
+                "so a branch cannot set its guidance_scale; leave it out, or reflect the steps before "
+                "(reflection_steps)"
             )
         first = layout.first_row(call)
         numbers = range(first, first + len(samples))
@@ -264,11 +266,9 @@ class DenoiserSwitch:
         # Networks take from lists that they are given (HunyuanDiT its residuals), and may be evaluated again.
         arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
         positional, named = as_given(arguments, self._positional)
-        is_first = self._state.leads and module not in self._seen
-        with counting_nothing(uncompiled(module)) if is_first else nullcontext(), self._evaluating, swapped(swaps):
+        looked_at = self._state.kept.evaluated(uncompiled(module)) if self._state.leads else nullcontext()
+        with looked_at, self._evaluating, swapped(swaps):
             output = run(*positional, **named)
-        if is_first:
-            self._seen.append(module)
         self._caches.note(output, branch)
         return output
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from w2sd_video.argument_checks import version_of
 from w2sd_video.branch import Branch
@@ -107,45 +104,6 @@ class Caches:
                     "the pipeline gives its network what it kept from an evaluation of another branch (a cache of keys "
                     "and values), which cannot be reflected; reflect no step (reflection_steps=0)"
                 )
-
-
-@contextmanager
-def counting_nothing(network: nn.Module) -> Iterator[None]:
-    """Refuse a network that counts its evaluations: what it does next is meant for a loop of its own length.
-
-    Raises:
-        ValueError: a number in an attribute that is another after the block; the message names it.
-    """
-    before = _numbers(network)
-    yield
-    after = _numbers(network)
-    changed = sorted(name for name in before if name in after and before[name] != after[name])
-    if changed:
-        raise ValueError(
-            f"the network counts its evaluations ({', '.join(changed[:3])}), as caches and prompt editing do, and a "
-            "reflection makes more of them, so it cannot be reflected; take that off, or reflect no step "
-            "(reflection_steps=0)"
-        )
-
-
-def _numbers(network: nn.Module) -> dict[str, float]:
-    """Return the plain numbers that a network, its class and its attention processors have in attributes."""
-    owners: dict[str, Any] = {"": network, f"{type(network).__name__}.": type(network)}
-    for name, module in network.named_modules():
-        processor = getattr(module, "processor", None)
-        if processor is not None and hasattr(processor, "__dict__"):
-            owners[f"{name}.processor."] = processor
-            owners |= {
-                f"{name}.processor.{key}.": value
-                for key, value in vars(processor).items()
-                if hasattr(value, "__dict__") and not isinstance(value, nn.Module)
-            }
-    return {
-        prefix + key: value
-        for prefix, owner in owners.items()
-        for key, value in list(vars(owner).items())
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
 
 
 EDITED = (

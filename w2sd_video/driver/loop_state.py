@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from w2sd_video.driver.comparing import copied, differences, state_of
+from w2sd_video.driver.network_state import is_foreign
 
 
 class LoopState:
@@ -33,6 +35,7 @@ class LoopState:
         self._entry = entry
         self._before: dict[str, Any] = {}
         self._handed_on: Any = None
+        self._handed_on_first: Any = None
         self._differing: list[tuple[str, bool | torch.Tensor]] = []
         self._depends: list[bool | torch.Tensor] = []
         self._harmless: set[str] = set()
@@ -45,6 +48,10 @@ class LoopState:
     def remember(self, handed_on: Any) -> None:
         """Keep what the loop that is calling the scheduler knows now, and what it has handed on in this turn."""
         self._before, self._handed_on = copied(self._variables()), copied(handed_on)
+
+    def begin(self, handed_on: Any) -> None:
+        """Keep what the loop has handed on in its very first turn: a later one, at the same latents, does the same."""
+        self._handed_on_first = copied(handed_on)
 
     def was_drawn_beside(self) -> bool:
         """Whether a generator that all threads share has moved since, by the loop's draws or by another thread's."""
@@ -61,6 +68,9 @@ class LoopState:
                 elif flag:
                     self._harmless.add(name)
         self.compare_handed_on(handed_on)
+        if self._handed_on_first is not None:
+            self._depends += [flag for flag, _ in differences(self._handed_on_first, handed_on)]
+            self._handed_on_first = None
 
     def compare_handed_on(self, handed_on: Any) -> None:
         """Compare what was handed on alone."""
@@ -87,22 +97,45 @@ class LoopState:
     def _variables(self) -> dict[str, Any]:
         """Return what the loop, and what it calls the scheduler through, have in variables; and what all draw from."""
         variables = dict(_random_states())
-        variables |= {f"self.{name}": value for name, value in vars(self._pipe).items() if _is_data(value)}
+        for name, value in vars(self._pipe).items():
+            variables |= self._data_in(f"self.{name}", value)
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code is not self._entry:
             if not frame.f_globals.get("__name__", "").startswith(_DRIVER):
-                variables |= {name: value for name, value in frame.f_locals.items() if _is_data(value)}
+                for name, value in frame.f_locals.items():
+                    variables |= self._data_in(name, value)
+                if is_foreign(frame.f_globals.get("__name__")):
+                    for name in frame.f_globals.keys() & set(frame.f_code.co_names):
+                        variables |= self._data_in(name, frame.f_globals[name])
             frame = frame.f_back
         return variables
+
+    def _data_in(self, name: str, value: Any, depth: int = 0) -> dict[str, Any]:
+        """Return a value that is data, or the data in the attributes of an object of the user's."""
+        data = {name: value} if isinstance(value, _DATA) else {}
+        inner: dict[str, Any] = {}
+        if isinstance(value, dict):
+            inner = {f"{name}[{key!r}]": item for key, item in value.items() if not isinstance(item, _DATA)}
+        elif isinstance(value, (list, tuple, deque)) and len(value) <= _MOST_ITEMS:
+            inner = {f"{name}[{number}]": item for number, item in enumerate(value) if not isinstance(item, _DATA)}
+        elif not data and self._is_of_the_user(value):
+            inner = {f"{name}.{key}": item for key, item in getattr(value, "__dict__", {}).items()}
+        for part, item in inner.items() if depth < _MOST_LEVELS else ():
+            data |= self._data_in(part, item, depth + 1)
+        return data
+
+    def _is_of_the_user(self, value: Any) -> bool:
+        is_part = value is self._pipe or isinstance(value, (type, nn.Module))
+        return not is_part and is_foreign(type(value).__module__)
 
 
 _DRIVER = "w2sd_video.driver."
 """Begins the names of the modules whose functions stand between the loop and this file."""
+_MOST_LEVELS = 3
+"""Objects in objects that are looked into."""
+_MOST_ITEMS = 64
+"""Items of a list that are looked into."""
 _DATA = (torch.Tensor, np.ndarray, torch.Generator, int, float, str, np.generic, list, tuple, deque, dict)
-
-
-def _is_data(value: Any) -> bool:
-    return isinstance(value, _DATA)
 
 
 def _random_states() -> Iterator[tuple[str, bytes]]:

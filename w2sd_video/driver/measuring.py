@@ -155,7 +155,11 @@ def _with_pairs(
     scale = own_scale if any(further) and own_scale is not None else cond
     if abs(cond - uncond) < tolerance and not responds:
         return Layout(calls, "not affine")  # nothing tells the two rows apart
-    return Layout(calls, kind, pairs, scale, (cond, uncond), further)
+    layout = Layout(calls, kind, pairs, scale, (cond, uncond), further)
+    of_pairs = torch.stack([row[pair.cond] for row, pair in zip(shares, pairs, strict=True)])
+    if layout.follows_weights and (of_pairs - cond).abs().max() > 20 * tolerance * max(1.0, abs(cond)):
+        return Layout(calls, "not affine")  # samples are guided by scales of their own
+    return layout
 
 
 def _moved_by_stated(shares: torch.Tensor, stated: Mapping[str, float], tolerance: float) -> torch.Tensor | None:
@@ -294,8 +298,11 @@ def _not_plain(draws: Sequence[Probed], tolerance: float) -> tuple[Kind, torch.T
     slices = [_fit_by_slice(turn, tolerance) for turn in draws]
     if _agree(slices, tolerance):
         weights, axis, stride = slices[0]  # type: ignore[misc]
-        place = int(weights.abs().amax((0, 2)).argmax())
-        return "by slice", weights[:, place], axis, place * stride
+        sizes = weights.abs()
+        place = int(sizes.amax((0, 2)).argmax())
+        weighs = sizes > 2 * tolerance * sizes.amax((1, 2), keepdim=True)
+        if bool((weighs.any(1) == weighs[:, place]).all()):  # else parts are made of rows of their own (regions)
+            return "by slice", weights[:, place], axis, place * stride
     lines = [_fit_rescaled(turn, tolerance) for turn in draws]
     if _agree(lines, tolerance):
         return "rescaled", *lines[0], 0  # type: ignore[misc]

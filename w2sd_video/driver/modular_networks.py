@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from w2sd_video.branch import Branch
-from w2sd_video.driver.guards import counting_nothing
 from w2sd_video.driver.networks import in_place_of
 from w2sd_video.driver.rehearsal import CallState
 from w2sd_video.driver.rows import Arguments, are_equal
@@ -56,7 +55,6 @@ class Networks:
         self._number = 0
         self._at_hand: list[_Evaluated] = []
         self._are_shared = False
-        self._seen: list[nn.Module] = []
         self._evaluating = threading.RLock()
 
     def swaps_of(self, branch: Branch, network: nn.Module) -> list[Swap]:
@@ -115,9 +113,8 @@ class Networks:
                 return known
             self._state.nfe[self._state.role] += len(arguments[latents_name])
             with ExitStack() as stack:
-                if self._state.leads and not any(network is seen for seen in self._seen):
-                    self._seen.append(network)
-                    stack.enter_context(counting_nothing(uncompiled(network)))
+                if self._state.leads:
+                    stack.enter_context(self._state.kept.evaluated(uncompiled(network)))
                 stack.enter_context(self._evaluating)
                 stack.enter_context(swapped(self._swaps.get(id(network), [])))
                 output = evaluate(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from w2sd_video.driver.signatures import named_signature, uncompiled, with_signature
+from w2sd_video.driver.signatures import named_signature, uncompiled
 from w2sd_video.gaps.swaps import swapped
 
 
@@ -66,6 +67,23 @@ def in_use(networks: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
+class _Switch:
+    """What stands in a network's place; a copy of the network, made in a callback for example, is itself again."""
+
+    def __init__(self, answer: Callable[..., Any], unswitched: Callable[..., Any]) -> None:
+        self._answer = answer
+        self.unswitched = unswitched
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._answer(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return copy.deepcopy(self.unswitched, memo)
+
+    def __reduce__(self) -> Any:
+        return copy.copy, (self.unswitched,)
+
+
 @contextmanager
 def in_place_of(network: nn.Module, answer: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """Have ``answer(evaluate, ...)`` stand in for a network, and yield ``evaluate``, which is the network itself.
@@ -75,8 +93,8 @@ def in_place_of(network: nn.Module, answer: Callable[..., Any]) -> Iterator[Call
     """
     compiled: Callable[..., Any] | None = vars(network).get("_compiled_call_impl")
     evaluate = compiled or network.forward
-    switch = with_signature(partial(answer, evaluate), named_signature(network))
-    switch.unswitched = evaluate  # type: ignore[attr-defined]
+    switch = _Switch(partial(answer, evaluate), evaluate)
+    switch.__signature__ = named_signature(network)  # type: ignore[attr-defined]
     with swapped([(network, {"forward" if compiled is None else "_compiled_call_impl": switch})]):
         _wait_for_evaluations_begun(network)
         yield evaluate

@@ -13,6 +13,7 @@ import torch
 
 from w2sd_video.branch import Branch
 from w2sd_video.driver.layout import Layout
+from w2sd_video.driver.network_state import NetworkState
 from w2sd_video.driver.rows import Arguments, are_equal
 from w2sd_video.reflection_settings import Role
 from w2sd_video.window import Moment
@@ -81,6 +82,7 @@ class CallState:
         request: counts the sampler's requests, so that evaluations of one request can be told from the next.
         place: counts the latents and timesteps that are evaluated: requests that share them have one.
         nfe: rows of the network by role, of all samples together.
+        kept: what the networks keep from evaluation to evaluation.
         measures: whether the call begins with turns that measure the layout of guidance.
         probing: the number of the probe turn that is under way; None in all others.
         answered: rows that the evaluations of this turn were answered with, where they are no network's own.
@@ -109,6 +111,7 @@ class CallState:
     request: int = 0
     place: int = 0
     nfe: Counter[str] = field(default_factory=Counter)
+    kept: NetworkState = field(default_factory=NetworkState)
     measures: bool = False
     probing: int | None = None
     answered: list[list[torch.Tensor]] = field(default_factory=list)

@@ -14,14 +14,20 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def declared_signature(cls: type, method: str) -> inspect.Signature:
+def declared_signature(cls: type, method: str, *names: str) -> inspect.Signature:
     """Return the signature, without ``self``, in the first of a class's bases that names the arguments of a method.
 
-    Wrappers of ``(self, *args, **kwargs)`` hide them.
+    Wrappers of ``(self, *args, **kwargs)`` hide them, and a subclass may name them otherwise.
+
+    Args:
+        cls: the class.
+        method: the name of the method.
+        names: of arguments that there must be, if a base has them.
     """
     functions = [getattr(base, method) for base in cls.__mro__ if method in vars(base)]
     signatures = [inspect.signature(function) for function in functions]
-    signature = next((one for one in signatures if not _hides(one)), signatures[0])
+    naming = [signature for signature in signatures if not _hides(signature)] or signatures[:1]
+    signature = next((named for named in naming if named.parameters.keys() >= set(names)), naming[0])
     return signature.replace(parameters=_without_self(signature))
 
 

@@ -43,6 +43,11 @@ class ProbeRequest:
         return self.number == self.total - 1
 
     @property
+    def is_first(self) -> bool:
+        """Whether it is the very first one, of a loop that has kept nothing yet."""
+        return (self.purpose, self.number) == ("watch", 0)
+
+    @property
     def is_of_pair(self) -> bool:
         """Whether it is one of the two that have to be alike, the last ones of those that watch."""
         return self.purpose.startswith("watch") and self.number >= self.total - 2
@@ -66,10 +71,13 @@ class ProbeRequest:
 
     @property
     def rows(self) -> int:
-        """Which rows the network's are: the two turns that have to be alike come after others, and after each other."""
+        """Which rows the network's are: the two turns that have to be alike come after others, and after each other.
+
+        The very first turn has those of the two as well.
+        """
         if self.purpose == "repeat":
             return 1 + self.number if self.is_of_others else 0
-        return self.number if self.purpose == "measure" else int(not self.is_of_pair)
+        return self.number if self.purpose == "measure" else int(not self.is_of_pair and not self.is_first)
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,25 @@ class Turn:
 def probes(call: int, timestep: torch.Tensor, purpose: Purpose, total: int) -> list[Turn]:
     """Return the turns before a call of the wrapped scheduler in which its loop is looked at."""
     return [Turn(call, timestep, ProbeRequest(purpose, number, total)) for number in range(total)]
+
+
+def with_measures(turns: Sequence[Turn], measured: torch.Tensor) -> list[Turn]:
+    """Return turns with one that measures before the first at each timestep, whose stage may be another.
+
+    An inversion may ask for the timestep of the next step, which the next denoiser is there for.
+
+    Args:
+        turns: of all calls, in order.
+        measured: the timestep at which the layout is measured already.
+    """
+    seen, laid_out = {float(measured)}, []
+    for turn in turns:
+        timestep = float(turn.timestep)
+        if timestep not in seen:
+            seen.add(timestep)
+            laid_out += probes(turn.call, turn.timestep, "measure", 1)
+        laid_out.append(turn)
+    return laid_out
 
 
 def with_later_watches(turns: Sequence[Turn], timesteps: torch.Tensor, begin: int) -> list[Turn]:

@@ -8,6 +8,7 @@ see in a loop of its own.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -30,6 +31,7 @@ from w2sd_video.driver.turns import (
     repeats,
     with_all_watches,
     with_later_watches,
+    with_measures,
 )
 from w2sd_video.driver.watching import Watch, check_scaling
 from w2sd_video.inversions import Draw, Request
@@ -78,9 +80,10 @@ class Walk:
         self._handed_back = HandedBack()
         self._probed: list[Probed] = []
         self._own_scale: float | None = None
-        self._step_signature = declared_signature(type(scheduler), "step")
-        self.set_timesteps = with_signature(self._set_timesteps, declared_signature(type(scheduler), "set_timesteps"))
-        self.step = with_signature(self._step, self._step_signature)
+        self._step_signature = declared_signature(type(scheduler), "step", "model_output", "sample")
+        # Pipelines give what they find in the signatures (eta, generator), as wrappers show them or hide them.
+        self.set_timesteps = with_signature(self._set_timesteps, inspect.signature(scheduler.set_timesteps))
+        self.step = with_signature(self._step, inspect.signature(scheduler.step))
 
     @property
     def timesteps(self) -> torch.Tensor:
@@ -89,6 +92,11 @@ class Walk:
         if not isinstance(timesteps, torch.Tensor):
             return timesteps
         return Timesteps.shown(timesteps, range(len(timesteps)), self._walked)
+
+    @property
+    def _leads(self) -> bool:
+        """Whether turns are taken that are none of the loop's own."""
+        return self._settings.is_on or self._state.measures
 
     @property
     def is_between_turns(self) -> bool:
@@ -138,6 +146,9 @@ class Walk:
         at, call = 0, calls.start
         self._is_under_way = True
         try:
+            if not self._leads:
+                yield from self._left_alone(calls)
+                return
             while call in calls:
                 turn = self.turns[at]
                 self._shown = turn if turn.call == call else None
@@ -149,6 +160,13 @@ class Walk:
                 at = self.at
         finally:
             self._is_under_way = False
+
+    def _left_alone(self, calls: range) -> Iterator[torch.Tensor]:
+        """Go through calls of the wrapped scheduler of which nothing is asked but the steps that the loop takes."""
+        for call in calls:
+            self.at = next((at for at, turn in enumerate(self.turns) if turn.call >= call), len(self.turns))
+            self._announce()
+            yield at_index(call - calls.start, self.wrapped.timesteps[call])
 
     def _plan(self, calls: range) -> bool:
         """Lay out the turns for some calls of the wrapped scheduler; steps are counted from the first of them.
@@ -177,12 +195,12 @@ class Walk:
         for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=begin, fresh=self._fresh)):
             if isinstance(asked, Step):
                 if asked.call in calls:
-                    if self._state.measures and self._state.stages > 1 and asked.call != begin:
-                        self.turns += probes(asked.call, timesteps[asked.call], "measure", 1)
                     self.turns += self._turns_of(asked.call, asked_for_call)
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
+        if self._state.measures and self._state.stages > 1:
+            self.turns = with_measures(self.turns, timesteps[begin])
         self.turns = self._with_later_watches(begin)
         self._announce()
         return True
@@ -229,17 +247,15 @@ class Walk:
         self._state.probing = asked.rows if isinstance(asked, ProbeRequest) else None
         self._state.answered, self._state.given = [], []
         own = self._state.rehearsals.get(None)
-        is_first = isinstance(asked, ProbeRequest) and (asked.purpose, asked.number) == ("watch", 0)
+        is_first = isinstance(asked, ProbeRequest) and asked.is_first
         self._state.noting = own if is_first and own and not own.calls else None
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
             raise RehearsalOver
         turn, self._shown, self._state.in_turn = self._shown, None, False
-        if not self._settings.is_on and turn is None:
-            self.at += 1
-            self.steps_taken += 1
-            return self.wrapped.step(*args, **kwargs)
+        if not self._leads or (turn is None and not self._settings.is_on):
+            return self._step_alone(args, kwargs)
         arguments, self._positional = by_name(self._step_signature, args, kwargs), len(args)
         arguments["model_output"] = arguments["model_output"].detach()  # of a loop that keeps the graph of all turns
         turn = self._checked(turn, arguments)
@@ -262,6 +278,16 @@ class Walk:
             self.on_step()
         return result
 
+    def _step_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Take a step of a loop that is not led."""
+        result = self.wrapped.step(*args, **kwargs)
+        self._state.step_taken = True
+        if self.at == len(self.turns) or self.turns[self.at].ends_step:
+            self.steps_taken += 1
+            self.on_step()
+        self.at = min(self.at + 1, len(self.turns))
+        return result
+
     def _count(self, turn: Turn) -> None:
         """Count the steps of all passes of a call (FreeInit and Framepack make several)."""
         self.steps_taken += 1
@@ -273,7 +299,7 @@ class Walk:
         if asked.purpose == "measure":
             self._measure(asked, arguments["model_output"], latents)
             return latents
-        if asked.purpose == "watch" and asked.number == 0:
+        if asked.is_first:
             level = self._trajectory.level(self._trajectory.step_at(turn.call))
             check_scaling(self.wrapped, latents, turn.timestep, self._trajectory.input_scale(level))
         if self.watch.is_inconclusive(asked):

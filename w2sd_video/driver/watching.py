@@ -40,9 +40,9 @@ class Watch:
     def see(self, asked: ProbeRequest, latents: torch.Tensor, handed_on: Any) -> torch.Tensor:
         """Look at a turn and return the latents for the next: others after the very first, then the own ones.
 
-        The last two turns have to be alike, and every second of those that repeat. At a later step there was a step
-        before the first of them, after which callbacks may have left something behind, and what is compared is looked
-        at in the end.
+        The last two turns have to be alike, and every second of those that repeat; what the very first one has handed
+        on is what these do. At a later step there was a step before the first of them, after which callbacks may have
+        left something behind, and what is compared is looked at in the end.
 
         Args:
             asked: the turn.
@@ -54,7 +54,9 @@ class Watch:
         """
         if asked.number == 0 and asked.purpose != "repeat":
             self._first = latents.clone()
-        if self._loop_state and asked.is_of_pair:
+        if self._loop_state and asked.is_first:
+            self._loop_state.begin(handed_on)
+        elif self._loop_state and asked.is_of_pair:
             if asked.is_last:
                 self._loop_state.compare(handed_on)
             else:

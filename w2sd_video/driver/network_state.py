@@ -1,0 +1,206 @@
+"""What a network keeps from evaluation to evaluation, which more evaluations than steps would change."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import FunctionType, MethodType, SimpleNamespace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+
+from w2sd_video.argument_checks import version_of
+from w2sd_video.driver.comparing import state_of
+
+_LIBRARIES = {"accelerate", "bitsandbytes", "diffusers", "einops", "numpy", "optimum", "peft", "torch", "torchao"}
+_LIBRARIES |= {"transformers", __name__.partition(".")[0], *sys.stdlib_module_names}
+"""Packages whose functions and objects are not looked into: what they keep is made anew, or refused by its name."""
+_NUMBERS = (bool, int, float, np.generic)
+_MOST = 20_000
+"""Values that are looked at: more are no counters, but data."""
+_MOST_ITEMS = 64
+"""Items of a container that are looked at."""
+
+Marks = dict[str, Any]
+
+
+class NetworkState:
+    """What the networks of one call of a pipeline keep, and what stands around them: hooks, processors, patches.
+
+    A reflection evaluates a network more often than the pipeline's own loop, in other roles, and not at all in the
+    turns that only watch. What it keeps of evaluations (a counter, features, a random state) is then not what it would
+    be. Something may be kept once, when it is first needed (positions), so what is refused has changed twice. A list
+    that grows is a log.
+    """
+
+    def __init__(self) -> None:
+        self._changed: WeakKeyDictionary[nn.Module, list[set[str]]] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[nn.Module, list[Marks]] = WeakKeyDictionary()
+
+    @contextmanager
+    def evaluated(self, network: nn.Module) -> Iterator[None]:
+        """Look at a network before and after each of its first two evaluations.
+
+        Raises:
+            ValueError: it keeps something of them; the message names it.
+        """
+        changed = self._changed.setdefault(network, [])
+        if len(changed) == 2:
+            yield
+            return
+        before = _kept(network)
+        yield
+        changed.append(_differing(before, _kept(network)))
+        _check(changed)
+
+    def seen(self, network: nn.Module) -> None:
+        """Look at a network in the first three turns in which only what stands around it is run.
+
+        Raises:
+            ValueError: that keeps something of them; the message names it.
+        """
+        marks = self._seen.setdefault(network, [])
+        if len(marks) < 3:
+            marks.append(_around([("", network)]))
+            _check([_differing(*pair) for pair in itertools.pairwise(marks)])
+
+
+def _check(changed: list[set[str]]) -> None:
+    """Refuse what changed twice."""
+    kept = sorted(changed[0] & changed[1]) if len(changed) == 2 else []
+    if kept:
+        raise ValueError(
+            f"the network counts its evaluations or keeps something of them ({', '.join(kept[:3])}), as caches and "
+            "prompt editing do, and a reflection makes more of them, so it cannot be reflected; take "
+            "that off, or reflect no step (reflection_steps=0)"
+        )
+
+
+def _differing(before: Marks, after: Marks) -> set[str]:
+    names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    of_modules = {name for name in names if isinstance(after.get(name), dict)}
+    for name in of_modules:
+        names |= {f"{name}.{key}" for key in _differing(before.get(name, {}), after[name])}
+    return names - of_modules
+
+
+def _kept(network: nn.Module) -> Marks:
+    """Return a mark of everything in which a network, or code that is no library's, can keep something."""
+    return _around(list(network.named_modules()))
+
+
+def _around(modules: Iterable[tuple[str, nn.Module]]) -> Marks:
+    """Return a mark of what some modules, their hooks, processors and patches can keep something in."""
+    marks: Marks = {}
+    pending: list[tuple[str, Any]] = []
+    classes = {type(module): None for _, module in modules}
+    for cls in classes:
+        marks[cls.__name__] = {name: value for name, value in vars(cls).items() if type(value) in _PLAIN_NUMBERS}
+        pending.append((f"{cls.__name__}.forward", cls.forward))
+    for path, module in modules:
+        attributes = vars(module)
+        marks[path] = {name: value for name, value in attributes.items() if type(value) in _PLAIN_NUMBERS}
+        for hooks in (attributes["_forward_hooks"], attributes["_forward_pre_hooks"]):
+            pending += [(f"{path} hook {number}", hook) for number, hook in enumerate(hooks.values())]
+        if "processor" in attributes:
+            pending.append((f"{path}.processor", attributes["processor"]))
+        forward = getattr(attributes.get("forward"), "unswitched", attributes.get("forward"))
+        pending.append((f"{path}.forward", forward))
+        if is_foreign(type(module).__module__) or (isinstance(forward, FunctionType) and _is_foreign_function(forward)):
+            pending += [(f"{path}.{name}", value) for name, value in attributes.items() if name not in _OF_EVERY_MODULE]
+    _look_into(pending, marks)
+    return marks
+
+
+_PLAIN_NUMBERS = (int, float)
+_OF_EVERY_MODULE = {"forward", *vars(nn.Module())} - {"_buffers"}
+
+
+def _look_into(pending: list[tuple[str, Any]], marks: Marks) -> None:
+    """Mark values, and those that they lead to."""
+    visited: set[int] = set()
+    while pending and len(visited) < _MOST:
+        name, value = pending.pop()
+        if id(value) in visited and not isinstance(value, _NUMBERS):
+            continue
+        visited.add(id(value))
+        mark = _mark(value)
+        if mark is not None:
+            marks[name] = mark
+        pending += _parts(name, value)
+
+
+def _mark(value: Any) -> Any:
+    """Return what tells a value from what it is later; None where its parts tell."""
+    if isinstance(value, (*_NUMBERS, str)):
+        return value
+    if isinstance(value, torch.Tensor):
+        return _Tensor(value)
+    if isinstance(value, torch.Generator):
+        return state_of(value)
+    if isinstance(value, np.ndarray):
+        return hash(value.tobytes()) if value.size < _MOST else id(value)
+    return repr(value) if isinstance(value, itertools.count) else None
+
+
+class _Tensor:
+    """A tensor as it is at a moment, told from another one or a later state without a look at its values."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor, self._version = tensor, version_of(tensor)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Tensor) and (self._tensor is other._tensor and self._version == other._version)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return the values that a value leads to, with their names."""
+    if isinstance(value, Mapping):
+        return [(f"{name}[{key!r}]", item) for key, item in itertools.islice(value.items(), _MOST_ITEMS)]
+    if isinstance(value, (list, tuple, deque)):
+        return [(f"{name}[{index}]", item) for index, item in enumerate(itertools.islice(value, _MOST_ITEMS))]
+    if isinstance(value, partial):
+        return [(name, value.func), (f"{name} args", value.args), (f"{name} keywords", value.keywords)]
+    if isinstance(value, MethodType):
+        return [(name, value.__self__), (name, value.__func__)]
+    if isinstance(value, FunctionType):
+        return _parts_of_function(name, value) if _is_foreign_function(value) else []
+    if isinstance(value, SimpleNamespace):
+        return _attributes(name, value)
+    if isinstance(value, (nn.Module, type)) or not is_foreign(type(value).__module__):
+        return []
+    called = [(f"{name}.__call__", type(value).__call__)] if callable(value) else []
+    return [*_attributes(name, value), *called]
+
+
+def _parts_of_function(name: str, function: FunctionType) -> list[tuple[str, Any]]:
+    code = function.__code__
+    parts = [(f"{name}: {key}", function.__globals__[key]) for key in code.co_names if key in function.__globals__]
+    for key, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            parts.append((f"{name}: {key}", cell.cell_contents))
+        except ValueError:  # not assigned yet
+            continue
+    return [*parts, (f"{name} defaults", function.__defaults__), (f"{name} defaults", function.__kwdefaults__)]
+
+
+def _attributes(name: str, value: Any) -> list[tuple[str, Any]]:
+    return [(f"{name}.{key}", item) for key, item in getattr(value, "__dict__", {}).items()]
+
+
+def _is_foreign_function(function: FunctionType) -> bool:
+    return is_foreign(function.__globals__.get("__name__"))
+
+
+def is_foreign(module: str | None) -> bool:
+    """Return whether a module is of neither a library nor Python itself."""
+    return (module or "").partition(".")[0] not in _LIBRARIES
