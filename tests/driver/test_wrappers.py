@@ -1,6 +1,7 @@
 """What else wraps a network: caches are refused, compiled regions stay whole, adapters are not lost."""
 
 import copy
+import functools
 
 import diffusers
 import pytest
@@ -406,7 +407,6 @@ KEEPING = {
     "editor.number": in_an_editor_of_all_layers,
     "_buffers['number']": in_a_buffer,
     "output": in_features_of_before,
-    " hook 0.number": lambda unet: unet.register_forward_pre_hook(Count().see),
 }
 
 
@@ -420,6 +420,43 @@ def test_a_network_that_keeps_something_of_its_evaluations_is_refused_by_its_nam
         run(pipe, call)
     assert name in str(refused.value)
     assert stock.isfinite().all()
+
+
+@pytest.mark.parametrize("where", ["hook", "features", "inner hook", "forward", "class"])
+def test_counts_of_what_only_looks_on_are_let_through(where, monkeypatch):
+    """Hooks that count, time or keep features, and wrappers of the network that count its calls."""
+    pipe, call = tiny.stable_diffusion()
+    with reflection(pipe, **GAP) as plain:
+        expected = run(pipe, call)
+    count, kept, seconds, forward = Count(), {}, [0.0], pipe.unet.forward
+
+    def counted(*args, **kwargs):
+        count.number += 1
+        return forward(*args, **kwargs)
+
+    def timed(*_):
+        count.number += 1
+        seconds[0] += 0.001
+
+    if where == "hook":
+        pipe.unet.register_forward_pre_hook(count.see)
+        pipe.unet.register_forward_hook(lambda module, inputs, output: kept.update(output=output))
+    elif where == "features":
+        pipe.unet.mid_block.register_forward_hook(lambda module, inputs, output: kept.update(output=output.clone()))
+    elif where == "inner hook":
+        pipe.unet.mid_block.register_forward_hook(timed)
+    elif where == "forward":
+        pipe.unet.forward = counted
+    else:
+        stock = type(pipe.unet).forward
+        noting = functools.wraps(stock)(lambda self, *args, **kwargs: (timed(), stock(self, *args, **kwargs))[1])
+        monkeypatch.setattr(type(pipe.unet), "forward", noting)
+    with reflection(pipe, **GAP) as reflected:
+        assert torch.equal(run(pipe, call), expected)
+    assert reflected.nfe == plain.nfe
+    hooks = [*pipe.unet._forward_pre_hooks.values(), *pipe.unet._forward_hooks.values()]
+    assert not [hook for hook in hooks if isinstance(hook, functools.partial)], "hooks are as they were"
+    assert where == "features" or count.number > 2 * STEPS
 
 
 def test_what_a_network_makes_once_or_a_callback_changes_is_reflected():

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from w2sd_video.argument_checks import version_of
 from w2sd_video.driver.comparing import state_of
@@ -37,7 +38,8 @@ class NetworkState:
     A reflection evaluates a network more often than the pipeline's own loop, in other roles, and not at all in the
     turns that only watch. What it keeps of evaluations (a counter, features, a random state) is then not what it would
     be. Something may be kept once, when it is first needed (positions), so what is refused has changed twice. A list
-    that grows is a log.
+    that grows is a log; hooks that return nothing and write into nothing only look on; and a number that a wrapper of
+    the network as a whole keeps is a count of its calls.
     """
 
     def __init__(self) -> None:
@@ -46,18 +48,19 @@ class NetworkState:
 
     @contextmanager
     def evaluated(self, network: nn.Module) -> Iterator[None]:
-        """Look at a network before and after each of its first two evaluations.
+        """Look at a network before and after each of its first three evaluations.
 
         Raises:
             ValueError: it keeps something of them; the message names it.
         """
         changed = self._changed.setdefault(network, [])
-        if len(changed) == 2:
+        if len(changed) == _LOOKS:
             yield
             return
-        before = _kept(network)
-        yield
-        changed.append(_differing(before, _kept(network)))
+        before = _around(list(network.named_modules()))
+        with _watched_hooks(network) as acting:
+            yield
+        changed.append(_differing(before, _around(list(network.named_modules())), acting))
         _check(changed)
 
     def seen(self, network: nn.Module) -> None:
@@ -67,14 +70,14 @@ class NetworkState:
             ValueError: that keeps something of them; the message names it.
         """
         marks = self._seen.setdefault(network, [])
-        if len(marks) < 3:
+        if len(marks) < _LOOKS:
             marks.append(_around([("", network)]))
-            _check([_differing(*pair) for pair in itertools.pairwise(marks)])
+            _check([_differing(*pair, acting=set()) for pair in itertools.pairwise(marks)])
 
 
 def _check(changed: list[set[str]]) -> None:
     """Refuse what changed twice."""
-    kept = sorted(changed[0] & changed[1]) if len(changed) == 2 else []
+    kept = sorted(set[str]().union(*(one & next_ for one, next_ in itertools.pairwise(changed))))
     if kept:
         raise ValueError(
             f"the network counts its evaluations or keeps something of them ({', '.join(kept[:3])}), as caches and "
@@ -83,42 +86,101 @@ def _check(changed: list[set[str]]) -> None:
         )
 
 
-def _differing(before: Marks, after: Marks) -> set[str]:
-    names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    of_modules = {name for name in names if isinstance(after.get(name), dict)}
+def _differing(before: Marks, after: Marks, acting: set[str]) -> set[str]:
+    """Return the names of what is there before and after, and not the same.
+
+    Args:
+        before: marks.
+        after: later ones.
+        acting: names of the hooks that do more than look on.
+    """
+    names = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    of_modules = {name for name in names if isinstance(after[name], dict)}
     for name in of_modules:
-        names |= {f"{name}.{key}" for key in _differing(before.get(name, {}), after[name])}
-    return names - of_modules
+        names |= {f"{name}.{key}" for key in _differing(before[name], after[name], acting)}
+    return {name for name in names - of_modules if not _only_looks_on(name, after.get(name), acting)}
 
 
-def _kept(network: nn.Module) -> Marks:
-    """Return a mark of everything in which a network, or code that is no library's, can keep something."""
-    return _around(list(network.named_modules()))
+def _only_looks_on(name: str, value: Any, acting: set[str]) -> bool:
+    """Return whether a value is a hook's that does nothing else, or a count of a wrapper of the whole network."""
+    if name.startswith(_OF_THE_WHOLE):
+        return isinstance(value, _NUMBERS)
+    hook = name.partition(_HOOK)
+    number = "".join(itertools.takewhile(str.isdigit, hook[2]))
+    return bool(number) and f"{hook[0]}{_HOOK}{number}" not in acting
+
+
+@contextmanager
+def _watched_hooks(network: nn.Module) -> Iterator[set[str]]:
+    """Yield the names of the hooks that have returned something, or written into what they were given."""
+    acting: set[str] = set()
+    swapped: list[tuple[Any, int, Any]] = []
+    for path, module in network.named_modules():
+        for name, hooks, key in _hooks_of(path, module):
+            swapped.append((hooks, key, hooks[key]))
+            hooks[key] = partial(_noted, hooks[key], name, acting)
+    try:
+        yield acting
+    finally:
+        for hooks, key, hook in swapped:
+            if key in hooks:  # a hook may take itself away
+                hooks[key] = hook
+
+
+def _noted(hook: Any, name: str, acting: set[str], *args: Any, **kwargs: Any) -> Any:
+    given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+    versions = [version_of(tensor) for tensor in given]
+    result = hook(*args, **kwargs)
+    if result is not None or versions != [version_of(tensor) for tensor in given]:
+        acting.add(name)
+    return result
+
+
+def _hooks_of(path: str, module: nn.Module) -> Iterator[tuple[str, dict[int, Any], int]]:
+    """Yield the hooks of a module: a name, and where each is."""
+    number = 0
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in list(hooks):
+            yield f"{path}{_HOOK}{number}", hooks, key
+            number += 1
 
 
 def _around(modules: Iterable[tuple[str, nn.Module]]) -> Marks:
     """Return a mark of what some modules, their hooks, processors and patches can keep something in."""
+    modules = list(modules)
     marks: Marks = {}
-    pending: list[tuple[str, Any]] = []
+    whole = modules[0][1]
+    # What these share with others, which are looked into before them, is the others'.
+    pending: list[tuple[str, Any]] = [(_OF_THE_WHOLE, type(whole).forward), (_OF_THE_WHOLE, _own_forward(whole))]
+    pending += [(name, hooks[key]) for path, module in modules for name, hooks, key in _hooks_of(path, module)]
     classes = {type(module): None for _, module in modules}
     for cls in classes:
         marks[cls.__name__] = {name: value for name, value in vars(cls).items() if type(value) in _PLAIN_NUMBERS}
-        pending.append((f"{cls.__name__}.forward", cls.forward))
+        if cls is not type(whole):
+            pending.append((f"{cls.__name__}.forward", cls.forward))
     for path, module in modules:
         attributes = vars(module)
         marks[path] = {name: value for name, value in attributes.items() if type(value) in _PLAIN_NUMBERS}
-        for hooks in (attributes["_forward_hooks"], attributes["_forward_pre_hooks"]):
-            pending += [(f"{path} hook {number}", hook) for number, hook in enumerate(hooks.values())]
         if "processor" in attributes:
             pending.append((f"{path}.processor", attributes["processor"]))
-        forward = getattr(attributes.get("forward"), "unswitched", attributes.get("forward"))
-        pending.append((f"{path}.forward", forward))
+        forward = _own_forward(module)
+        if module is not whole:
+            pending.append((f"{path}.forward", forward))
         if is_foreign(type(module).__module__) or (isinstance(forward, FunctionType) and _is_foreign_function(forward)):
             pending += [(f"{path}.{name}", value) for name, value in attributes.items() if name not in _OF_EVERY_MODULE]
     _look_into(pending, marks)
     return marks
 
 
+def _own_forward(module: nn.Module) -> Any:
+    """Return the forward that a module has of its own, past the function that stands in its place; or None."""
+    forward = vars(module).get("forward")
+    return getattr(forward, "unswitched", forward)
+
+
+_LOOKS = 3
+_OF_THE_WHOLE = "its forward"
+_HOOK = " hook "
 _PLAIN_NUMBERS = (int, float)
 _OF_EVERY_MODULE = {"forward", *vars(nn.Module())} - {"_buffers"}
 
@@ -128,7 +190,7 @@ def _look_into(pending: list[tuple[str, Any]], marks: Marks) -> None:
     visited: set[int] = set()
     while pending and len(visited) < _MOST:
         name, value = pending.pop()
-        if id(value) in visited and not isinstance(value, _NUMBERS):
+        if id(value) in visited and not isinstance(value, (*_NUMBERS, str)):
             continue
         visited.add(id(value))
         mark = _mark(value)
