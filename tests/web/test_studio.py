@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from playwright.sync_api import TimeoutError
 from screen import numbered_clip
 
 from w2sd_video import studio
@@ -55,9 +56,11 @@ def make(page):
 
 
 def wait_for_status(page, said):
-    page.wait_for_function(
-        "said => document.querySelector('textarea[disabled]')?.value.includes(said)", arg=said, timeout=180_000
-    )
+    shown = "() => document.querySelector('textarea[disabled]')?.value"
+    try:
+        page.wait_for_function(f"said => ({shown})()?.includes(said)", arg=said, timeout=120_000)
+    except TimeoutError as error:
+        raise AssertionError(f"the status is {page.evaluate(shown)!r}, and not {said!r}") from error
 
 
 def pick(page, name):

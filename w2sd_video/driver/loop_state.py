@@ -34,6 +34,8 @@ class LoopState:
         self._pipe = pipe
         self._entry = entry
         self._before: dict[str, Any] = {}
+        self._generators: dict[str, bytes] = {}
+        self._drawn: list[str] = []
         self._handed_on: Any = None
         self._handed_on_first: Any = None
         self._differing: list[tuple[str, bool | torch.Tensor]] = []
@@ -48,19 +50,25 @@ class LoopState:
     def remember(self, handed_on: Any) -> None:
         """Keep what the loop that is calling the scheduler knows now, and what it has handed on in this turn."""
         self._before, self._handed_on = copied(self._variables()), copied(handed_on)
+        self._generators = dict(_random_states())
 
     def begin(self, handed_on: Any) -> None:
         """Keep what the loop has handed on in its very first turn: a later one, at the same latents, does the same."""
         self._handed_on_first = copied(handed_on)
 
     def was_drawn_beside(self) -> bool:
-        """Whether a generator that all threads share has moved since, by the loop's draws or by another thread's."""
-        return any(self._before[name] != state for name, state in _random_states())
+        """Whether a generator that all threads share has moved since, by the loop's draws or by another thread's.
+
+        They are looked at here alone, once a turn: between two looks another thread may draw.
+        """
+        self._drawn = [name for name, state in _random_states() if state != self._generators.get(name)]
+        return bool(self._drawn)
 
     def compare(self, handed_on: Any) -> None:
         """Compare both with what was remembered at the same latents, for the same answers, without a wait."""
         now, before = self._variables(), self._before
         self._before = {}
+        self._differing += [(name, True) for name in self._drawn]
         for name in before.keys() & now.keys():
             for flag, does_harm in differences(before[name], now[name]):
                 if does_harm:
@@ -95,8 +103,8 @@ class LoopState:
             )
 
     def _variables(self) -> dict[str, Any]:
-        """Return what the loop, and what it calls the scheduler through, have in variables; and what all draw from."""
-        variables = dict(_random_states())
+        """Return what the loop, and what it calls the scheduler through, have in variables."""
+        variables: dict[str, Any] = {}
         for name, value in vars(self._pipe).items():
             variables |= self._data_in(f"self.{name}", value)
         frame: FrameType | None = sys._getframe(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ from w2sd_video.driver.loop_state import LoopState
 from w2sd_video.driver.measuring import probe_rows
 from w2sd_video.driver.turns import ProbeRequest
 
-_MOST_TURNS = 40
+_MOST_TURNS = 60
 """A loop that draws from a generator of all threads does so in each of them, another thread hardly ever."""
+_PAUSE = 0.005
+"""Seconds for another thread to come to the end of its draws."""
 
 
 class Watch:
@@ -76,7 +79,10 @@ class Watch:
         """Whether the second of two turns that have to be alike was disturbed, perhaps by another thread's draws."""
         if self._loop_state is None or not (asked.is_of_pair and asked.is_last):
             return False
-        return asked.total < _MOST_TURNS and self._loop_state.was_drawn_beside()
+        if not self._loop_state.was_drawn_beside() or asked.total >= _MOST_TURNS:
+            return False
+        time.sleep(_PAUSE)
+        return True
 
     def check(self) -> None:
         """Look at what was compared.
