@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from w2sd_video import render
 from w2sd_video.rendering.video import read_video
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +71,17 @@ def test_two_checkpoints_at_equal_cost_make_the_picture_of_the_readme(tmp_path):
     assert made.shape == shown.shape == (3, 4, 174, 174, 3)
     differences = abs(made - shown).mean((2, 3, 4))
     assert differences.max() < 1.5, differences  # processors and drawing differ a little
+
+
+def test_the_first_command_makes_the_picture_of_the_readme(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"python -m w2sd_video.render (.*) -o scene.png", text)
+    monkeypatch.delenv("W2SD_MINIATURES", raising=False)
+    assert render.main([*shlex.split(command[1]), "-o", str(tmp_path / "scene.png")]) == 0
+    made, shown = (
+        np.asarray(Image.open(path), float) for path in (tmp_path / "scene.png", ROOT / "docs" / "scene.png")
+    )
+    assert abs(made - shown).mean() < 1.5, "processors and drawing differ a little"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from PIL import Image
 from w2sd_video import Branch, reflection
 from w2sd_video.metrics.frechet import frechet_distance
 from w2sd_video.miniatures import CALL, WEIGHTS, judges, load_pipeline, load_weak, world
+from w2sd_video.miniatures.learning.assemble import MAKERS
 from w2sd_video.miniatures.training import data, models, stages, train_pixart
 from w2sd_video.miniatures.training.diffusion import prompt_embeddings, prompt_tokens
 from w2sd_video.miniatures.training.fit import Budget, fit
@@ -60,7 +61,7 @@ def test_the_folders_load_as_what_they_say(pipe, track):
 
 
 def test_all_weights_together_are_small():
-    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 40e6
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 55e6
 
 
 def test_the_weak_denoiser_has_the_strong_ones_shapes_and_other_values(pipe, track):
@@ -243,7 +244,8 @@ def test_every_stage_trains_and_what_comes_out_loads(tmp_path, monkeypatch):
     made = load_pipeline("dit_moe")([0, 47], output_type="np", **{**CALL["dit_moe"], "num_inference_steps": 2}).images
     assert made.shape == (2, 32, 32, 3)
     assert judges.load_classifier("classifier", weights).width == 16
-    assert {path.name for path in WEIGHTS.iterdir()} <= {path.name for path in weights.iterdir()}, "all can be trained"
+    trained = {path.name for path in weights.iterdir()} | set(MAKERS)
+    assert {path.name for path in WEIGHTS.iterdir()} <= trained, "all can be trained"
 
 
 def test_an_interrupted_stage_goes_on_where_it_stopped(tmp_path):

@@ -60,7 +60,7 @@ def assemble(packs: Path, folder: Path) -> dict[str, str]:
         raise TrainingError(f"{packs} holds no packs (*.safetensors); name the folder that --weights wrote")
     folder.mkdir(parents=True, exist_ok=True)
     said = {}
-    for name, make in _MAKERS.items():
+    for name, make in MAKERS.items():
         part = folder / f".{name}.part"
         shutil.rmtree(part, ignore_errors=True)
         try:
@@ -272,7 +272,7 @@ def write_real_pictures(data: Path, folder: Path, of_each: int = 100) -> None:
     np.savez_compressed(target / "real.npz", pictures=pictures[rows], labels=labels[rows])
 
 
-_MAKERS: dict[str, Callable[[Mapping[str, State], Path], str]] = {
+MAKERS: dict[str, Callable[[Mapping[str, State], Path], str]] = {
     "scenes_pixart": _pixart,
     "scenes_pixart_2": lambda states, folder: _pixart(states, folder, "seeds-pixart-2"),
     "scenes_pixart_3": lambda states, folder: _pixart(states, folder, "seeds-pixart-3"),
@@ -286,6 +286,7 @@ _MAKERS: dict[str, Callable[[Mapping[str, State], Path], str]] = {
     JUDGES[False]: lambda states, folder: _judge(states, folder, False),
     fashion.JUDGE: _fashion_judge,
 }
+"""By the name of the folder what makes it of the trained stages."""
 
 
 def _said(states: Mapping[str, State], stage: str, seconds: Mapping[str, Any]) -> str:
