@@ -25,6 +25,9 @@ from w2sd_video.web.interface import interface, launch  # noqa: E402
 from w2sd_video.web.workbench import Workbench, configuration_of  # noqa: E402
 
 LABELS = ["weak", "strong", "strong at equal cost", "W2SD"]
+NOTE_PROGRESS = """() => new MutationObserver(() => {
+    window.progress ||= /sampling (weak|strong|W2SD)/.test(document.body.innerText);
+}).observe(document.body, {subtree: true, childList: true, characterData: true})"""
 HERE = ("http://127.0.0.1", "data:", "blob:", "about:")
 
 
@@ -71,13 +74,12 @@ def pick(page, name):
 @pytest.mark.parametrize("size", [(1280, 1400), (390, 844)])
 def test_a_clip_is_made_and_played_and_can_be_made_again(open_studio, workbench, size):
     page = open_studio(*size)
-    page.get_by_label("Steps", exact=True).fill("4")
+    page.get_by_label("Steps", exact=True).fill("12")
     page.get_by_label("Seed", exact=True).fill("5")
+    page.evaluate(NOTE_PROGRESS)
     make(page)
-    page.wait_for_function(
-        "/sampling (weak|strong|W2SD)/.test(document.body.innerText)", timeout=180_000
-    )  # its progress is shown
     wait_for_status(page, "made 0001.mp4")
+    assert page.evaluate("window.progress"), "its progress was shown"
     player = page.frame_locator("iframe")
     assert player.locator("figcaption").evaluate_all("all => all.map((one) => one.firstChild.textContent)") == LABELS
     player.locator("canvas").first.scroll_into_view_if_needed()
@@ -85,13 +87,13 @@ def test_a_clip_is_made_and_played_and_can_be_made_again(open_studio, workbench,
     player.locator("article canvas[data-frame='3']").first.wait_for()
     player.locator("#play").click()
     record = json.loads((workbench.folder / "0001.mp4.json").read_text())
-    assert (record["seed"], record["config"]["steps"], list(record["nfe"])) == (5, 4, LABELS)
+    assert (record["seed"], record["config"]["steps"], list(record["nfe"])) == (5, 12, LABELS)
     assert sum(record["nfe"]["strong at equal cost"].values()) <= sum(record["nfe"]["W2SD"].values())
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out of the screen"
     assert "manual_seed(5)" in page.locator(".cm-content").first.inner_text()
     page.get_by_role("tab", name="Configuration").click()
     made = workbench.made("0001.mp4")
-    assert yaml.safe_load(made.configuration)["steps"] == 4
+    assert yaml.safe_load(made.configuration)["steps"] == 12
     compile(made.script, "script.py", "exec")
 
 
