@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FunctionType, MethodType, SimpleNamespace
@@ -24,12 +24,19 @@ _LIBRARIES = {"accelerate", "bitsandbytes", "diffusers", "einops", "numpy", "opt
 _LIBRARIES |= {"transformers", __name__.partition(".")[0], *sys.stdlib_module_names}
 """Packages whose functions and objects are not looked into: what they keep is made anew, or refused by its name."""
 _NUMBERS = (bool, int, float, np.generic)
+_PLAIN_NUMBERS = (int, float)
+_LOOKS = 3
+"""Evaluations before and after which a network is looked at."""
+_OF_THE_WHOLE, _HOOK = "its forward", " hook "
+"""Begin the names of what a wrapper of the whole network keeps, and end the path of what a hook keeps."""
 _MOST = 20_000
 """Values that are looked at: more are no counters, but data."""
 _MOST_ITEMS = 64
 """Items of a container that are looked at."""
 
 Marks = dict[str, Any]
+Modules = Sequence[tuple[str, nn.Module]]
+"""A network's modules with their paths, the network itself first."""
 
 
 class NetworkState:
@@ -57,10 +64,11 @@ class NetworkState:
         if len(changed) == _LOOKS:
             yield
             return
-        before = _around(list(network.named_modules()))
-        with _watched_hooks(network) as acting:
+        modules = list(network.named_modules())
+        before = _around(modules)
+        with _watched_hooks(modules) as acting:
             yield
-        changed.append(_differing(before, _around(list(network.named_modules())), acting))
+        changed.append(_differing(before, _around(modules), acting))
         _check(changed)
 
     def seen(self, network: nn.Module) -> None:
@@ -111,11 +119,11 @@ def _only_looks_on(name: str, value: Any, acting: set[str]) -> bool:
 
 
 @contextmanager
-def _watched_hooks(network: nn.Module) -> Iterator[set[str]]:
+def _watched_hooks(modules: Modules) -> Iterator[set[str]]:
     """Yield the names of the hooks that have returned something, or written into what they were given."""
     acting: set[str] = set()
     swapped: list[tuple[Any, int, Any]] = []
-    for path, module in network.named_modules():
+    for path, module in modules:
         for name, hooks, key in _hooks_of(path, module):
             swapped.append((hooks, key, hooks[key]))
             hooks[key] = partial(_noted, hooks[key], name, acting)
@@ -145,9 +153,8 @@ def _hooks_of(path: str, module: nn.Module) -> Iterator[tuple[str, dict[int, Any
             number += 1
 
 
-def _around(modules: Iterable[tuple[str, nn.Module]]) -> Marks:
+def _around(modules: Modules) -> Marks:
     """Return a mark of what some modules, their hooks, processors and patches can keep something in."""
-    modules = list(modules)
     marks: Marks = {}
     whole = modules[0][1]
     # What these share with others, which are looked into before them, is the others'.
@@ -178,10 +185,6 @@ def _own_forward(module: nn.Module) -> Any:
     return getattr(forward, "unswitched", forward)
 
 
-_LOOKS = 3
-_OF_THE_WHOLE = "its forward"
-_HOOK = " hook "
-_PLAIN_NUMBERS = (int, float)
 _OF_EVERY_MODULE = {"forward", *vars(nn.Module())} - {"_buffers"}
 
 
