@@ -27,11 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from w2sd_video import evaluate
 from w2sd_video.evaluation.arms import ARMS
-from w2sd_video.evaluation.every_arm import arms_of
+from w2sd_video.evaluation.every_arm import arms_of, work_to_come
 from w2sd_video.evaluation.plan import Plan, plan_of
 from w2sd_video.evaluation.plan import add_options as add_evaluation_options
 from w2sd_video.evaluation.report import REAL, cell_of, sections_of
-from w2sd_video.evaluation.samples import key_of_setting
+from w2sd_video.evaluation.samples import rounds_of
 from w2sd_video.evaluation.statistics import Figure, holm
 from w2sd_video.metrics import load_metric
 from w2sd_video.page import Cell, Column, Page, Table, write_page
@@ -51,7 +51,7 @@ _FLOPS = 10e12
 """Operations a second of an H100 in float32 at sizes like these, about a fifth of what it can."""
 _LAUNCH, _BESIDE = 5e-6, 0.3
 """Seconds that it takes to start a kernel of a GPU, and of a call of 512 clips beside its networks."""
-_BATCH, _BATCH_OF_GPU, _WORKERS_OF_GPU = 64, 512, 8
+_BATCH, _ROUNDS, _BATCH_OF_GPU, _WORKERS_OF_GPU = 64, 4, 512, 8
 _EMPTY = Cell("", np.nan)
 
 
@@ -79,6 +79,7 @@ def main(
     budgets: tuple[PositiveInt, ...] = (6, 10, 20, 40),
     samples: PositiveInt = 1000,
     tuning_samples: PositiveInt = 500,
+    rounds: PositiveInt | None = None,
     arms: tuple[str, ...] = tuple(ARMS),
     against: str = "CFG",
     metrics: tuple[str, ...] = METRICS,
@@ -98,6 +99,7 @@ def main(
         budgets: network evaluations a clip.
         samples: of each arm in the report, at least.
         tuning_samples: of each setting where one is chosen, at least.
+        rounds: parts in which settings are looked at where one is chosen; 4 on a CPU and 1 on a GPU unless given.
         arms: what is compared.
         against: what the others are compared with.
         metrics: the first chooses settings.
@@ -157,6 +159,7 @@ def _study(name: str, options: argparse.Namespace) -> Study:
     words = ["--against", options.against, "--budgets", *map(str, options.budgets)]
     words += ["--arms", *options.arms] if tuple(options.arms) != tuple(ARMS) else []  # of all of them some may not fit
     words += ["--metrics", *options.metrics, "--batch", str(options.batch or (_BATCH_OF_GPU if is_gpu else _BATCH))]
+    words += ["--rounds", str(options.rounds or (1 if is_gpu else _ROUNDS))]  # for a GPU few clips cost what many do
     for option in ("number_of_prompts", "number_of_tuning_prompts", "workers", "gpus_per_worker"):
         if (value := getattr(options, option)) is not None:
             words += [f"--{option.replace('_', '-')}", str(value)]
@@ -176,25 +179,20 @@ def cost_in_words(studies: list[Study], workers: int) -> str:
     """Say what all evaluations would take: here, as it is measured; on a GPU, as operations and their number tell."""
     lines, here, of_networks, of_calls = [], 0.0, 0.0, 0.0
     for study in studies:
-        plan, asked = study.plan, [settings for _, _, settings in arms_of(study.config, study.plan) if settings]
-        tuned = {key_of_setting(one.config): one.nfe for settings in asked if len(settings) > 1 for one in settings}
-        reported = [max(one.nfe for one in settings) for settings in asked]
-        parts = ((list(tuned.values()), plan.tuning.samples), (reported, plan.report.samples))
-        samples = sum(len(nfes) * count for nfes, count in parts)
-        evaluations = sum(sum(nfes) * count for nfes, count in parts)
+        plan = study.plan
+        parts = work_to_come(arms_of(study.config, plan), plan)
+        samples = sum(count for _, count, _ in parts)
+        evaluations = sum(nfe for _, _, nfe in parts)
         flops, kernels = _work(study.config)
         of_networks += evaluations * flops / _FLOPS
-        batches = [math.ceil(count / _BATCH_OF_GPU) for _, count in parts]
-        of_calls += sum(
-            batch * sum(nfe * kernels * _LAUNCH + _BESIDE for nfe in nfes)
-            for (nfes, _), batch in zip(parts, batches, strict=True)
-        )
+        of_a_call = min(_BATCH_OF_GPU, rounds_of(plan.tuning, plan.rounds)[0].samples, plan.report.samples)
+        of_calls += (evaluations * kernels * _LAUNCH + samples * _BESIDE) / of_a_call
         cost = measured_cost(study.config, min(plan.batch, 64))
         assert cost is not None, "miniatures are on every machine"
         seconds = cost.seconds(samples, evaluations)
         here += seconds
         lines.append(
-            f"{study.name:<28} {len(tuned)} settings x {plan.tuning.samples} and {len(reported)} x "
+            f"{study.name:<28} {parts[0][0]} settings x at most {plan.tuning.samples} and {parts[1][0]} x "
             f"{plan.report.samples} samples: {evaluations / 1e6:.3g} million evaluations of {flops / 1e6:.0f} MFLOP, "
             f"{kernels:.0f} kernels; {duration(seconds)} here by one worker"
         )

@@ -10,9 +10,18 @@ from scipy import stats
 
 from w2sd_video.evaluation import samples as sampling
 from w2sd_video.evaluation.arms import Candidate, candidates
-from w2sd_video.evaluation.comparison import choose, compare, reported
+from w2sd_video.evaluation.comparison import choose, choose_in_rounds, compare, reported, tuning_samples
 from w2sd_video.evaluation.every_arm import Work
-from w2sd_video.evaluation.samples import Laboratory, SampleFiles, Samples, Split, key_of, results_table, spaces_of
+from w2sd_video.evaluation.samples import (
+    Laboratory,
+    SampleFiles,
+    Samples,
+    Split,
+    key_of,
+    results_table,
+    rounds_of,
+    spaces_of,
+)
 from w2sd_video.evaluation.statistics import (
     GROUPS,
     RESAMPLES,
@@ -277,6 +286,49 @@ def test_the_best_setting_is_chosen_on_the_tuning_prompts():
     assert choose(settings[:1], SCORE, measure, tuning, None) == (settings[0], [])
     assert choose([settings[0]] * 2, SCORE, measure, tuning, None)[0].setting == "failed"
     assert {name for _, name in asked} == {"tuning"}
+
+
+def test_rounds_are_all_prompts_each_once_and_a_few_first():
+    whole = Split("tuning", [f"prompt {k}" for k in range(16)], 20, 2)
+    rounds = rounds_of(whole, 3)
+    assert [len(split.prompts) for split in rounds] == [4, 4, 8]
+    assert [prompt for split in rounds for prompt in split.prompts] == whole.prompts
+    assert [split.first for split in rounds] == [20, 24, 28] and len({split.name for split in rounds}) == 3
+    assert [len(split.prompts) for split in rounds_of(replace(whole, prompts=["one"]), 3)] == [1]
+    assert rounds_of(whole, 1) == [whole]
+
+
+def test_in_rounds_an_arm_gives_up_the_worse_half_by_all_that_was_seen():
+    whole = Split("tuning", [f"prompt {k}" for k in range(8)], 8, 2)
+    rounds = rounds_of(whole, 3)  # 2, 2 and 4 prompts
+    arms = [[candidate(str(k), arm) for k in range(count)] for arm, count in (("many", 7), ("few", 2), ("one", 1))]
+    values = (
+        np.random.default_rng(4).normal(size=(7, 8, 2)) + np.arange(7)[:, None, None] / 4
+    )  # by setting, prompt, seed
+    made, read = [], []
+
+    def measure(one, split):
+        read.append((one.arm, one.setting, split.name))
+        of_split = values[int(one.setting), split.first - 8 : split.first - 8 + len(split.prompts)]
+        return drawn_samples(of_split.T.ravel(), list(range(len(split.prompts))) * 2)
+
+    def make(asked):
+        made.append([(one.arm, one.setting, split.name) for one, split in asked])
+        return True
+
+    chosen, tuned = choose_in_rounds(arms, SCORE, make, measure, rounds, {})
+    left = list(range(7))
+    for seen, keeps in ((2, 4), (4, 2), (8, 1)):  # the plain loop
+        assert len([one for one in made[(2, 4, 8).index(seen)] if one[0] == "many"]) == len(left)
+        left = sorted(left, key=lambda k: -values[k, :seen].mean())[:keeps]
+    assert chosen[0].setting == str(left[0]) and chosen[2] is arms[2][0]
+    assert [one.samples for one in tuned if one.candidate is chosen[0]] == [16]
+    assert sorted(one.samples for one in tuned if one.candidate.arm == "many") == [4, 4, 4, 8, 8, 16, 16]
+    assert len([one for one in made[0] if one[0] == "few"]) == 2
+    asked = {one for of_round in made for one in of_round}
+    assert set(read) == asked and not any(arm == "one" for arm, _, _ in asked), "only what was made is read"
+    assert sum(tuning_samples(len(arm), rounds) for arm in arms) == 4 * (7 + 2) + 4 * 4 + 8 * 2
+    assert choose_in_rounds(arms, SCORE, lambda asked: False, measure, rounds, {}) is None
 
 
 def test_arms_are_compared_with_one_of_the_same_budget():

@@ -56,7 +56,7 @@ def test_one_page_has_all_of_them_corrected_together_and_nothing_is_made_twice(t
 def test_a_dry_run_counts_what_there_is_and_makes_nothing(tmp_path, capsys):
     assert all_miniatures.main(**FEW | {"configs": ("miniature-pixart",)}, folder=tmp_path / "all", dry_run=True) == 0
     said = capsys.readouterr().out
-    found = re.search(r"(\d+) settings x 2 and 3 x 12 samples: (\S+) million evaluations of (\d+) MFLOP", said)
+    found = re.search(r"(\d+) settings x at most 2 and 3 x 12 samples: (\S+) million evaluations of (\d+) MFLOP", said)
     settings, evaluations = int(found[1]), float(found[2]) * 1e6
     assert settings > 30 and evaluations <= 6 * (2 * settings + 3 * 12) and int(found[3]) == pytest.approx(50, abs=10)
     assert "on one H100, by estimate" in said and not (tmp_path / "all").exists()
@@ -77,7 +77,14 @@ def test_what_cannot_be_is_said_before_anything_is_made(changes, said, tmp_path,
 
 
 def test_what_a_pattern_names_and_cannot_be_measured_is_left_out():
-    options = {"device": "auto", "against": "strong", "batch": None, "workers": None, "gpus_per_worker": None}
+    options = {
+        "device": "auto",
+        "against": "strong",
+        "batch": None,
+        "rounds": None,
+        "workers": None,
+        "gpus_per_worker": None,
+    }
     options = type("Options", (), FEW | options | {"configs": ("miniature-*",), "folder": Path("all")})
     studies, left_out = all_miniatures.studies_of(options)
     assert {"miniature-pixart", "miniature-cogvideox", "miniature-animatediff-lora"} <= {one.name for one in studies}

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from w2sd_video.evaluation.samples import Split
+from w2sd_video.evaluation.samples import Split, rounds_of
 from w2sd_video.settings.command_line import parse
 from w2sd_video.tuning.operators import Operator, Range
-from w2sd_video.tuning.search import AT_A_TIME, NO_STEPS, Search, rounds_of
+from w2sd_video.tuning.search import AT_A_TIME, NO_STEPS, Search
 
 TUNING = Split("tuning", [f"prompt {k}" for k in range(16)], 20, 2)
 CONFIG = parse(["a red circle moving left", "--config", "miniature-pixart", "--reflection-steps", "0"]).config
@@ -153,11 +153,3 @@ def test_a_setting_that_is_not_judged_yet_is_given_back_and_asked_for_again(tmp_
     assert [candidate.arm for candidate in waiting] == ["guidance", "other"]
     assert search_in(tmp_path, rounds=1, at_a_time=1).run(3, ignored, lambda candidate, rounds: None) == waiting
     assert len(search.run(1, ignored, lambda candidate, rounds: [1.0])) == 0
-
-
-def test_rounds_are_all_prompts_each_once_and_a_few_first():
-    rounds = rounds_of(TUNING, 3)
-    assert [len(split.prompts) for split in rounds] == [4, 4, 8]
-    assert [prompt for split in rounds for prompt in split.prompts] == TUNING.prompts
-    assert [split.first for split in rounds] == [20, 24, 28] and len({split.name for split in rounds}) == 3
-    assert [len(split.prompts) for split in rounds_of(dataclasses.replace(TUNING, prompts=["one"]), 3)] == [1]

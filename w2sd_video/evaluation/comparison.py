@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.samples import Samples, Split
+from w2sd_video.evaluation.samples import Samples, Split, over_rounds
 from w2sd_video.evaluation.statistics import Figure, Real, holm, measured, value_of_set, win_rate
 from w2sd_video.metrics import Metric, Score
 
@@ -45,10 +47,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a setting was found to be worth on the prompts on which settings are chosen."""
+    """What a setting was found to be worth on the prompts on which settings are chosen.
+
+    Attributes:
+        candidate: the setting.
+        value: by the metric by which it is chosen.
+        samples: how many tell.
+    """
 
     candidate: Candidate
     value: float
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -92,14 +101,81 @@ def choose(
     """
     if len(settings) == 1:
         return settings[0], []
-    tuned = [
-        Tuned(candidate, value_of(select, measure(candidate, tuning), real, len(tuning.prompts)))
-        for candidate in settings
-    ]
+    tuned = []
+    for candidate in settings:
+        samples = measure(candidate, tuning)
+        value = value_of(select, samples, real, len(tuning.prompts))
+        tuned.append(Tuned(candidate, value, int(samples.there.sum())))
+    return ranked(tuned, select)[0].candidate, tuned
+
+
+def choose_in_rounds(
+    arms: Sequence[Sequence[Candidate]],
+    select: Metric,
+    make: Callable[[Sequence[tuple[Candidate, Split]]], bool],
+    measure: Measure,
+    rounds: Sequence[Split],
+    real: Mapping[str, Real],
+) -> tuple[list[Candidate], list[Tuned]] | None:
+    """Return the setting of each arm that does best by a metric, and what each was worth when it was last looked at.
+
+    Prompts are looked at part by part. After each part but the last an arm gives up the worse half of its settings, by
+    all that was seen of them (sequential halving: Karnin, Koren, Somekh, "Almost optimal exploration in multi-armed
+    bandits", 2013). Of a single setting nothing is measured.
+
+    Args:
+        arms: the settings of each.
+        select: by which they are chosen.
+        make: has settings sampled, each on some prompts; False where some of that is left to others.
+        measure: reads what was measured of a setting.
+        rounds: the parts.
+        real: features of real clips by their space.
+
+    Returns:
+        None where samples are left to others.
+    """
+    left = [list(settings) for settings in arms]
+    known: list[dict[int, Tuned]] = [{} for _ in arms]
+    for number in range(1, len(rounds) + 1):
+        seen = rounds[:number]
+        if not make([(one, seen[-1]) for settings in left if len(settings) > 1 for one in settings]):
+            return None
+        whole = Split("tuning", [prompt for split in seen for prompt in split.prompts], seen[0].first, seen[0].seeds)
+        of_real = real_of(select, real, len(whole.prompts))
+        for place, settings in enumerate(left):
+            _, values = choose(settings, select, partial(_over, measure, seen), whole, of_real)
+            known[place] |= {id(one.candidate): one for one in values}
+            staying = 1 if number == len(rounds) else math.ceil(len(settings) / 2)
+            left[place] = [one.candidate for one in ranked(values, select)[:staying]] or settings
+    return [settings[0] for settings in left], [one for values in known for one in values.values()]
+
+
+def tuning_samples(settings: int, rounds: Sequence[Split]) -> int:
+    """Return how many samples it takes to choose among the settings of an arm; none where there is but one."""
+    samples = 0
+    for split in rounds:
+        samples += settings * split.samples if settings > 1 else 0
+        settings = math.ceil(settings / 2)
+    return samples
+
+
+def _over(measure: Measure, rounds: Sequence[Split], candidate: Candidate, _: Split) -> Samples:
+    return over_rounds(partial(measure, candidate), rounds)
+
+
+def ranked(tuned: Sequence[Tuned], select: Metric) -> list[Tuned]:
+    """Return settings from the best to the worst by a metric; those of which nothing tells are the last."""
     sign = 1 if select.higher_is_better else -1
-    return max(
-        tuned, key=lambda candidate: sign * candidate.value if np.isfinite(candidate.value) else -np.inf
-    ).candidate, tuned
+    return sorted(tuned, key=lambda one: -sign * one.value if np.isfinite(one.value) else np.inf)
+
+
+def real_of(metric: Metric, real: Mapping[str, Real], prompts: int) -> Real | None:
+    """Return the real clips that a metric compares with: of the first prompts alone, where it is known which."""
+    found = None if isinstance(metric, Score) else real.get(metric.space)
+    if found is None or found.prompt is None:
+        return found
+    is_known = found.prompt < prompts
+    return Real(found.features[is_known], found.prompt[is_known])
 
 
 def compare(results: Sequence[Result], against: str, metrics: Sequence[Metric], prompts: int) -> list[Result]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from w2sd_video.evaluation.every_arm import arms_of
+from w2sd_video.evaluation.every_arm import arms_of, work_to_come
 from w2sd_video.evaluation.plan import Plan
-from w2sd_video.evaluation.samples import key_of_setting
 from w2sd_video.jobs.pool import Pool
 from w2sd_video.rendering.step_cost import cost_lines, measured_cost
 from w2sd_video.settings.schema import RenderConfig
@@ -20,16 +19,14 @@ def cost_in_words(config: RenderConfig, plan: Plan, pool: Pool) -> str:
         ConfigError: what this pipeline cannot be given.
         LoadError: a model that cannot be loaded.
     """
-    asked = [settings for _, _, settings in arms_of(config, plan) if settings]
-    tuned = {key_of_setting(one.config): one.nfe for settings in asked if len(settings) > 1 for one in settings}
-    reported = [max(one.nfe for one in settings) for settings in asked]
-    samples = len(tuned) * plan.tuning.samples + len(reported) * plan.report.samples
-    nfe = sum(tuned.values()) * plan.tuning.samples + sum(reported) * plan.report.samples
+    (tuned, of_tuning, nfe_of_tuning), (reported, of_report, nfe_of_report) = work_to_come(arms_of(config, plan), plan)
+    samples, nfe = of_tuning + of_report, round(nfe_of_tuning + nfe_of_report)
+    given_up = f" in {plan.rounds} rounds, {of_tuning} samples in all" if plan.rounds > 1 else ""
     lines = pair_plan(config)
     lines += [
         f"arms     {len(plan.arms)} at {len(plan.budgets)} budget(s): {', '.join(map(str, plan.budgets))} NFE",
-        f"tuning   {len(tuned)} settings x {plan.tuning.samples} samples",
-        f"report   {len(reported)} settings x {plan.report.samples} samples",
+        f"tuning   {tuned} settings x {plan.tuning.samples} samples{given_up}",
+        f"report   {reported} settings x {plan.report.samples} samples",
         f"NFE      in all: at most {nfe} of {samples} samples",
     ]
     cost = measured_cost(config, min(plan.batch, plan.report.samples))

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from w2sd_video.evaluation.arms import Candidate, candidates
-from w2sd_video.evaluation.comparison import Outcome, Result, Tuned, choose, compare, reported
+from w2sd_video.evaluation.comparison import Outcome, Result, choose_in_rounds, compare, reported, tuning_samples
 from w2sd_video.evaluation.measures import (
     MakeLaboratory,
     kept_features,
@@ -21,11 +21,21 @@ from w2sd_video.evaluation.measures import (
 )
 from w2sd_video.evaluation.plan import Plan, open_folder
 from w2sd_video.evaluation.report import write_report
-from w2sd_video.evaluation.samples import SampleFiles, Samples, Split, batches_of, failed, joined, results_table
+from w2sd_video.evaluation.samples import (
+    SampleFiles,
+    Samples,
+    Split,
+    batches_of,
+    failed,
+    joined,
+    key_of_setting,
+    results_table,
+    rounds_of,
+)
 from w2sd_video.evaluation.statistics import Real
 from w2sd_video.jobs.pool import Pool, Run, Task, started
 from w2sd_video.jobs.pool_options import Shard
-from w2sd_video.metrics import Metric, Score
+from w2sd_video.metrics import Metric
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import check_device
 from w2sd_video.rendering.prompts import check_before_loading
@@ -130,7 +140,26 @@ def arms_of(config: RenderConfig, plan: Plan) -> Arms:
 def samples_to_come(arms: Arms, plan: Plan) -> int:
     """Return how many samples all settings take on the tuning prompts, and the chosen ones on those of the report."""
     counts = [len(settings) for _, _, settings in arms if settings]
-    return sum(count for count in counts if count > 1) * plan.tuning.samples + len(counts) * plan.report.samples
+    rounds = rounds_of(plan.tuning, plan.rounds)
+    return sum(tuning_samples(count, rounds) for count in counts) + len(counts) * plan.report.samples
+
+
+def work_to_come(arms: Arms, plan: Plan) -> list[tuple[int, int, float]]:
+    """Return how many settings are tuned and reported, the samples of all of them, and the evaluations of all samples.
+
+    Settings that arms have in common count once; which of them are given up is not known, so that they count alike.
+    """
+    asked = [settings for _, _, settings in arms if settings]
+    several = [settings for settings in asked if len(settings) > 1]
+    tuned = {key_of_setting(one.config): one.nfe for settings in several for one in settings}
+    rounds, count = rounds_of(plan.tuning, plan.rounds), sum(map(len, several))
+    looked_at = sum(tuning_samples(len(settings), rounds) for settings in several) / count if count else 0
+    reported = [max(one.nfe for one in settings) for settings in asked]
+    samples = round(len(tuned) * looked_at)
+    return [
+        (len(tuned), samples, sum(tuned.values()) * looked_at),
+        (len(reported), len(reported) * plan.report.samples, sum(reported) * plan.report.samples),
+    ]
 
 
 def evaluate(
@@ -150,18 +179,17 @@ def evaluate(
     """
     select = next(metric for metric in metrics if metric.name == plan.select)
     asked = [(arm, budget, settings) for arm, budget, settings in arms if settings]
-    to_tune = [(one, plan.tuning) for _, _, settings in asked if len(settings) > 1 for one in settings]
-    work.make(to_tune)
-    if work.shard.count > 1 and (unfinished := work.missing(to_tune)):
-        work.unfinished = unfinished
+    found = choose_in_rounds(
+        [settings for _, _, settings in asked],
+        select,
+        work.make_all,
+        work.read,
+        rounds_of(plan.tuning, plan.rounds),
+        real["tuning"],
+    )
+    if found is None:
         return None
-    real_tuning = None if isinstance(select, Score) else real["tuning"].get(select.space)
-    chosen: list[Candidate] = []
-    tuned: list[Tuned] = []
-    for _, _, settings in asked:
-        best, values = choose(settings, select, work.read, plan.tuning, real_tuning)
-        chosen.append(best)
-        tuned += values
+    chosen, tuned = found
     work.make([(one, plan.report) for one in chosen])
     if work.shard.count > 1:
         return None
@@ -196,6 +224,12 @@ class Work:
         """Make what is missing of settings on a split, or this shard's part of it."""
         self._asked += asked
         self._run(self._tasks(asked), self._on_done, self._on_failed)
+
+    def make_all(self, asked: Sequence[tuple[Candidate, Split]]) -> bool:
+        """Make what is missing of settings on a split; return False where batches of other shards are still missing."""
+        self.make(asked)
+        self.unfinished = self.missing(asked) if self.shard.count > 1 else 0
+        return not self.unfinished
 
     def missing(self, asked: Sequence[tuple[Candidate, Split]]) -> int:
         """Return how many batches of settings on a split are not there."""

@@ -44,6 +44,8 @@ OF_FASHION = ("likelihood", "adherence", "kid_efficientnet", "frechet_efficientn
 _OF_DRAWN_WORLDS = ("motion_error", "kid", "frechet_distance", "frechet_principal", "precision", "recall")
 OF_ANYTHING = ("clip_score", "aesthetics", "motion_smoothness", "flicker", "dynamic_degree")
 """Metrics of other models unless given."""
+MOST_ROUNDS = 10
+"""Parts in which prompts are looked at, one about as large as all before it."""
 SAMPLES_TO_CHOOSE_ON = 500
 """Samples of a setting below which chance decides among those that are near each other."""
 _OF_VIDEO = ("motion_error", "motion_smoothness", "flicker", "dynamic_degree")
@@ -73,6 +75,7 @@ class Plan:
         batch: clips sampled together.
         shown: prompts of the report whose clips are kept and shown.
         warning: what is to be said of how settings are chosen; empty if nothing.
+        rounds: parts in which the prompts on which settings are chosen are looked at; see `choose_in_rounds`.
     """
 
     arms: Sequence[str]
@@ -86,6 +89,7 @@ class Plan:
     batch: int
     shown: int
     warning: str = ""
+    rounds: int = 1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +119,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--number-of-tuning-seeds",
         type=int,
         help=f"clips a prompt on which settings are chosen; of a miniature as many as make {SAMPLES_TO_CHOOSE_ON}",
+    )
+    add(
+        "--rounds",
+        type=int,
+        default=1,
+        help="parts in which the prompts on which settings are chosen are looked at, a few first; after each an arm "
+        "gives up the worse half of its settings; 1, unless given, gives nothing up",
     )
     add("--batch", type=int, help="clips sampled together; 64 of a miniature and 1 of other models unless given")
     add("--shown", type=int, default=4, help="prompts of the report whose clips are shown in it")
@@ -201,6 +212,7 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
         batch=_within("batch", options.batch, 64 if is_miniature else 1, 1024),
         shown=_within("shown", options.shown, 4, 1000, least=0),
         warning=warning,
+        rounds=_within("rounds", options.rounds, 1, MOST_ROUNDS),
     )
 
 

@@ -259,7 +259,16 @@ def _front_csv(outcome: Outcome, metrics: Sequence[Metric], select: Metric, on_f
     for tuned in outcome.tuned:
         values = [f"{tuned.value:.6g}" if end == select.name else "" for end in ends]
         rows.writerow(
-            ["tuning", *_candidate_columns(tuned.candidate), "", "", "", "", *values, *[""] * len(of_difference)]
+            [
+                "tuning",
+                *_candidate_columns(tuned.candidate),
+                "",
+                tuned.samples,
+                "",
+                "",
+                *values,
+                *[""] * len(of_difference),
+            ]
         )
     return text.getvalue()
 

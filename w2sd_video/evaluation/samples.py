@@ -120,6 +120,30 @@ class Batch:
         return self.split.batch(self.number, self.size)
 
 
+def rounds_of(tuning: Split, rounds: int) -> list[Split]:
+    """Return the prompts on which settings are chosen in parts, each about as large as all before it.
+
+    Args:
+        tuning: all of them; they stay one part under their own name if one is asked for.
+        rounds: how many parts; fewer where there are not as many prompts.
+    """
+    if rounds == 1:
+        return [tuning]
+    count = len(tuning.prompts)
+    ends = sorted({max(1, round(count / 2**k)) for k in range(rounds)})
+    starts = [0, *ends[:-1]]
+    return [
+        Split(f"tuning-{start}-{end}", tuning.prompts[start:end], tuning.first + start, tuning.seeds)
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def over_rounds(read: Callable[[Split], Samples], rounds: Sequence[Split]) -> Samples:
+    """Return what was measured of a setting in several parts of a split, as if they were one."""
+    parts = [(read(split), split.first - rounds[0].first) for split in rounds]
+    return joined([replace(samples, prompt=samples.prompt + place) for samples, place in parts])
+
+
 def batches_of(config: RenderConfig, split: Split, size: int) -> list[Batch]:
     """Return all batches of a setting on a split."""
     return [Batch(config, split, number, size) for number in range(math.ceil(split.samples / size))]

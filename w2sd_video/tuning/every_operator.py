@@ -14,7 +14,7 @@ from w2sd_video.evaluation.comparison import Result, reported
 from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.measures import MakeLaboratory, kept_features, load_metrics, real_of_splits
 from w2sd_video.evaluation.plan import open_folder
-from w2sd_video.evaluation.samples import results_table
+from w2sd_video.evaluation.samples import results_table, rounds_of
 from w2sd_video.jobs.folder import JobFolder
 from w2sd_video.jobs.pool import Pool, started
 from w2sd_video.jobs.pool_options import Shard
@@ -25,7 +25,7 @@ from w2sd_video.rendering.sample import threads_for
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.schema import ConfigError, RenderConfig
 from w2sd_video.tuning.operators import fitted, plain_of
-from w2sd_video.tuning.search import ByMetrics, Search, Tried, rounds_of
+from w2sd_video.tuning.search import ByMetrics, Search, Tried
 from w2sd_video.tuning.tuning_plan import TuningPlan, nfe_in
 from w2sd_video.tuning.tuning_report import ClipFile, Findings, write_ballot, write_tuning_report
 from w2sd_video.tuning.verdict import PLAIN

@@ -10,19 +10,20 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.comparison import value_of
+from w2sd_video.evaluation.comparison import real_of, value_of
 from w2sd_video.evaluation.every_arm import Work
-from w2sd_video.evaluation.samples import Split, joined
+from w2sd_video.evaluation.samples import Split, over_rounds
 from w2sd_video.evaluation.statistics import Real
 from w2sd_video.jobs.folder import key_of
-from w2sd_video.metrics import Metric, Score
+from w2sd_video.metrics import Metric
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.schema import ConfigError
 from w2sd_video.tuning.operators import Open, Operator, Range, in_words
@@ -291,42 +292,14 @@ class ByMetrics:
 
     def __call__(self, candidate: Candidate, rounds: int) -> list[float] | str:
         """Return a number for each metric, or why there is none; see ``Judge``."""
-        parts = []
-        for split in self._rounds[:rounds]:
-            samples = self._work.read(candidate, split)
-            place = samples.prompt + split.first - self._rounds[0].first
-            parts.append(replace(samples, prompt=place))
-        samples = joined(parts)
+        seen = self._rounds[:rounds]
+        samples = over_rounds(partial(self._work.read, candidate), seen)
         if not samples.there.all():
             return str(samples.error[~samples.there][0])
-        prompts = sum(len(split.prompts) for split in self._rounds[:rounds])
-        scores = [value_of(metric, samples, self._real_of(metric, prompts), prompts) for metric in self._metrics]
+        prompts = sum(len(split.prompts) for split in seen)
+        scores = [value_of(metric, samples, real_of(metric, self._real, prompts), prompts) for metric in self._metrics]
         missing = [metric.name for metric, score in zip(self._metrics, scores, strict=True) if not np.isfinite(score)]
         return f"{missing[0]} is no number" if missing else scores
-
-    def _real_of(self, metric: Metric, prompts: int) -> Real | None:
-        """Return the real clips that a metric compares with: of the first prompts alone, where it is known which."""
-        real = None if isinstance(metric, Score) else self._real.get(metric.space)
-        if real is None or real.prompt is None:
-            return real
-        is_known = real.prompt < prompts
-        return Real(real.features[is_known], real.prompt[is_known])
-
-
-def rounds_of(tuning: Split, rounds: int) -> list[Split]:
-    """Return the prompts on which settings are chosen in parts, each about as large as all before it.
-
-    Args:
-        tuning: all of them.
-        rounds: how many parts; fewer where there are not as many prompts.
-    """
-    count = len(tuning.prompts)
-    ends = sorted({max(1, round(count / 2**k)) for k in range(rounds)})
-    starts = [0, *ends[:-1]]
-    return [
-        Split(f"tuning-{start}-{end}", tuning.prompts[start:end], tuning.first + start, tuning.seeds)
-        for start, end in zip(starts, ends, strict=True)
-    ]
 
 
 def _opened(journal: Path) -> BaseStorage:

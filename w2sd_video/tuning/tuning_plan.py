@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from w2sd_video.evaluation.plan import Plan, plan_of
+from w2sd_video.evaluation.plan import MOST_ROUNDS, SAMPLES_TO_CHOOSE_ON, Plan, plan_of
 from w2sd_video.evaluation.samples import Split
 from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.rendering.step_cost import measured_cost
@@ -29,7 +29,7 @@ _NOT_FOLLOWED = dict.fromkeys(("-o", "--output"), "a search fills a folder; name
     "--metrics": "name what is searched by with --metric, and what is only reported with --also",
 }
 """Options of other commands that mean nothing here, and what to take instead."""
-_TUNING_CLIPS, _REPORT_CLIPS = 128, 512
+_REPORT_CLIPS = 512
 """Clips of a miniature, which take no time, on which settings are searched and reported unless given."""
 _VOTED_PROMPTS = 4
 """Prompts that people vote on unless given."""
@@ -89,7 +89,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--also", nargs="+", metavar="NAME[=SOURCE]", default=[], help="what is reported too, but not searched by")
     add("--operators", nargs="+", metavar="NAME", help=f"what is searched; unless given: {', '.join(OPERATORS)}")
     add("--trials", type=int, help="settings of each operator that are tried; 24, or 3 by votes, unless given")
-    add("--rounds", type=int, default=3, help="parts in which prompts are looked at, a few first; 1 gives nothing up")
+    add("--rounds", type=int, default=4, help="parts in which prompts are looked at, a few first; 1 gives nothing up")
     add("--best", type=int, default=3, help="how many of the best settings are reported, beside each operator's best")
     add("--search-seed", type=int, default=0, help="of the proposals")
     add("--votes", nargs="+", metavar="FILE", default=[], help="votes that the page has saved, all of them so far")
@@ -97,7 +97,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--number-of-prompts", type=int, help="prompts of the report")
     add("--number-of-tuning-prompts", type=int, help="other prompts, on which settings are searched")
     add("--number-of-seeds", type=int, help="clips a prompt of the report; 1, or for a miniature 512 in all")
-    add("--number-of-tuning-seeds", type=int, help="clips a prompt of the search; 1, or for a miniature 128 in all")
+    add("--number-of-tuning-seeds", type=int, help="clips a prompt of the search; 1, or for a miniature 500 in all")
     add("--batch", type=int, help="clips sampled together; 64 of a miniature and 1 of other models unless given")
     add("--shown", type=int, default=_VOTED_PROMPTS, help="prompts of which clips are shown, or voted on")
     add("--folder", help="where everything is written; runs/tune-CONFIG unless given")
@@ -140,7 +140,7 @@ def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str)
         raise ConfigError("--votes: are for a search by --metric vote")
     for option, most, value in (
         ("--trials", 10**4, options.trials),
-        ("--rounds", 10, options.rounds),
+        ("--rounds", MOST_ROUNDS, options.rounds),
         ("--best", 100, options.best),
     ):
         _within(option, value, 1, most)
@@ -165,7 +165,7 @@ def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str)
     if config.model.pretrained.startswith(MINIATURE):
         tuning, report = measured.tuning, measured.report
         if options.number_of_tuning_seeds is None:
-            tuning = replace(tuning, seeds=math.ceil(_TUNING_CLIPS / len(tuning.prompts)))
+            tuning = replace(tuning, seeds=math.ceil(SAMPLES_TO_CHOOSE_ON / len(tuning.prompts)))
         if options.number_of_seeds is None:
             report = replace(report, seeds=math.ceil(_REPORT_CLIPS / len(report.prompts)))
         measured = replace(measured, tuning=tuning, report=report)
