@@ -111,28 +111,6 @@ def test_the_old_callback_is_called_as_in_a_stock_loop(steps, every):
     assert all(torch.equal(one[2], other[2]) for one, other in zip(off, stock, strict=True))
 
 
-INPAINTING = [
-    "FluxInpaintPipeline",
-    "FluxControlNetInpaintPipeline",
-    "FluxKontextInpaintPipeline",
-    "Flux2KleinInpaintPipeline",
-    "QwenImageInpaintPipeline",
-    "QwenImageEditInpaintPipeline",
-]
-
-
-@pytest.mark.parametrize("inversion", ["paper", "current"])
-@pytest.mark.parametrize("name", INPAINTING)
-def test_inpainting_that_noises_the_kept_part_in_every_turn_is_refused_before_any_network_runs(name, inversion):
-    pipe, call = build(name)
-    with (
-        pytest.raises(ValueError, match="changes its latents in every turn"),
-        reflection(pipe, strong=Branch(), weak=Branch(), inversion=inversion) as done,
-    ):
-        result_of(pipe, call)
-    assert not any(done.nfe.values())
-
-
 def test_loops_that_cannot_be_walked_are_refused():
     pipe, call = tiny.stable_diffusion()
 

@@ -202,11 +202,6 @@ class InPlace(Loop):
         return prediction
 
 
-class Edits(Loop):
-    def edited(self, latents):
-        return torch.cat([torch.zeros_like(latents[:, :, :2]), latents[:, :, 2:]], 2)
-
-
 class ReadsAhead(Loop):
     @torch.no_grad()
     def __call__(self, prompt, generator=None, num_inference_steps=6, **kwargs):
@@ -276,7 +271,6 @@ def test_a_loop_that_keeps_nothing_is_reflected(inversion):
         (NumpyDraws, "keeps numpy.random"),
         (PythonDraws, "keeps random"),
         (Gradient, "differentiates through its network"),
-        (Edits, "changes its latents"),
     ],
 )
 @pytest.mark.parametrize("gap", ["guidance", "none"])

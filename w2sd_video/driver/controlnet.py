@@ -52,6 +52,8 @@ class ControlSwitch:
             return evaluate(*args, **kwargs)
         self.was_asked = True
         arguments = by_name(self._signature, args, kwargs)
+        latents_name = next(iter(arguments))
+        arguments[latents_name] = self._state.as_asked(arguments[latents_name])
         if shown := self._state.rehearsing or self._state.noting:
             shown.control = arguments
         if self._state.rehearsing is not None:

@@ -94,7 +94,8 @@ class DenoiserSwitch:
         return self._answer(by_name(self._signature, args, kwargs))
 
     def _answer(self, arguments: Arguments) -> Any:
-        state, samples, call = self._state, arguments[self._latents_name], self._number_of_call()
+        state, call = self._state, self._number_of_call()
+        samples = arguments[self._latents_name] = state.as_asked(arguments[self._latents_name])
         state.answering = id(self._denoiser)
         if state.rehearsing is not None or state.probing is not None:
             return output_like(self._instead_of_rows(arguments), samples, arguments)

@@ -20,37 +20,34 @@ class HandedBack:
     """
 
     def __init__(self) -> None:
-        self._latents: torch.Tensor | None = None
+        self.latents: torch.Tensor | None = None
         self._version = 0
         self._equal: torch.Tensor | None = None
 
     def forget(self) -> None:
         """Forget an earlier loop."""
-        self._latents = self._equal = None
+        self.latents = self._equal = None
 
     def remember(self, latents: torch.Tensor | None) -> None:
         """Keep what is handed back; nothing after a step, which a pipeline may edit."""
-        self._latents, self._version = latents, 0 if latents is None else version_of(latents)
+        self.latents, self._version = latents, 0 if latents is None else version_of(latents)
 
-    def check(self, latents: torch.Tensor) -> None:
-        """Compare what the pipeline steps from.
-
-        Raises:
-            ValueError: it is something else; the first time that it has to be looked at.
-        """
-        given = self._latents
+    def is_changed(self, latents: torch.Tensor) -> bool:
+        """Compare what the pipeline steps from; of what is not known without a wait but the first is looked at."""
+        given = self.latents
         if given is None or (latents is given and version_of(given) == self._version):
-            return
+            return False
         if latents is given or latents.shape != given.shape:
-            raise ValueError(EDITED)
+            return True
         repeated = torch.cat([given[: len(given) // 2]] * 2) if len(given) % 2 == 0 else given
         # A pipeline that steps both halves of guidance alike (DiT) goes on with the first one, twice; one that steps in
         # float32 (Mochi) goes on in the precision of its network.
         alike = (given, repeated, given.to(torch.bfloat16), given.to(torch.float16))
         equal = torch.stack([(latents == other).all() for other in alike]).any()
         if self._equal is None and not equal:
-            raise ValueError(EDITED)
+            return True
         self._equal = equal if self._equal is None else self._equal & equal
+        return False
 
     def compare(self) -> None:
         """Look at what the loop's later turns were compared to.
@@ -59,7 +56,7 @@ class HandedBack:
             ValueError: something else than what was handed back.
         """
         if self._equal is not None and not self._equal:
-            raise ValueError(EDITED)
+            raise ValueError(CHANGED_LATER)
 
 
 class Momentum:
@@ -106,7 +103,7 @@ class Caches:
                 )
 
 
-EDITED = (
-    "the pipeline changes its latents in every turn of its loop (as inpainting does that keeps the unmasked part by "
-    "noising it anew), which cannot be reflected; use an inpainting checkpoint, or reflect no step (reflection_steps=0)"
+CHANGED_LATER = (
+    "the pipeline changes its latents in some turns of its loop and not in the first ones, so it cannot be reflected; "
+    "reflect no step (reflection_steps=0)"
 )

@@ -28,9 +28,13 @@ class LoopState:
     Args:
         pipe: the pipeline.
         entry: the code that calls its loop: variables from there on are looked at.
+
+    Attributes:
+        depends_on: what it is said to keep where what it hands on is another and no variable shows why.
     """
 
     def __init__(self, pipe: Any, entry: CodeType) -> None:
+        self.depends_on = "something that shows in no variable"
         self._pipe = pipe
         self._entry = entry
         self._before: dict[str, Any] = {}
@@ -92,7 +96,7 @@ class LoopState:
         """
         kept = {name for name, differs in self._differing if differs}
         if any(self._depends):
-            kept |= self._harmless or {"something that shows in no variable"}
+            kept |= self._harmless or {self.depends_on}
         self._differing, self._depends = [], []
         if kept:
             raise ValueError(

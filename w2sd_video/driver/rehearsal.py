@@ -103,6 +103,7 @@ class CallState:
         in_turn: whether the loop is in a turn, its step not yet taken.
         step_taken: whether the scheduler's own step was the last to be taken.
         thread: the thread that the call runs in.
+        as_asked: from what a network is given as samples to what the sampler asks it for.
         aside: whether a callback of the user's is running, which sees and evaluates what it would in a stock loop.
     """
 
@@ -131,6 +132,7 @@ class CallState:
     in_turn: bool = False
     step_taken: bool = False
     thread: int = field(default_factory=threading.get_ident)
+    as_asked: Callable[[Any], Any] = lambda samples: samples
     aside: bool = False
 
     def setting(self, branches: Mapping[Role, Branch]) -> Branch:

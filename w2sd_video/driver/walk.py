@@ -18,7 +18,8 @@ import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
 from w2sd_video.driver.drift import Drift
-from w2sd_video.driver.guards import HandedBack
+from w2sd_video.driver.edits import UNKNOWN, Edits
+from w2sd_video.driver.guards import CHANGED_LATER, HandedBack
 from w2sd_video.driver.measuring import PROBE_TURNS, Probed, at_other_weights, measured
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, with_signature
@@ -77,7 +78,8 @@ class Walk:
         self.watch = Watch()
         self.fresh_steps: Callable[[Trajectory], Collection[int]] = lambda trajectory: ()
         self._drift = Drift()
-        self._handed_back = HandedBack()
+        self._handed_back, self._edits = HandedBack(), Edits()
+        state.as_asked = self._as_asked
         self._probed: list[Probed] = []
         self._own_scale: float | None = None
         self._step_signature = declared_signature(type(scheduler), "step", "model_output", "sample")
@@ -179,7 +181,7 @@ class Walk:
         if not steps_to_come and not self._settings.is_on:
             return False
         self._begin, self.at, self._algorithm = calls.start, 0, None
-        self._probed, self._own_scale, self._drift = [], None, Drift()
+        self._probed, self._own_scale, self._drift, self._edits = [], None, Drift(), Edits()
         self._trajectory = trajectory
         self._fresh = self.fresh_steps(trajectory) if self._settings.reuse > 1 else ()
         steps = [step for step in steps_to_come if trajectory.calls[step] in calls]
@@ -260,7 +262,7 @@ class Walk:
         arguments["model_output"] = arguments["model_output"].detach()  # of a loop that keeps the graph of all turns
         turn = self._checked(turn, arguments)
         self._state.step_taken = turn.takes_step
-        self._handed_back.check(arguments["sample"])
+        arguments["sample"] = self._unedited(turn, arguments)
         if isinstance(turn.asked, ProbeRequest):
             self.watch.check_evaluated(self._state.answered)
             result = self._result(self._look(turn, turn.asked, arguments), arguments)
@@ -277,6 +279,32 @@ class Walk:
             self._count(turn)
             self.on_step()
         return result
+
+    def _unedited(self, turn: Turn, arguments: dict[str, Any]) -> torch.Tensor:
+        """Return the latents that a turn is to step from, which a loop may have changed (inpainting).
+
+        Raises:
+            ValueError: a loop that has, in a way that cannot be undone.
+        """
+        latents, handed_back, edits = arguments["sample"], self._handed_back.latents, self._edits
+        is_watched = isinstance(turn.asked, ProbeRequest) and turn.asked.purpose == "watch"
+        if handed_back is None or not (edits.are_made or self._handed_back.is_changed(latents)):
+            return latents
+        if not edits.are_made and not is_watched:
+            raise ValueError(CHANGED_LATER)
+        if latents.shape != handed_back.shape:
+            raise ValueError(UNKNOWN)
+        if not edits.are_made:
+            edits.find(self._state.given, self.scale_model_input(latents, turn.timestep))
+            self.watch.changes_latents()
+        return handed_back
+
+    def _as_asked(self, samples: Any) -> Any:
+        """Return what a network is given as samples, with the latents that the sampler asks for in the loop's place."""
+        latents = self._handed_back.latents
+        if latents is None or not self._edits.are_made:
+            return samples
+        return self._edits.undone(samples, self.scale_model_input(latents, self.turns[self.at].timestep))
 
     def _step_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take a step of a loop that is not led."""
@@ -376,6 +404,8 @@ class Walk:
         # Schedulers return the precision of the prediction where it is the higher one.
         latents = latents.to(torch.promote_types(latents.dtype, arguments["model_output"].dtype))
         self._handed_back.remember(latents)
+        if self._edits.are_made:
+            latents = latents.clone()  # the loop may write into them
         if "timestep_back" in self._step_signature.parameters:
             return latents, arguments["old_pred_original_sample"]
         if arguments.get("return_dict", True):

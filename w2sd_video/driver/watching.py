@@ -40,6 +40,11 @@ class Watch:
         """Whether the loop was found to keep what does no harm only if nothing depends on it."""
         return self._loop_state is not None and self._loop_state.keeps_records
 
+    def changes_latents(self) -> None:
+        """Note that the loop changes its latents in every turn, so that what depends on anything depends on them."""
+        if self._loop_state:
+            self._loop_state.depends_on = "the latents that it changes in every turn"
+
     def see(self, asked: ProbeRequest, latents: torch.Tensor, handed_on: Any) -> torch.Tensor:
         """Look at a turn and return the latents for the next: others after the very first, then the own ones.
 
