@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from playwright.sync_api import TimeoutError
 from screen import numbered_clip
 
 from w2sd_video import studio
@@ -19,6 +18,7 @@ from w2sd_video.settings.schema import BranchConfig, ConfigError
 from w2sd_video.window import Window
 
 gradio = pytest.importorskip("gradio", reason="the studio needs the extra web")
+playwright = pytest.importorskip("playwright.sync_api", reason="pages are looked at with playwright")
 pytestmark = pytest.mark.browser
 
 from w2sd_video.web.interface import interface, launch  # noqa: E402
@@ -62,7 +62,7 @@ def wait_for_status(page, said):
     shown = "() => document.querySelector('textarea[disabled]')?.value"
     try:
         page.wait_for_function(f"said => ({shown})()?.includes(said)", arg=said, timeout=120_000)
-    except TimeoutError as error:
+    except playwright.TimeoutError as error:
         raise AssertionError(f"the status is {page.evaluate(shown)!r}, and not {said!r}") from error
 
 
