@@ -422,6 +422,106 @@ def test_a_network_that_keeps_something_of_its_evaluations_is_refused_by_its_nam
     assert stock.isfinite().all()
 
 
+def acting_by_a_number(forward):
+    calls = 0
+
+    def wrapped(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        kwargs["encoder_hidden_states"] = kwargs["encoder_hidden_states"] * (1.0 if calls % 2 else 0.9)
+        return forward(*args, **kwargs)
+
+    return wrapped
+
+
+def acting_by_a_dictionary(forward):
+    state = {"calls": 0}
+
+    def wrapped(*args, **kwargs):
+        state["calls"] = state["calls"] + 1
+        if state["calls"] < 4:
+            kwargs["encoder_hidden_states"] = 0.9 * kwargs["encoder_hidden_states"]
+        return forward(*args, **kwargs)
+
+    return wrapped
+
+
+def acting_by_the_length_of_a_list(forward):
+    calls = []
+
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        kwargs["encoder_hidden_states"] = kwargs["encoder_hidden_states"] / len(calls)
+        return forward(*args, **kwargs)
+
+    return wrapped
+
+
+class ActingByAnAttribute:
+    def __init__(self, forward):
+        self.forward, self.calls = forward, 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        kwargs["encoder_hidden_states"] = self.strength() * kwargs["encoder_hidden_states"]
+        return self.forward(*args, **kwargs)
+
+    def strength(self):
+        return 1 / self.calls
+
+
+def acting_by_an_object(forward):
+    counter = ActingByAnAttribute(forward)
+
+    def wrapped(*args, **kwargs):
+        counter.calls += 1
+        kwargs["encoder_hidden_states"] = counter.strength() * kwargs["encoder_hidden_states"]
+        return forward(*args, **kwargs)
+
+    return wrapped
+
+
+def only_counting(forward):
+    calls, of_each, lengths = 0, {}, []
+
+    def wrapped(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        of_each["unet"] = of_each.get("unet", 0) + 1
+        lengths.append(len(args))
+        return forward(*args, **kwargs)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        acting_by_a_number,
+        acting_by_a_dictionary,
+        acting_by_the_length_of_a_list,
+        ActingByAnAttribute,
+        acting_by_an_object,
+    ],
+)
+def test_a_wrapper_of_the_network_that_acts_by_its_count_is_refused(wrapper):
+    pipe, call = tiny.stable_diffusion()
+    pipe.unet.forward = wrapper(pipe.unet.forward)
+    with reflection(pipe, **GAP), pytest.raises(ValueError, match=r"counts its evaluations .*its forward.*calls"):
+        run(pipe, call)
+    with reflection(pipe, **GAP, reflection_steps=0):
+        run(pipe, call)
+
+
+def test_a_wrapper_of_the_network_that_only_counts_is_let_through():
+    pipe, call = tiny.stable_diffusion()
+    with reflection(pipe, **GAP):
+        expected = run(pipe, call)
+    pipe.unet.forward = only_counting(pipe.unet.forward)
+    with reflection(pipe, **GAP):
+        assert torch.equal(run(pipe, call), expected)
+
+
 @pytest.mark.parametrize("where", ["hook", "features", "inner hook", "forward", "class"])
 def test_counts_of_what_only_looks_on_are_let_through(where, monkeypatch):
     """Hooks that count, time or keep features, and wrappers of the network that count its calls."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from w2sd_video.driver.comparing import copied, differences, state_of
-from w2sd_video.driver.network_state import is_foreign
+from w2sd_video.driver.source import is_foreign
 
 
 class LoopState:

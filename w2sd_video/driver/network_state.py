@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,10 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from w2sd_video.argument_checks import version_of
 from w2sd_video.driver.comparing import state_of
+from w2sd_video.driver.source import functions_of, is_foreign, is_foreign_function, is_read
 
-_LIBRARIES = {"accelerate", "bitsandbytes", "diffusers", "einops", "numpy", "optimum", "peft", "torch", "torchao"}
-_LIBRARIES |= {"transformers", __name__.partition(".")[0], *sys.stdlib_module_names}
-"""Packages whose functions and objects are not looked into: what they keep is made anew, or refused by its name."""
 _NUMBERS = (bool, int, float, np.generic)
 _PLAIN_NUMBERS = (int, float)
 _LOOKS = 3
@@ -46,7 +43,7 @@ class NetworkState:
     turns that only watch. What it keeps of evaluations (a counter, features, a random state) is then not what it would
     be. Something may be kept once, when it is first needed (positions), so what is refused has changed twice. A list
     that grows is a log; hooks that return nothing and write into nothing only look on; and a number that a wrapper of
-    the network as a whole keeps is a count of its calls.
+    the network as a whole keeps is a count of its calls, as long as its code reads it nowhere but where it counts on.
     """
 
     def __init__(self) -> None:
@@ -68,7 +65,7 @@ class NetworkState:
         before = _around(modules)
         with _watched_hooks(modules) as acting:
             yield
-        changed.append(_differing(before, _around(modules), acting))
+        changed.append(_differing(before, _around(modules), acting, _forwards(network)))
         _check(changed)
 
     def seen(self, network: nn.Module) -> None:
@@ -80,7 +77,7 @@ class NetworkState:
         marks = self._seen.setdefault(network, [])
         if len(marks) < _LOOKS:
             marks.append(_around([("", network)]))
-            _check([_differing(*pair, acting=set()) for pair in itertools.pairwise(marks)])
+            _check([_differing(*pair, set(), _forwards(network)) for pair in itertools.pairwise(marks)])
 
 
 def _check(changed: list[set[str]]) -> None:
@@ -94,25 +91,26 @@ def _check(changed: list[set[str]]) -> None:
         )
 
 
-def _differing(before: Marks, after: Marks, acting: set[str]) -> set[str]:
+def _differing(before: Marks, after: Marks, acting: set[str], wrapper: Sequence[Any]) -> set[str]:
     """Return the names of what is there before and after, and not the same.
 
     Args:
         before: marks.
         after: later ones.
         acting: names of the hooks that do more than look on.
+        wrapper: what is called as the whole network.
     """
     names = {name for name in before.keys() & after.keys() if before[name] != after[name]}
     of_modules = {name for name in names if isinstance(after[name], dict)}
     for name in of_modules:
-        names |= {f"{name}.{key}" for key in _differing(before[name], after[name], acting)}
-    return {name for name in names - of_modules if not _only_looks_on(name, after.get(name), acting)}
+        names |= {f"{name}.{key}" for key in _differing(before[name], after[name], acting, wrapper)}
+    return {name for name in names - of_modules if not _only_looks_on(name, after.get(name), acting, wrapper)}
 
 
-def _only_looks_on(name: str, value: Any, acting: set[str]) -> bool:
+def _only_looks_on(name: str, value: Any, acting: set[str], wrapper: Sequence[Any]) -> bool:
     """Return whether a value is a hook's that does nothing else, or a count of a wrapper of the whole network."""
     if name.startswith(_OF_THE_WHOLE):
-        return isinstance(value, _NUMBERS)
+        return isinstance(value, _NUMBERS) and not is_read(name, functions_of(wrapper))
     hook = name.partition(_HOOK)
     number = "".join(itertools.takewhile(str.isdigit, hook[2]))
     return bool(number) and f"{hook[0]}{_HOOK}{number}" not in acting
@@ -158,7 +156,7 @@ def _around(modules: Modules) -> Marks:
     marks: Marks = {}
     whole = modules[0][1]
     # What these share with others, which are looked into before them, is the others'.
-    pending: list[tuple[str, Any]] = [(_OF_THE_WHOLE, type(whole).forward), (_OF_THE_WHOLE, _own_forward(whole))]
+    pending: list[tuple[str, Any]] = [(_OF_THE_WHOLE, forward) for forward in _forwards(whole)]
     pending += [(name, hooks[key]) for path, module in modules for name, hooks, key in _hooks_of(path, module)]
     classes = {type(module): None for _, module in modules}
     for cls in classes:
@@ -173,10 +171,15 @@ def _around(modules: Modules) -> Marks:
         forward = _own_forward(module)
         if module is not whole:
             pending.append((f"{path}.forward", forward))
-        if is_foreign(type(module).__module__) or (isinstance(forward, FunctionType) and _is_foreign_function(forward)):
+        if is_foreign(type(module).__module__) or (isinstance(forward, FunctionType) and is_foreign_function(forward)):
             pending += [(f"{path}.{name}", value) for name, value in attributes.items() if name not in _OF_EVERY_MODULE]
     _look_into(pending, marks)
     return marks
+
+
+def _forwards(network: nn.Module) -> tuple[Any, Any]:
+    """Return what is called as a network: its class's forward, and one of its own."""
+    return type(network).forward, _own_forward(network)
 
 
 def _own_forward(module: nn.Module) -> Any:
@@ -197,6 +200,8 @@ def _look_into(pending: list[tuple[str, Any]], marks: Marks) -> None:
             continue
         visited.add(id(value))
         mark = _mark(value)
+        if isinstance(value, (list, deque)) and name.startswith(_OF_THE_WHOLE):
+            mark = len(value)  # which a wrapper may count by
         if mark is not None:
             marks[name] = mark
         pending += _parts(name, value)
@@ -238,7 +243,7 @@ def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, MethodType):
         return [(name, value.__self__), (name, value.__func__)]
     if isinstance(value, FunctionType):
-        return _parts_of_function(name, value) if _is_foreign_function(value) else []
+        return _parts_of_function(name, value) if is_foreign_function(value) else []
     if isinstance(value, SimpleNamespace):
         return _attributes(name, value)
     if isinstance(value, (nn.Module, type)) or not is_foreign(type(value).__module__):
@@ -260,12 +265,3 @@ def _parts_of_function(name: str, function: FunctionType) -> list[tuple[str, Any
 
 def _attributes(name: str, value: Any) -> list[tuple[str, Any]]:
     return [(f"{name}.{key}", item) for key, item in getattr(value, "__dict__", {}).items()]
-
-
-def _is_foreign_function(function: FunctionType) -> bool:
-    return is_foreign(function.__globals__.get("__name__"))
-
-
-def is_foreign(module: str | None) -> bool:
-    """Return whether a module is of neither a library nor Python itself."""
-    return (module or "").partition(".")[0] not in _LIBRARIES
