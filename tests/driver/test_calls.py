@@ -177,7 +177,8 @@ def test_calls_in_two_threads_are_right(build):
     """The same pipeline, and two pipelines that share their network, one of them in a stock loop or in both."""
     pipe, call = build()
     network = denoiser_of(pipe)
-    other = type(pipe)(**pipe.components, **({"requires_safety_checker": False} if hasattr(pipe, "unet") else {}))
+    parts = pipe.components | {"tokenizer": copy.deepcopy(pipe.tokenizer)}  # which no two threads may use at a time
+    other = type(pipe)(**parts, **({"requires_safety_checker": False} if hasattr(pipe, "unet") else {}))
     other.scheduler = copy.deepcopy(pipe.scheduler)
     for one in (pipe, other):
         one.set_progress_bar_config(disable=True)

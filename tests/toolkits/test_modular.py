@@ -263,7 +263,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("blocks", REFUSED)
+@pytest.mark.parametrize("blocks", [name for name in REFUSED if hasattr(diffusers, name)])  # some are newer than others
 def test_a_loop_of_another_kind_is_refused(blocks):
     pipe = getattr(diffusers, blocks)().init_pipeline()
     for name, part in pipe.components.items():

@@ -42,7 +42,7 @@ AT_A_TIME = 4
 """Trials of each operator that are proposed together."""
 Make = Callable[[Sequence[tuple[Candidate, Split]]], None]
 """Has settings sampled, each on some prompts."""
-_PROPOSALS = 4
+_PROPOSALS = 20
 """How often as many values are proposed as are wanted, where no number of steps fits many of them."""
 _FAILED, _STAYED = "failed", "stayed in round"
 """Notes of a trial: why there is nothing of it, and the last round in which it was not given up."""
