@@ -62,7 +62,7 @@ def run(pipe: Any, call: dict[str, Any]) -> torch.Tensor:
     taken = inspect.signature(type(pipe).__call__).parameters
     extra = {"generator": torch.Generator().manual_seed(7), "output_type": "latent"}
     torch.manual_seed(0)
-    result = pipe(**call, **{name: value for name, value in extra.items() if name in taken})
+    result = pipe(**{name: value for name, value in extra.items() if name in taken} | call)
     result = next(iter(result.values())) if hasattr(result, "values") else result
     result = result[0] if isinstance(result, (list, tuple)) and isinstance(result[0], torch.Tensor) else result
     return result if isinstance(result, torch.Tensor) else torch.tensor(parts.pixels(result))

@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 from PIL import Image
 
 from tiny import parts, text, video
@@ -27,6 +28,7 @@ COMPONENTS: dict[str, Callable[[], Any]] = {
     "AutoencoderKLWan": parts.wan_vae,
     "AutoTokenizer": text.t5_tokenizer,
     "UNet2DConditionModel": parts.unet,
+    "StableUnCLIPImageNormalizer": lambda: StableUnCLIPImageNormalizer(TEXT_WIDTH),
     "SiglipVisionModel": lambda: text.siglip_vision(),
     "SiglipImageProcessor": text.image_processor,
     "BertModel": lambda: text.bert(text.clip_tokenizer()),
@@ -97,6 +99,7 @@ def arguments(size: int, frames: int) -> Settings:
         "num_frames": frames,
         "image": picture,
         "control_image": picture,
+        "original_image": picture,
         "mask_image": mask().resize((size, size)),
         "video": clip,
         "control_video": clip,

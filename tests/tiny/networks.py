@@ -6,8 +6,8 @@ from typing import Any
 
 import diffusers
 
-from tiny.parts import randomise
-from tiny.text import TEXT_WIDTH
+from tiny.parts import SDXL_UNET, randomise
+from tiny.text import TEXT_LENGTH, TEXT_WIDTH
 
 Settings = dict[str, Any]
 
@@ -134,6 +134,19 @@ NETWORKS: dict[str, Settings] = {
     "ChronoEditTransformer3DModel": _WAN | {"in_channels": 12, "image_dim": TEXT_WIDTH, "added_kv_proj_dim": 24},
     "CogView3PlusTransformer2DModel": _COGVIEW,
     "CogView4Transformer2DModel": _COGVIEW | {"rope_axes_dim": (8, 8)},
+    "ControlNetUnionModel": {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "cross_attention_dim": TEXT_WIDTH,
+        "conditioning_embedding_out_channels": (4, 8),
+        "num_trans_channel": 8,
+        "num_trans_head": 2,
+        "num_proj_channel": 8,
+    }
+    | SDXL_UNET,
     "CosmosTransformer3DModel": {
         "in_channels": 4,
         "out_channels": 4,
@@ -205,6 +218,15 @@ NETWORKS: dict[str, Settings] = {
         "has_clean_x_embedder": True,
     },
     "I2VGenXLUNet": _UNET_3D,
+    "Kandinsky3UNet": {
+        "time_embedding_dim": 16,
+        "groups": 2,
+        "attention_head_dim": 4,
+        "layers_per_block": 2,
+        "block_out_channels": (8, 8),
+        "cross_attention_dim": TEXT_WIDTH,
+        "encoder_hid_dim": TEXT_WIDTH,
+    },
     "Kandinsky5Transformer3DModel": {
         "in_text_dim": TEXT_WIDTH,
         "in_text_dim2": TEXT_WIDTH,
@@ -247,6 +269,7 @@ NETWORKS: dict[str, Settings] = {
         "depth": 2,
         "axes_dim": [4, 4],
     },
+    "PriorTransformer": _TOKENS | {"num_layers": 1, "embedding_dim": TEXT_WIDTH, "num_embeddings": TEXT_LENGTH},
     "QwenImageControlNetModel": _JOINT
     | {"in_channels": 16, "out_channels": 4, "num_layers": 1, "axes_dims_rope": (2, 2, 4)},
     "QwenImageTransformer2DModel": _JOINT

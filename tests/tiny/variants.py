@@ -13,6 +13,7 @@ from tiny import parts, text, video
 from tiny.assembled import assemble, embeddings, like
 from tiny.networks import network
 from tiny.parts import Built
+from tiny.text import TEXT_WIDTH
 
 LIKE: dict[str, Callable[[], Built] | None] = {
     "": None,
@@ -52,6 +53,7 @@ LIKE: dict[str, Callable[[], Built] | None] = {
     "StableDiffusion": tiny.stable_diffusion,
     "StableDiffusion3": tiny.stable_diffusion_3,
     "StableDiffusionControlNet": lambda: tiny.stable_diffusion(control=True),
+    "StableUnCLIP": None,
     "StableDiffusionXL": tiny.stable_diffusion_xl,
     "StableDiffusionXLControlNet": lambda: tiny.stable_diffusion_xl(control=True),
     "TextToVideoZeroPipeline": tiny.stable_diffusion,
@@ -114,6 +116,59 @@ def _wan_from_image() -> dict[str, Any]:
     return {"size": 32, "transformer": transformer}
 
 
+def _deep_floyd(**changes: Any) -> dict[str, Any]:
+    absent = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
+    scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type="learned_range")
+    unet = parts.unet(**{"in_channels": 3, "out_channels": 6} | changes)
+    not_checked = absent | {"requires_safety_checker": False}
+    return not_checked | {"scheduler": scheduler, "unet": unet, "call": {"output_type": "pt"}}
+
+
+def _deep_floyd_upscaling() -> dict[str, Any]:
+    return _deep_floyd(in_channels=6, class_embed_type="timestep")
+
+
+def _kandinsky_2_2(**changes: Any) -> dict[str, Any]:
+    config = {
+        "out_channels": 8,
+        "addition_embed_type": "image",
+        "encoder_hid_dim_type": "image_proj",
+        "encoder_hid_dim": TEXT_WIDTH,
+    }
+    scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type="learned_range")
+    torch.manual_seed(2)
+    call = {which: torch.randn(1, TEXT_WIDTH) for which in ("image_embeds", "negative_image_embeds")}
+    return {"unet": parts.unet(**config | changes), "scheduler": scheduler, "call": call}
+
+
+def _kandinsky_2_2_controlled() -> dict[str, Any]:
+    settings = _kandinsky_2_2(in_channels=8, addition_embed_type="image_hint")
+    settings["call"] |= {"hint": torch.rand(1, 3, 64, 64), "output_type": "pt"}
+    return settings
+
+
+def _marigold(targets: int = 1, **changes: Any) -> dict[str, Any]:
+    unet = parts.unet(in_channels=4 + 4 * targets, out_channels=4 * targets)
+    defaults = {"default_denoising_steps": 4, "default_processing_resolution": 16}
+    return {"unet": unet, "call": {"output_type": "pt"}} | defaults | changes
+
+
+def _unclip() -> dict[str, Any]:
+    unet = parts.unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * TEXT_WIDTH)
+    tokens = text.clip_tokenizer()
+    return {
+        "unet": unet,
+        "image_encoder": text.clip_vision(),
+        "feature_extractor": text.image_processor(),
+        "prior_tokenizer": tokens,
+        "prior_text_encoder": text.clip(tokens, projected=True, length=77),
+    }
+
+
+def _united_control() -> dict[str, Any]:
+    return {"controlnet": network("ControlNetUnionModel"), "call": {"control_mode": [1]}}
+
+
 def _small_flux_2() -> dict[str, Any]:
     return {"size": 64, "call": {"text_encoder_out_layers": (1,)}}
 
@@ -170,6 +225,17 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
         "transformer": video.hunyuan_video_transformer(image_condition_type="token_replace"),
         "call": embeddings("prompt_embeds", "prompt_attention_mask", pooled=("pooled_prompt_embeds",)),
     },
+    "IFImg2ImgPipeline": _deep_floyd,
+    "IFImg2ImgSuperResolutionPipeline": _deep_floyd_upscaling,
+    "IFInpaintingPipeline": _deep_floyd,
+    "IFInpaintingSuperResolutionPipeline": _deep_floyd_upscaling,
+    "IFPipeline": _deep_floyd,
+    "IFSuperResolutionPipeline": _deep_floyd_upscaling,
+    "KandinskyV22ControlnetImg2ImgPipeline": _kandinsky_2_2_controlled,
+    "KandinskyV22ControlnetPipeline": _kandinsky_2_2_controlled,
+    "KandinskyV22Img2ImgPipeline": _kandinsky_2_2,
+    "KandinskyV22InpaintPipeline": lambda: _kandinsky_2_2(in_channels=9),
+    "KandinskyV22Pipeline": _kandinsky_2_2,
     "Kandinsky5I2VPipeline": lambda: _kandinsky_5(
         size=32, transformer=network("Kandinsky5Transformer3DModel", visual_cond=True)
     ),
@@ -178,6 +244,11 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "LatentConsistencyModelImg2ImgPipeline": lambda: {"scheduler": diffusers.LCMScheduler()},
     "LatentConsistencyModelPipeline": lambda: {"scheduler": diffusers.LCMScheduler()},
     "LucyEditPipeline": lambda: {"transformer": video.wan_transformer(in_channels=8)},
+    "MarigoldDepthPipeline": _marigold,
+    "MarigoldIntrinsicsPipeline": lambda: _marigold(
+        targets=2, target_properties={"target_names": ["albedo", "roughness"]}
+    ),
+    "MarigoldNormalsPipeline": _marigold,
     "PIAPipeline": lambda: {"unet": parts.unet(in_channels=9)},
     "QwenImageControlNetInpaintPipeline": _qwen,
     "QwenImageControlNetPipeline": _qwen,
@@ -198,11 +269,30 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "SkyReelsV2ImageToVideoPipeline": _wan_from_image,
     "SkyReelsV2Pipeline": lambda: {"size": 32},
     "StableDiffusionControlNetInpaintPipeline": lambda: {"unet": parts.unet(in_channels=9)},
+    "StableDiffusionDepth2ImgPipeline": lambda: {
+        "unet": parts.unet(in_channels=5),
+        "depth_estimator": None,
+        "call": {"depth_map": torch.rand(1, 16, 16)},
+    },
+    "StableDiffusionImageVariationPipeline": lambda: {
+        "image_encoder": text.clip_vision(),
+        "feature_extractor": text.image_processor(),
+    },
     "StableDiffusionInpaintPipeline": lambda: {"unet": parts.unet(in_channels=9)},
     "StableDiffusionInstructPix2PixPipeline": lambda: {"unet": parts.unet(in_channels=8)},
+    "StableDiffusionLatentUpscalePipeline": lambda: {
+        "scheduler": diffusers.EulerDiscreteScheduler(),
+        "unet": parts.unet(in_channels=8, out_channels=5, time_cond_proj_dim=128 + TEXT_WIDTH),
+    },
+    "StableDiffusionUpscalePipeline": lambda: {"unet": parts.unet(in_channels=7, num_class_embeds=1000)},
+    "StableDiffusionXLControlNetUnionImg2ImgPipeline": _united_control,
+    "StableDiffusionXLControlNetUnionInpaintPipeline": _united_control,
+    "StableDiffusionXLControlNetUnionPipeline": _united_control,
     "StableDiffusionXLInpaintPipeline": lambda: {"unet": parts.unet_sdxl(in_channels=9)},
     "StableDiffusionXLInstructPix2PixPipeline": lambda: {"unet": parts.unet_sdxl(in_channels=8)},
     "StableVideoDiffusionPipeline": lambda: {"image_encoder": text.clip_vision(size=224)},
+    "StableUnCLIPImg2ImgPipeline": _unclip,
+    "StableUnCLIPPipeline": _unclip,
     "WanVACEPipeline": lambda: {"size": 32, "transformer": network("WanVACETransformer3DModel")},
     "ZImageImg2ImgPipeline": lambda: {"tokenizer": text.qwen_tokenizer()},
     "ZImageInpaintPipeline": lambda: {"tokenizer": text.qwen_tokenizer()},

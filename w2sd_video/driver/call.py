@@ -383,10 +383,12 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], Reflected
             function, arguments, *rest = super().__reduce_ex__(protocol)
             return function, tuple(original if value is Reflecting else value for value in arguments), *rest
 
-        def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-            if not running:
-                return super().progress_bar(iterable, total)
-            return running[-1].progress_bar(super().progress_bar, iterable, total)
+        def progress_bar(self, iterable: Any = None, total: int | None = None, **looks: Any) -> Any:
+            make_bar = partial(super().progress_bar, **looks)
+            # What goes round over a range goes over samples, whose bar is no bar of steps.
+            if not running or isinstance(iterable, range):
+                return make_bar(iterable, total)
+            return running[-1].progress_bar(make_bar, iterable, total)
 
     Reflecting.scheduler = _SchedulerInCalls(loop, running)
     if loop is not original:
