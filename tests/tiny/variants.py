@@ -67,6 +67,15 @@ LIKE: dict[str, Callable[[], Built] | None] = {
 """Beginnings of names of pipelines that share components with a tiny one; the longest counts."""
 
 
+class Processor:
+    """Stands in for a processor that is asked about its tokens only, the embeddings being given."""
+
+    tokenizer = text.qwen_tokenizer()
+
+    def apply_chat_template(self, messages: Any, **settings: Any) -> list[list[int]]:
+        return [[0]]
+
+
 class Unchecked:
     """Stands in for a safety checker that has to be downloaded."""
 
@@ -101,6 +110,21 @@ def _hunyuan_video_15(**changes: Any) -> dict[str, Any]:
     return {"size": 32, **dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer_2")), "call": call} | changes
 
 
+def _easy_animate(**changes: Any) -> dict[str, Any]:
+    call = embeddings("prompt_embeds", "prompt_attention_mask")
+    return _absent("text_encoder", "tokenizer") | {"size": 32, "call": call} | changes
+
+
+def _easy_animate_inpainting() -> dict[str, Any]:
+    settings = _easy_animate(transformer=network("EasyAnimateTransformer3DModel", in_channels=9))
+    settings["vae"] = network("AutoencoderKLMagvit")
+    settings["vae"].register_to_config(cache_mag_vae=False)  # as the config file of a trained one says
+    mask = torch.zeros(1, 1, 9, 32, 32)
+    mask[..., 16:] = 255
+    settings["call"] |= {"video": torch.rand(1, 3, 9, 32, 32), "mask_video": mask}
+    return settings
+
+
 def _hunyuan_dit() -> dict[str, Any]:
     tokens = text.t5_tokenizer()
     return {"text_encoder_2": text.t5(tokens), "tokenizer_2": tokens}
@@ -116,11 +140,82 @@ def _wan_from_image() -> dict[str, Any]:
     return {"size": 32, "transformer": transformer}
 
 
+def _absent(*names: str) -> dict[str, Any]:
+    return dict.fromkeys(names)
+
+
+def _bria_fibo_2() -> dict[str, Any]:
+    call = embeddings("prompt_embeds_mask")
+    call |= {which: torch.randn(1, 2, 8, TEXT_WIDTH) for which in ("prompt_embeds", "negative_prompt_embeds")}
+    return _absent("text_encoder", "processor") | {"size": 32, "call": call}
+
+
+def _chroma_inpainting() -> dict[str, Any]:
+    transformer = network("ChromaTransformer2DModel")
+    transformer.register_to_config(guidance_embeds=False)  # as the config file of a trained one says
+    return {"transformer": transformer, "call": {"true_cfg_scale": 3.0, "negative_prompt": "a blue square"}}
+
+
+def _consis_id() -> dict[str, Any]:
+    torch.manual_seed(2)
+    return {"size": 32, "call": {"id_cond": torch.randn(1, 8), "id_vit_hidden": [torch.randn(1, 4, 8)]}}
+
+
+def _cosmos_2_5(**changes: Any) -> dict[str, Any]:
+    transformer = network("CosmosTransformer3DModel", in_channels=5, **changes)
+    scheduler = diffusers.UniPCMultistepScheduler(
+        use_karras_sigmas=True, use_flow_sigmas=True, prediction_type="flow_prediction", sigma_max=200.0, sigma_min=0.01
+    )
+    call = embeddings("prompt_embeds") | {"image": None, "num_latent_conditional_frames": 1}
+    return _absent("text_encoder", "tokenizer") | {
+        "size": 32,
+        "safety_checker": Unchecked(),
+        "transformer": transformer,
+        "scheduler": scheduler,
+        "call": call,
+    }
+
+
+def _cosmos_2_5_transfer() -> dict[str, Any]:
+    settings = _cosmos_2_5(controlnet_block_every_n=1)
+    settings["call"] |= {"num_frames_per_chunk": 5}
+    return settings
+
+
+def _hunyuan_image(**changes: Any) -> dict[str, Any]:
+    names = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2")
+    guiders = {which: diffusers.AdaptiveProjectedMixGuidance() for which in ("guider", "ocr_guider")}
+    absent = _absent("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    return absent | guiders | {"call": embeddings(*names)} | changes
+
+
+def _hunyuan_image_refiner() -> dict[str, Any]:
+    transformer = network(
+        "HunyuanImageTransformer2DModel",
+        in_channels=16,
+        out_channels=8,
+        text_embed_2_dim=None,
+        patch_size=(1, 1, 1),
+        rope_axes_dim=(2, 2, 4),
+    )
+    return _hunyuan_image(transformer=transformer)
+
+
+def _motif_video() -> dict[str, Any]:
+    call = embeddings("prompt_embeds", "prompt_attention_mask")
+    return _absent("text_encoder", "tokenizer", "feature_extractor") | {"size": 32, "call": call}
+
+
+def _qwen_2_1() -> dict[str, Any]:
+    settings = _qwen(size=64, processor=Processor())
+    settings["call"] |= {"image": None}
+    return settings
+
+
 def _deep_floyd(**changes: Any) -> dict[str, Any]:
-    absent = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
+    not_checked = _absent("safety_checker", "feature_extractor", "watermarker") | {"requires_safety_checker": False}
     scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type="learned_range")
     unet = parts.unet(**{"in_channels": 3, "out_channels": 6} | changes)
-    not_checked = absent | {"requires_safety_checker": False}
     return not_checked | {"scheduler": scheduler, "unet": unet, "call": {"output_type": "pt"}}
 
 
@@ -175,6 +270,13 @@ def _small_flux_2() -> dict[str, Any]:
 
 SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "AllegroPipeline": lambda: {"size": 32},
+    "BriaFibo2Pipeline": _bria_fibo_2,
+    "BriaFiboEditPipeline": lambda: {
+        "size": 32,
+        "call": {"prompt": '{"edit_instruction": "red"}', "_auto_resize": False},
+    },
+    "BriaFiboPipeline": lambda: {"size": 32},
+    "ChromaInpaintPipeline": _chroma_inpainting,
     "ChronoEditPipeline": lambda: {"size": 32, "call": {"num_frames": 5}},
     "CogVideoXFunControlPipeline": lambda: {"transformer": video.cogvideox_transformer(in_channels=8)},
     "CogView4Pipeline": lambda: {"text_encoder": None, "call": embeddings("prompt_embeds")},
@@ -183,14 +285,13 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
         "call": embeddings("prompt_embeds"),
         "transformer": network("CogView4Transformer2DModel", in_channels=8),
     },
+    "ConsisIDPipeline": _consis_id,
     "Cosmos2TextToImagePipeline": _cosmos,
     "Cosmos2VideoToWorldPipeline": lambda: _cosmos(transformer=network("CosmosTransformer3DModel", in_channels=5)),
-    "EasyAnimatePipeline": lambda: {
-        "size": 32,
-        "text_encoder": None,
-        "tokenizer": None,
-        "call": embeddings("prompt_embeds", "prompt_attention_mask"),
-    },
+    "Cosmos2_5_PredictBasePipeline": _cosmos_2_5,
+    "Cosmos2_5_TransferPipeline": _cosmos_2_5_transfer,
+    "EasyAnimateInpaintPipeline": _easy_animate_inpainting,
+    "EasyAnimatePipeline": _easy_animate,
     "ErnieImagePipeline": lambda: {
         "text_encoder": None,
         "call": {which: [torch.randn(8, 16)] for which in ("prompt_embeds", "negative_prompt_embeds")},
@@ -213,6 +314,8 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "HunyuanDiTControlNetPipeline": _hunyuan_dit,
     "HunyuanDiTPAGPipeline": _hunyuan_dit,
     "HunyuanDiTPipeline": _hunyuan_dit,
+    "HunyuanImagePipeline": _hunyuan_image,
+    "HunyuanImageRefinerPipeline": _hunyuan_image_refiner,
     "HunyuanVideo15ImageToVideoPipeline": _hunyuan_video_15,
     "HunyuanVideo15Pipeline": _hunyuan_video_15,
     "HunyuanVideoFramepackPipeline": lambda: {
@@ -236,8 +339,14 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "KandinskyV22Img2ImgPipeline": _kandinsky_2_2,
     "KandinskyV22InpaintPipeline": lambda: _kandinsky_2_2(in_channels=9),
     "KandinskyV22Pipeline": _kandinsky_2_2,
+    "Kandinsky5I2IPipeline": lambda: _kandinsky_5(
+        size=32,
+        vae=network("AutoencoderKL"),
+        transformer=network("Kandinsky5Transformer3DModel", visual_cond=True),
+        attributes={"resolutions": [(32, 32)]},
+    ),
     "Kandinsky5I2VPipeline": lambda: _kandinsky_5(
-        size=32, transformer=network("Kandinsky5Transformer3DModel", visual_cond=True)
+        size=32, frames=17, transformer=network("Kandinsky5Transformer3DModel", visual_cond=True)
     ),
     "Kandinsky5T2IPipeline": _kandinsky_5,
     "Kandinsky5T2VPipeline": lambda: _kandinsky_5(size=32),
@@ -250,7 +359,12 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "MarigoldNormalsPipeline": _marigold,
     "PIAPipeline": lambda: {"unet": parts.unet(in_channels=9)},
-    "QwenImageControlNetInpaintPipeline": _qwen,
+    "MotifVideoImage2VideoPipeline": _motif_video,
+    "MotifVideoPipeline": _motif_video,
+    "QwenImage21Pipeline": _qwen_2_1,
+    "QwenImageControlNetInpaintPipeline": lambda: _qwen(
+        controlnet=network("QwenImageControlNetModel", extra_condition_channels=4)
+    ),
     "QwenImageControlNetPipeline": _qwen,
     "QwenImageEditInpaintPipeline": _qwen,
     "QwenImageEditPipeline": _qwen,
@@ -268,6 +382,13 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": lambda: {"size": 32},
     "SkyReelsV2ImageToVideoPipeline": _wan_from_image,
     "SkyReelsV2Pipeline": lambda: {"size": 32},
+    "StableDiffusion3ControlNetInpaintingPipeline": lambda: {
+        "controlnet": network("SD3ControlNetModel", extra_conditioning_channels=1)
+    },
+    "StableDiffusion3InpaintPipeline": lambda: {
+        "transformer": network("SD3Transformer2DModel", in_channels=33, out_channels=16),
+        "vae": parts.image_vae(shift_factor=0.0, latent_channels=16),
+    },
     "StableDiffusionControlNetInpaintPipeline": lambda: {"unet": parts.unet(in_channels=9)},
     "StableDiffusionDepth2ImgPipeline": lambda: {
         "unet": parts.unet(in_channels=5),
@@ -294,6 +415,12 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "StableUnCLIPImg2ImgPipeline": _unclip,
     "StableUnCLIPPipeline": _unclip,
     "WanVACEPipeline": lambda: {"size": 32, "transformer": network("WanVACETransformer3DModel")},
+    "WanAnimatePipeline": lambda: {"size": 32, "frames": 17, "call": {"segment_frame_length": 9}},
+    "ZImageControlNetInpaintPipeline": lambda: {
+        "tokenizer": text.qwen_tokenizer(),
+        "controlnet": network("ZImageControlNetModel", control_in_dim=9),
+    },
+    "ZImageControlNetPipeline": lambda: {"tokenizer": text.qwen_tokenizer()},
     "ZImageImg2ImgPipeline": lambda: {"tokenizer": text.qwen_tokenizer()},
     "ZImageInpaintPipeline": lambda: {"tokenizer": text.qwen_tokenizer()},
     "ZImagePipeline": lambda: {"tokenizer": text.qwen_tokenizer()},
