@@ -195,6 +195,7 @@ def _hunyuan_image_refiner() -> dict[str, Any]:
         in_channels=16,
         out_channels=8,
         text_embed_2_dim=None,
+        guidance_embeds=True,
         patch_size=(1, 1, 1),
         rope_axes_dim=(2, 2, 4),
     )

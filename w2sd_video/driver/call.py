@@ -206,12 +206,14 @@ class PipelineCall:
         state, walk = self._state, self._walk
         if self._settings.grid != 1.0:
             check_no_own_timesteps(arguments, self._settings.grid)
-        scale = arguments.get("guidance_scale")
+        told = "distilled_guidance_scale"  # as HunyuanImage has the scale that a network is told, beside its guider's
+        scale = arguments.get(told, arguments.get("guidance_scale"))
         state.guidance_scale = float(scale) if isinstance(scale, Real) else None
         state.stated_scales = {
             name: float(value)
             for name, value in arguments.items()
             if any(word in name for word in ("guidance", "cfg", "scale"))
+            and name != told
             and isinstance(value, Real)
             and not isinstance(value, bool)
         }

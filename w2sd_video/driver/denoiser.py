@@ -267,7 +267,7 @@ class DenoiserSwitch:
         arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
         positional, named = as_given(arguments, self._positional)
         looked_at = self._state.kept.evaluated(uncompiled(module)) if self._state.leads else nullcontext()
-        with looked_at, self._evaluating, swapped(swaps):
+        with looked_at, self._evaluating, swapped(swaps), self._caches.filled(arguments, branch):
             output = run(*positional, **named)
         self._caches.note(output, branch)
         return output
