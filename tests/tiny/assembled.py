@@ -128,7 +128,7 @@ def assemble(
     size: int = 16,
     frames: int = 9,
     call: Settings | None = None,
-    attributes: Settings | None = None,
+    prepare: Callable[[Any], Any] = lambda pipe: None,
     **given: Any,
 ) -> Built:
     """Make a pipeline of diffusers by its name: `given` components, and for the others what its signature asks for.
@@ -138,7 +138,7 @@ def assemble(
         size: of pictures.
         frames: of clips.
         call: arguments of its call beside those that it takes of `arguments`.
-        attributes: what it is to have in the place of constants that mean large pictures.
+        prepare: is called with it, to make it ready for small pictures for example.
         given: components, of which it takes what it knows.
 
     Raises:
@@ -158,8 +158,7 @@ def assemble(
                 raise LookupError(f"no tiny {parameter.name} of class {wanted}")
             components[parameter.name] = made
     pipe = ready(cls(**components))
-    for attribute, value in (attributes or {}).items():
-        setattr(pipe, attribute, value)
+    prepare(pipe)
     taken = inspect.signature(cls.__call__).parameters
     has_text = any(name.startswith("prompt_embeds") for name in call or ())
     filled = arguments(size, frames) | ({"prompt": None} if has_text else {}) | (call or {})

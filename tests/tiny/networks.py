@@ -153,6 +153,12 @@ NETWORKS: dict[str, Settings] = {
         "latents_std": [1.0] * 4,
         "scale_factor_temporal": 1,
     },
+    "AutoencoderTiny": {
+        "encoder_block_out_channels": (8, 8),
+        "decoder_block_out_channels": (8, 8),
+        "num_encoder_blocks": (1, 1),
+        "num_decoder_blocks": (1, 1),
+    },
     "AutoencoderKLTemporalDecoder": {
         "block_out_channels": (32, 32),
         "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -250,6 +256,17 @@ NETWORKS: dict[str, Settings] = {
         "max_size": (4, 32, 32),
         "concat_padding_mask": False,
     },
+    "DreamLiteUNetModel": {
+        "sample_size": 8,
+        "down_block_types": ("DreamLiteCrossAttnNoSelfAttnDownBlock2D", "DreamLiteCrossAttnDownBlock2D"),
+        "up_block_types": ("DreamLiteCrossAttnUpBlock2D", "DreamLiteUpBlock2D"),
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": TEXT_WIDTH,
+        "attention_head_dim": 2,
+        "ff_mult": 1,
+    },
     "EasyAnimateTransformer3DModel": {
         "num_attention_heads": 2,
         "attention_head_dim": 16,
@@ -277,6 +294,16 @@ NETWORKS: dict[str, Settings] = {
     "FluxControlNetModel": _FLUX | {"pooled_projection_dim": TEXT_WIDTH, "axes_dims_rope": [2, 2, 4]},
     "FluxTransformer2DModel": _FLUX
     | {"pooled_projection_dim": TEXT_WIDTH, "guidance_embeds": True, "axes_dims_rope": (2, 2, 4)},
+    "GlmImageTransformer2DModel": _TOKENS
+    | {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "text_embed_dim": TEXT_WIDTH,
+        "time_embed_dim": 8,
+        "condition_dim": 4,
+        "prior_vq_quantizer_codebook_size": 16,
+    },
     "HunyuanDiT2DControlNetModel": _HUNYUAN_DIT | {"transformer_num_layers": 4},
     "HunyuanDiT2DModel": _HUNYUAN_DIT | {"num_layers": 4},
     "HunyuanImageTransformer2DModel": _TOKENS
@@ -321,6 +348,23 @@ NETWORKS: dict[str, Settings] = {
         "has_clean_x_embedder": True,
     },
     "I2VGenXLUNet": _UNET_3D,
+    "Ideogram4Transformer2DModel": _TOKENS
+    | {
+        "in_channels": 16,
+        "num_layers": 2,
+        "intermediate_size": 32,
+        "adaln_dim": 8,
+        "llm_features_dim": 13 * TEXT_WIDTH,
+        "mrope_section": (2, 1, 1),
+    },
+    "JoyImageEditTransformer3DModel": {
+        "in_channels": 4,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "text_dim": TEXT_WIDTH,
+        "num_layers": 2,
+        "rope_dim_list": [4, 2, 2],
+    },
     "Kandinsky3UNet": {
         "time_embedding_dim": 16,
         "groups": 2,
@@ -339,6 +383,22 @@ NETWORKS: dict[str, Settings] = {
         "num_text_blocks": 1,
         "num_visual_blocks": 2,
         "axes_dims": (4, 6, 6),
+    },
+    "Krea2Transformer2DModel": _TOKENS
+    | {
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 32,
+        "timestep_embed_dim": 8,
+        "text_hidden_dim": TEXT_WIDTH,
+        "num_text_layers": 2,
+        "text_num_attention_heads": 2,
+        "text_num_key_value_heads": 2,
+        "text_intermediate_size": 32,
+        "num_layerwise_text_blocks": 1,
+        "num_refiner_text_blocks": 1,
+        "axes_dims_rope": (4, 2, 2),
     },
     "LongCatImageTransformer2DModel": _FLUX | {"pooled_projection_dim": TEXT_WIDTH, "axes_dims_rope": [2, 2, 4]},
     "Lumina2Transformer2DModel": {
@@ -371,6 +431,18 @@ NETWORKS: dict[str, Settings] = {
         "num_single_layers": 1,
         "text_embed_dim": TEXT_WIDTH,
         "rope_axes_dim": (2, 2, 4),
+    },
+    "OmniGenTransformer2DModel": {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 32,
+        "num_layers": 2,
+        "pad_token_id": 0,
+        "vocab_size": 64,
+        "rope_scaling": {"short_factor": [1.0] * 4, "long_factor": [1.0] * 4},
+        "pos_embed_max_size": 8,
+        "time_step_dim": 8,
     },
     "OvisImageTransformer2DModel": _FLUX | {"out_channels": 16, "axes_dims_rope": (2, 2, 4)},
     "PRXTransformer2DModel": {

@@ -7,13 +7,14 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.pipelines.joyimage.image_processor import BUCKETS
 
 import tiny
 from tiny import parts, text, video
 from tiny.assembled import assemble, embeddings, like
 from tiny.networks import network
 from tiny.parts import Built
-from tiny.text import TEXT_WIDTH
+from tiny.text import TEXT_LENGTH, TEXT_WIDTH
 
 LIKE: dict[str, Callable[[], Built] | None] = {
     "": None,
@@ -125,6 +126,66 @@ def _easy_animate_inpainting() -> dict[str, Any]:
     return settings
 
 
+def _dream_lite() -> dict[str, Any]:
+    tokens = text.qwen_tokenizer()
+    return {
+        "text_encoder": text.vision_language_model(tokens),
+        "tokenizer": tokens,
+        "processor": None,
+        "call": {"image": None, "max_sequence_length": 64},
+        "prepare": lambda pipe: setattr(pipe, "prompt_template_encode_generate_start_idx", 0),
+    }
+
+
+def _glm_image() -> dict[str, Any]:
+    call = embeddings("prompt_embeds") | {"image": None, "prior_token_ids": torch.arange(16)[None]}
+    absent = _absent("tokenizer", "processor", "text_encoder", "vision_language_encoder")
+    return absent | {"call": call}
+
+
+def _ideogram() -> dict[str, Any]:
+    tokens = text.qwen_tokenizer()
+    encoder = text.vision_language_model(tokens, head="Model", layers=36)
+    call = {"guidance_schedule": None}
+    return {"size": 32, "text_encoder": encoder, "tokenizer": tokens, "call": call}
+
+
+def _joy_image() -> dict[str, Any]:
+    def take_small(pipe: Any) -> None:
+        BUCKETS[32] = [(32, 32)]
+        pipe.vae_image_processor.register_to_config(basesize=32)
+
+    call = embeddings("prompt_embeds", "prompt_embeds_mask")
+    absent = _absent("text_encoder", "tokenizer", "processor")
+    return absent | {"size": 32, "call": call, "prepare": take_small}
+
+
+def _krea_2() -> dict[str, Any]:
+    masks = {name: value.bool() for name, value in embeddings("prompt_embeds_mask").items()}
+    call = masks | {which: torch.randn(1, 8, 2, TEXT_WIDTH) for which in ("prompt_embeds", "negative_prompt_embeds")}
+    return _absent("text_encoder", "tokenizer") | {"size": 32, "call": call}
+
+
+def _long_cat() -> dict[str, Any]:
+    tokens = text.qwen_tokenizer()
+    encoder = text.vision_language_model(tokens, "Qwen2_5_VL")
+    return {
+        "text_encoder": encoder,
+        "tokenizer": tokens,
+        "text_processor": None,
+        "vae": parts.image_vae(shift_factor=0.0, latent_channels=16),
+        "transformer": network("LongCatImageTransformer2DModel", in_channels=64),
+        "call": {"enable_prompt_rewrite": False},
+    }
+
+
+def _visual_cloze() -> dict[str, Any]:
+    transformer = network("FluxTransformer2DModel", in_channels=48, out_channels=16)
+    picture = parts.picture(32)
+    call = {"task_prompt": text.PROMPT, "content_prompt": text.PROMPT, "image": [[picture, picture], [picture, None]]}
+    return {"transformer": transformer, "resolution": 32, "call": call}
+
+
 def _hunyuan_dit() -> dict[str, Any]:
     tokens = text.t5_tokenizer()
     return {"text_encoder_2": text.t5(tokens), "tokenizer_2": tokens}
@@ -199,7 +260,7 @@ def _hunyuan_image_refiner() -> dict[str, Any]:
         patch_size=(1, 1, 1),
         rope_axes_dim=(2, 2, 4),
     )
-    return _hunyuan_image(transformer=transformer)
+    return _hunyuan_image(transformer=transformer, guider=None)
 
 
 def _motif_video() -> dict[str, Any]:
@@ -274,9 +335,10 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "BriaFibo2Pipeline": _bria_fibo_2,
     "BriaFiboEditPipeline": lambda: {
         "size": 32,
+        "transformer": network("BriaFiboTransformer2DModel", in_channels=4),
         "call": {"prompt": '{"edit_instruction": "red"}', "_auto_resize": False},
     },
-    "BriaFiboPipeline": lambda: {"size": 32},
+    "BriaFiboPipeline": lambda: {"size": 32, "transformer": network("BriaFiboTransformer2DModel", in_channels=4)},
     "ChromaInpaintPipeline": _chroma_inpainting,
     "ChronoEditPipeline": lambda: {"size": 32, "call": {"num_frames": 5}},
     "CogVideoXFunControlPipeline": lambda: {"transformer": video.cogvideox_transformer(in_channels=8)},
@@ -291,6 +353,8 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "Cosmos2VideoToWorldPipeline": lambda: _cosmos(transformer=network("CosmosTransformer3DModel", in_channels=5)),
     "Cosmos2_5_PredictBasePipeline": _cosmos_2_5,
     "Cosmos2_5_TransferPipeline": _cosmos_2_5_transfer,
+    "DreamLiteMobilePipeline": _dream_lite,
+    "DreamLitePipeline": _dream_lite,
     "EasyAnimateInpaintPipeline": _easy_animate_inpainting,
     "EasyAnimatePipeline": _easy_animate,
     "ErnieImagePipeline": lambda: {
@@ -311,6 +375,7 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "FluxFillPipeline": lambda: {"transformer": network("FluxTransformer2DModel", in_channels=48, out_channels=16)},
     "FluxKontextInpaintPipeline": lambda: {"call": {"_auto_resize": False, "max_area": 256}},
     "FluxKontextPipeline": lambda: {"call": {"_auto_resize": False, "max_area": 256}},
+    "GlmImagePipeline": _glm_image,
     "HunyuanSkyreelsImageToVideoPipeline": lambda: {"transformer": video.hunyuan_video_transformer(in_channels=8)},
     "HunyuanDiTControlNetPipeline": _hunyuan_dit,
     "HunyuanDiTPAGPipeline": _hunyuan_dit,
@@ -329,12 +394,14 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
         "transformer": video.hunyuan_video_transformer(image_condition_type="token_replace"),
         "call": embeddings("prompt_embeds", "prompt_attention_mask", pooled=("pooled_prompt_embeds",)),
     },
+    "Ideogram4Pipeline": _ideogram,
     "IFImg2ImgPipeline": _deep_floyd,
     "IFImg2ImgSuperResolutionPipeline": _deep_floyd_upscaling,
     "IFInpaintingPipeline": _deep_floyd,
     "IFInpaintingSuperResolutionPipeline": _deep_floyd_upscaling,
     "IFPipeline": _deep_floyd,
     "IFSuperResolutionPipeline": _deep_floyd_upscaling,
+    "JoyImageEditPipeline": _joy_image,
     "KandinskyV22ControlnetImg2ImgPipeline": _kandinsky_2_2_controlled,
     "KandinskyV22ControlnetPipeline": _kandinsky_2_2_controlled,
     "KandinskyV22Img2ImgPipeline": _kandinsky_2_2,
@@ -344,21 +411,30 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
         size=32,
         vae=network("AutoencoderKL"),
         transformer=network("Kandinsky5Transformer3DModel", visual_cond=True),
-        attributes={"resolutions": [(32, 32)]},
+        prepare=lambda pipe: setattr(pipe, "resolutions", [(32, 32)]),
     ),
     "Kandinsky5I2VPipeline": lambda: _kandinsky_5(
         size=32, frames=17, transformer=network("Kandinsky5Transformer3DModel", visual_cond=True)
     ),
     "Kandinsky5T2IPipeline": _kandinsky_5,
     "Kandinsky5T2VPipeline": lambda: _kandinsky_5(size=32),
+    "Krea2Pipeline": _krea_2,
+    "LEditsPPPipelineStableDiffusion": lambda: {
+        "scheduler": diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+        "prepare": lambda pipe: pipe.invert(parts.picture(32), num_inversion_steps=4),
+        "call": {"editing_prompt": [text.PROMPT], "use_intersect_mask": False},
+    },
     "LatentConsistencyModelImg2ImgPipeline": lambda: {"scheduler": diffusers.LCMScheduler()},
     "LatentConsistencyModelPipeline": lambda: {"scheduler": diffusers.LCMScheduler()},
+    "LongCatImagePipeline": _long_cat,
     "LucyEditPipeline": lambda: {"transformer": video.wan_transformer(in_channels=8)},
     "MarigoldDepthPipeline": _marigold,
     "MarigoldIntrinsicsPipeline": lambda: _marigold(
         targets=2, target_properties={"target_names": ["albedo", "roughness"]}
     ),
     "MarigoldNormalsPipeline": _marigold,
+    "PRXPipeline": lambda: _absent("text_encoder", "tokenizer")
+    | {"vae": parts.image_vae(), "call": embeddings("prompt_embeds", "prompt_attention_mask")},
     "PIAPipeline": lambda: {"unet": parts.unet(in_channels=9)},
     "MotifVideoImage2VideoPipeline": _motif_video,
     "MotifVideoPipeline": _motif_video,
@@ -416,6 +492,7 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "StableUnCLIPImg2ImgPipeline": _unclip,
     "StableUnCLIPPipeline": _unclip,
     "WanVACEPipeline": lambda: {"size": 32, "transformer": network("WanVACETransformer3DModel")},
+    "VisualClozeGenerationPipeline": _visual_cloze,
     "WanAnimatePipeline": lambda: {"size": 32, "frames": 17, "call": {"segment_frame_length": 9}},
     "ZImageControlNetInpaintPipeline": lambda: {
         "tokenizer": text.qwen_tokenizer(),

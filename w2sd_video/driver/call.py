@@ -23,7 +23,7 @@ from w2sd_video.argument_checks import version_of
 from w2sd_video.branch import Branch
 from w2sd_video.driver.arguments import call_back_after_steps, check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
-from w2sd_video.driver.denoiser import DenoiserSwitch
+from w2sd_video.driver.denoiser import CompanionSwitch, DenoiserSwitch
 from w2sd_video.driver.guards import Momentum
 from w2sd_video.driver.loop_state import LoopState
 from w2sd_video.driver.networks import EVALUATING, in_use
@@ -34,6 +34,7 @@ from w2sd_video.driver.parts import (
     check_no_cache,
     check_same_adapters,
     check_text_encoders,
+    companions_of,
     controlnet_of,
     denoisers_of,
     loop_of,
@@ -47,6 +48,8 @@ from w2sd_video.driver.watching import Watch
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.gaps.swaps import attributes_put_back, swapped
 from w2sd_video.reflection_settings import Reflection, Role
+
+Switch = DenoiserSwitch | CompanionSwitch | ControlSwitch
 
 
 @dataclass
@@ -160,6 +163,9 @@ class PipelineCall:
                 DenoiserSwitch(pipe, denoiser, stage, self._state)
                 for denoiser, stage in zip(denoisers, stages, strict=True)
             ]
+            self._companions = [
+                CompanionSwitch(pipe, network, branches, self._state) for network in companions_of(pipe, denoisers)
+            ]
             self._controls = [] if controlnet is None else [ControlSwitch(controlnet, branches, self._state)]
             yield
 
@@ -175,7 +181,7 @@ class PipelineCall:
             stack.enter_context(counting_calls(type(self._pipe)))
             stack.enter_context(attributes_put_back(self._walk.wrapped, always=False))
             stack.enter_context(swapped([(self._pipe, {"scheduler": presented(self._walk)})]))
-            switches: list[DenoiserSwitch | ControlSwitch] = [*self._switches, *self._controls]
+            switches: list[Switch] = [*self._switches, *self._companions, *self._controls]
             for switch in switches:
                 stack.enter_context(switch.installed())
             try:
