@@ -1,4 +1,4 @@
-"""Every pipeline that docs/reference/pipelines.md says is reflected, but one, has a predictor."""
+"""Every pipeline that docs/reference/pipelines.md says is reflected has a predictor, or is refused one by a reason."""
 
 import functools
 import inspect
@@ -14,6 +14,10 @@ from w2sd_video import Branch, predictor, sample
 
 IN_PARTS = "LTXI2VLongMultiPromptPipeline"
 """The one whose loop goes through its timesteps one by one, each for many parts of a clip."""
+IN_SEVERAL_LOOPS = "WanAnimatePipeline"
+"""The one that makes its clip segment by segment, of which a predictor is there for the first."""
+WITH_VARIANCES = tuple(name for name in REFLECTED if name.startswith(("IF", "KandinskyV22")))
+"""Those whose networks predict the variance of a step that draws noise."""
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def stepped(monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [name for name in REFLECTED if name != IN_PARTS])
+@pytest.mark.parametrize("name", sorted({*REFLECTED} - {IN_PARTS, IN_SEVERAL_LOOPS, *WITH_VARIANCES}))
 def test_sample_with_a_predictor_is_the_stock_loop(name, stepped):
     pipe, call = build(name)
     for denoiser in denoisers_of(pipe).values():
@@ -47,9 +51,8 @@ def test_sample_with_a_predictor_is_the_stock_loop(name, stepped):
     taken, generator = inspect.signature(type(pipe).__call__).parameters, torch.Generator().manual_seed(7)
     given = {"generator": generator, "output_type": "latent"}
     torch.manual_seed(0)
-    with predictor(
-        pipe, strong=Branch(), weak=Branch(), **call, **{k: v for k, v in given.items() if k in taken}
-    ) as predict:
+    arguments = {name: value for name, value in given.items() if name in taken} | call
+    with predictor(pipe, strong=Branch(), weak=Branch(), **arguments) as predict:
         draws = {"generator": generator} if "generator" in taken else {}
         latents, nfe = sample(
             predict, predict.latents, predict.scheduler, begin=predict.begin, reflection_steps=0, **draws
@@ -61,4 +64,11 @@ def test_sample_with_a_predictor_is_the_stock_loop(name, stepped):
 def test_a_pipeline_that_goes_through_its_timesteps_in_parts_is_refused():
     pipe, call = build(IN_PARTS)
     with pytest.raises(ValueError, match="goes through its timesteps in parts"):
+        predictor(pipe, strong=Branch(), weak=Branch(), **call)
+
+
+@pytest.mark.parametrize("name", ["IFPipeline", "KandinskyV22Pipeline"])
+def test_a_network_that_predicts_variances_too_is_refused(name):
+    pipe, call = build(name)
+    with pytest.raises(ValueError, match="predicts the variance of the steps of DDPMScheduler beside"):
         predictor(pipe, strong=Branch(), weak=Branch(), **call)

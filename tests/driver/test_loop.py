@@ -245,7 +245,7 @@ def test_a_cache_that_a_network_fills_is_its_branchs_own():
         close(result_of(pipe, call | {"use_kv_cache": False}), by_guidance)
     with reflection(pipe, strong=Branch(), weak=Branch(skip_layers=[0])):
         assert result_of(pipe, call | {"use_kv_cache": False}).isfinite().all()
-        with pytest.raises(ValueError, match="kept from an evaluation of another branch.*use_kv_cache=False"):
+        with pytest.raises(ValueError, match=r"kept from an evaluation of another branch.*use_kv_cache=False"):
             result_of(pipe, call)
 
 

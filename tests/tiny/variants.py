@@ -14,7 +14,7 @@ from tiny import parts, text, video
 from tiny.assembled import assemble, embeddings, like
 from tiny.networks import network
 from tiny.parts import Built
-from tiny.text import TEXT_LENGTH, TEXT_WIDTH
+from tiny.text import TEXT_WIDTH
 
 LIKE: dict[str, Callable[[], Built] | None] = {
     "": None,
@@ -317,6 +317,7 @@ def _unclip() -> dict[str, Any]:
         "unet": unet,
         "image_encoder": text.clip_vision(),
         "feature_extractor": text.image_processor(),
+        "prior_scheduler": diffusers.UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample"),
         "prior_tokenizer": tokens,
         "prior_text_encoder": text.clip(tokens, projected=True, length=77),
     }
@@ -433,8 +434,10 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
         targets=2, target_properties={"target_names": ["albedo", "roughness"]}
     ),
     "MarigoldNormalsPipeline": _marigold,
-    "PRXPipeline": lambda: _absent("text_encoder", "tokenizer")
-    | {"vae": parts.image_vae(), "call": embeddings("prompt_embeds", "prompt_attention_mask")},
+    "PRXPipeline": lambda: (
+        _absent("text_encoder", "tokenizer")
+        | {"vae": parts.image_vae(), "call": embeddings("prompt_embeds", "prompt_attention_mask")}
+    ),
     "PIAPipeline": lambda: {"unet": parts.unet(in_channels=9)},
     "MotifVideoImage2VideoPipeline": _motif_video,
     "MotifVideoPipeline": _motif_video,
@@ -493,7 +496,7 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     "StableUnCLIPPipeline": _unclip,
     "WanVACEPipeline": lambda: {"size": 32, "transformer": network("WanVACETransformer3DModel")},
     "VisualClozeGenerationPipeline": _visual_cloze,
-    "WanAnimatePipeline": lambda: {"size": 32, "frames": 17, "call": {"segment_frame_length": 9}},
+    "WanAnimatePipeline": lambda: {"size": 32, "call": {"segment_frame_length": 5}},
     "ZImageControlNetInpaintPipeline": lambda: {
         "tokenizer": text.qwen_tokenizer(),
         "controlnet": network("ZImageControlNetModel", control_in_dim=9),

@@ -189,7 +189,7 @@ class PipelineCall:
                 changes = self._with_callbacks_aside(arguments)
                 changes |= call_back_after_steps(arguments | changes, self._state)
                 result = self._call(given | changes, len(args))
-                samples = _samples_in(result)
+                samples = min(_samples_in(result), self._walk.samples or 1)  # a sample may be several pictures
             except Exception as error:
                 if self._state.is_watched and _is_of_the_loop(error):
                     raise ValueError(
