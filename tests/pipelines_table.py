@@ -81,10 +81,10 @@ def tried(name: str) -> Row:
         return reflected(pipe, call, stock)
     except LookupError as error:
         return Row("not tried", told_by_class or str(error.args[0]))
-    except NameError as error:  # of what diffusers imports only where it is installed
-        return Row("not tried", told_by_class or f"needs a package that is not installed ({short(error)})")
     except Exception as error:  # what was put together by guess may raise anything, which is no finding
-        return Row("not tried", told_by_class or f"its tiny model does not run: {short(error)}")
+        # Names that are missing are those of what diffusers imports only where it is installed.
+        why = "needs a package that is not installed" if type(error) is NameError else "its tiny model does not run"
+        return Row("not tried", told_by_class or f"{why}: {short(error)}")
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 

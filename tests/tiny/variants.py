@@ -238,7 +238,7 @@ def _cosmos_2_5(**changes: Any) -> dict[str, Any]:
 
 
 def _cosmos_2_5_transfer() -> dict[str, Any]:
-    settings = _cosmos_2_5(controlnet_block_every_n=1)
+    settings = _cosmos_2_5(controlnet_block_every_n=2)
     settings["call"] |= {"num_frames_per_chunk": 5}
     return settings
 
