@@ -160,8 +160,9 @@ def assemble(
     pipe = ready(cls(**components))
     prepare(pipe)
     taken = inspect.signature(cls.__call__).parameters
-    has_text = any(name.startswith("prompt_embeds") for name in call or ())
-    filled = arguments(size, frames) | ({"prompt": None} if has_text else {}) | (call or {})
+    filled = arguments(size, frames) | (call or {})
+    if any(name.startswith("prompt_embeds") for name in filled):
+        filled["prompt"] = None
     return pipe, {key: value for key, value in filled.items() if key in taken}
 
 

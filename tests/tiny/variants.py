@@ -434,6 +434,7 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
         targets=2, target_properties={"target_names": ["albedo", "roughness"]}
     ),
     "MarigoldNormalsPipeline": _marigold,
+    "OvisImagePipeline": lambda: {"prepare": lambda pipe: setattr(pipe, "user_prompt_begin_id", 0)},
     "PRXPipeline": lambda: (
         _absent("text_encoder", "tokenizer")
         | {"vae": parts.image_vae(), "call": embeddings("prompt_embeds", "prompt_attention_mask")}
