@@ -434,7 +434,10 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
         targets=2, target_properties={"target_names": ["albedo", "roughness"]}
     ),
     "MarigoldNormalsPipeline": _marigold,
-    "OvisImagePipeline": lambda: {"prepare": lambda pipe: setattr(pipe, "user_prompt_begin_id", 0)},
+    "OvisImagePipeline": lambda: {
+        "prepare": lambda pipe: setattr(pipe, "user_prompt_begin_id", 0),
+        "call": {"max_sequence_length": 64},
+    },
     "PRXPipeline": lambda: (
         _absent("text_encoder", "tokenizer")
         | {"vae": parts.image_vae(), "call": embeddings("prompt_embeds", "prompt_attention_mask")}
