@@ -62,7 +62,7 @@ def run(pipe: Any, call: dict[str, Any]) -> torch.Tensor:
     taken = inspect.signature(type(pipe).__call__).parameters
     extra = {"generator": torch.Generator().manual_seed(7), "output_type": "latent"}
     torch.manual_seed(0)
-    result = pipe(**call, **{name: value for name, value in extra.items() if name in taken})
+    result = pipe(**{name: value for name, value in extra.items() if name in taken} | call)
     result = next(iter(result.values())) if hasattr(result, "values") else result
     result = result[0] if isinstance(result, (list, tuple)) and isinstance(result[0], torch.Tensor) else result
     return result if isinstance(result, torch.Tensor) else torch.tensor(parts.pixels(result))
@@ -82,7 +82,9 @@ def tried(name: str) -> Row:
     except LookupError as error:
         return Row("not tried", told_by_class or str(error.args[0]))
     except Exception as error:  # what was put together by guess may raise anything, which is no finding
-        return Row("not tried", told_by_class or f"its tiny model does not run: {short(error)}")
+        # Names that are missing are those of what diffusers imports only where it is installed.
+        why = "needs a package that is not installed" if type(error) is NameError else "its tiny model does not run"
+        return Row("not tried", told_by_class or f"{why}: {short(error)}")
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 

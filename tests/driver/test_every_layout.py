@@ -27,9 +27,9 @@ def latents_of(pipe, call, count):
     """Return the final latents of some samples from one and the same noise, or of a single one for 1."""
     taken = inspect.signature(type(pipe).__call__).parameters
     generators = [torch.Generator().manual_seed(7) for _ in range(count)]
-    call = call | {"generator": generators if count > 1 else generators[0]}
-    if "output_type" in taken:
-        call["output_type"] = "latent"
+    call = ({"output_type": "latent"} if "output_type" in taken else {}) | call
+    if "generator" in taken:
+        call["generator"] = generators if count > 1 else generators[0]
     if count > 1:
         copies = [name for name in COPIES if name in taken]
         if copies:
@@ -47,8 +47,9 @@ def latents_of(pipe, call, count):
 
 
 def counted(pipe, rows):
-    """Have the networks of a pipeline count the rows that they are run on."""
-    for denoiser in denoisers_of(pipe).values():
+    """Have the networks of a pipeline count the rows that they are run on, those beside its denoisers too."""
+    classes = {type(denoiser) for denoiser in denoisers_of(pipe).values()}
+    for denoiser in (part for part in pipe.components.values() if type(part) in classes):
         forward = denoiser.forward
 
         @functools.wraps(forward)

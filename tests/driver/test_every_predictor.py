@@ -1,4 +1,4 @@
-"""Every pipeline that docs/reference/pipelines.md says is reflected has a predictor, or is refused one."""
+"""Every pipeline that docs/reference/pipelines.md says is reflected has a predictor, or is refused one by a reason."""
 
 import functools
 import inspect
@@ -14,14 +14,17 @@ from w2sd_video import Branch, predictor, sample
 
 IN_PARTS = "LTXI2VLongMultiPromptPipeline"
 """The one whose loop goes through its timesteps one by one, each for many parts of a clip."""
+IN_SEVERAL_LOOPS = "WanAnimatePipeline"
+"""The one that makes its clip segment by segment, of which a predictor is there for the first."""
+WITH_VARIANCES = tuple(name for name in REFLECTED if name.startswith(("IF", "KandinskyV22")))
+"""Those whose networks predict the variance of a step that draws noise."""
 
 
-OWN_CHECKPOINT = ("StableDiffusionInpaint", "StableDiffusionControlNetInpaint", "StableDiffusionXLInpaint")
-"""Inpainting whose network is given the mask; all other puts the kept part back after each step."""
-
-
-def puts_back(name):
-    return "Inpaint" in name and name.removesuffix("Pipeline") not in OWN_CHECKPOINT
+WITH_CHECKPOINTS = """StableDiffusionInpaint StableDiffusionXLInpaint StableDiffusion3Inpaint StableDiffusionControlNetInpaint
+StableDiffusion3ControlNetInpainting EasyAnimateInpaint QwenImageControlNetInpaint ZImageControlNetInpaint""".split()
+"""Inpainting whose network or ControlNet is given the mask; all other puts the kept part back after each step."""
+PUT_BACK = [name for name in REFLECTED if "Inpaint" in name and name.removesuffix("Pipeline") not in WITH_CHECKPOINTS]
+PUT_BACK = ["JoyImageEditPipeline", *sorted({*PUT_BACK} - {*WITH_VARIANCES})]
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def stepped(monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [name for name in REFLECTED if name != IN_PARTS and not puts_back(name)])
+@pytest.mark.parametrize("name", sorted({*REFLECTED} - {IN_PARTS, IN_SEVERAL_LOOPS, *WITH_VARIANCES, *PUT_BACK}))
 def test_sample_with_a_predictor_is_the_stock_loop(name, stepped):
     pipe, call = build(name)
     for denoiser in denoisers_of(pipe).values():
@@ -55,9 +58,8 @@ def test_sample_with_a_predictor_is_the_stock_loop(name, stepped):
     taken, generator = inspect.signature(type(pipe).__call__).parameters, torch.Generator().manual_seed(7)
     given = {"generator": generator, "output_type": "latent"}
     torch.manual_seed(0)
-    with predictor(
-        pipe, strong=Branch(), weak=Branch(), **call, **{k: v for k, v in given.items() if k in taken}
-    ) as predict:
+    arguments = {name: value for name, value in given.items() if name in taken} | call
+    with predictor(pipe, strong=Branch(), weak=Branch(), **arguments) as predict:
         draws = {"generator": generator} if "generator" in taken else {}
         latents, nfe = sample(
             predict, predict.latents, predict.scheduler, begin=predict.begin, reflection_steps=0, **draws
@@ -72,7 +74,14 @@ def test_a_pipeline_that_goes_through_its_timesteps_in_parts_is_refused():
         predictor(pipe, strong=Branch(), weak=Branch(), **call)
 
 
-@pytest.mark.parametrize("name", [name for name in REFLECTED if puts_back(name)])
+@pytest.mark.parametrize("name", ["IFPipeline", "KandinskyV22Pipeline"])
+def test_a_network_that_predicts_variances_too_is_refused(name):
+    pipe, call = build(name)
+    with pytest.raises(ValueError, match="predicts the variance of the steps of DDPMScheduler beside"):
+        predictor(pipe, strong=Branch(), weak=Branch(), **call)
+
+
+@pytest.mark.parametrize("name", PUT_BACK)
 def test_inpainting_that_puts_the_kept_part_back_is_refused(name):
     pipe, call = build(name)
     with pytest.raises(ValueError, match="changes its latents after each step"):

@@ -191,6 +191,14 @@ def test_a_guider_is_told_real_steps_and_keeps_momentum_of_them_only(guider):
         close(result_of(pipe, call), stock)
 
 
+def test_a_second_guider_keeps_momentum_of_real_steps_only():
+    pipe, call = build("HunyuanImagePipeline")
+    pipe.ocr_guider = diffusers.AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=0)
+    stock = result_of(pipe, call)
+    with reflection(pipe, **NULL):
+        close(result_of(pipe, call), stock)
+
+
 def test_a_pipeline_that_needs_more_of_its_network_than_a_prediction_is_refused_before_it_runs():
     pipe, call = build("Flux2KleinKVPipeline")
     with pytest.raises(ValueError, match="more of its network than a prediction"), reflection(pipe, **NULL) as done:
@@ -204,6 +212,19 @@ def test_a_cache_of_one_branch_is_not_given_to_another():
     caches.check({"latents": torch.zeros(1), "keys": keys}, Branch())
     with pytest.raises(ValueError, match="kept from an evaluation of another branch"):
         caches.check({"latents": torch.zeros(1), "keys": keys}, Branch(skip_layers=[0]))
+
+
+def test_a_cache_that_a_network_fills_is_its_branchs_own():
+    pipe, call = build("QwenImage21Pipeline")
+    with reflection(pipe, strong=Branch(guidance_scale=4.0), weak=Branch(guidance_scale=1.0)) as done:
+        by_guidance = result_of(pipe, call)
+    assert done.reflected_steps
+    with reflection(pipe, strong=Branch(guidance_scale=4.0), weak=Branch(guidance_scale=1.0)):
+        close(result_of(pipe, call | {"use_kv_cache": False}), by_guidance)
+    with reflection(pipe, strong=Branch(), weak=Branch(skip_layers=[0])):
+        assert result_of(pipe, call | {"use_kv_cache": False}).isfinite().all()
+        with pytest.raises(ValueError, match=r"kept from an evaluation of another branch.*use_kv_cache=False"):
+            result_of(pipe, call)
 
 
 @pytest.mark.parametrize("make", [tiny.dit, lambda: build("TextToVideoSDPipeline")])

@@ -1,5 +1,6 @@
 """Pipelines with a way of their own, and the table that goes through all of them."""
 
+import copy
 import itertools
 
 import pytest
@@ -14,10 +15,12 @@ WAYS = {
     "BriaPipeline": "compares the exact class of its scheduler",
     "Cosmos2TextToImagePipeline": "writes into the sigmas of its scheduler",
     "Kandinsky5T2VPipeline": "writes into its latents",
+    "MarigoldDepthPipeline": "gives its progress bars looks of its own",
     "PRXPixelPipeline": "sets the number of its timesteps itself",
     "QwenImageControlNetPipeline": "doubles an image, but guides by two calls",
     "StableDiffusionXLAdapterPipeline": "counts the turns of its loop against its steps",
     "StableVideoDiffusionPipeline": "has a guidance scale for each frame",
+    "ZImageControlNetPipeline": "gives its ControlNet a list of latents",
     "ZImagePipeline": "gives its network a list of latents",
 }
 
@@ -26,6 +29,41 @@ WAYS = {
 def test_a_pipeline_with_a_way_of_its_own_is_reflected(name):
     row = tried(name)
     assert row.status == "reflected", row
+
+
+@pytest.mark.parametrize("name", ["HunyuanImagePipeline", "Kandinsky5I2VPipeline", "QwenImage21Pipeline"])
+def test_a_branch_sets_the_guidance_scale_where_it_is_no_argument_or_acts_on_a_part_of_the_rows(name):
+    assert tried(name) == ("reflected", "")
+
+
+def test_a_distilled_scale_is_a_branchs_to_set():
+    assert tried("HunyuanImageRefinerPipeline").remark == "guidance is an argument of the network, or there is none"
+
+
+def test_evaluations_are_those_of_a_sample_where_it_is_several_pictures():
+    pipe, call = build("MarigoldIntrinsicsPipeline")
+    with reflection(pipe, strong=Branch(), weak=Branch(), reflection_steps=0) as done:
+        pictures = run(pipe, call)
+    assert len(pictures) == 2 and done.nfe["base"] == done.steps == call["num_inference_steps"]
+
+
+def test_a_network_beside_the_denoiser_is_counted_and_runs_in_steps_only():
+    pipe, call = build("Ideogram4Pipeline")
+    evaluated = []
+    next(pipe.unconditional_transformer.children()).register_forward_hook(lambda *_: evaluated.append(True))
+    steps = call["num_inference_steps"]
+    with reflection(pipe, strong=Branch(), weak=Branch(), reflection_steps=0) as done:
+        run(pipe, call)
+    assert done.nfe == {"base": 2 * steps, "strong": 0, "weak": 0} and len(evaluated) == steps
+    evaluated.clear()
+    with reflection(pipe, strong=Branch(), weak=Branch(weights=copy.deepcopy(pipe.transformer))) as done:
+        run(pipe, call)
+    assert 2 * len(evaluated) == sum(done.nfe.values()) > 2 * steps
+    with (
+        reflection(pipe, strong=Branch(prompt="a blue square"), weak=Branch()),
+        pytest.raises(ValueError, match="text"),
+    ):
+        run(pipe, call)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from helpers import state
 from plain_loop import STEPS, SYSTEMS, close, plain_loop, read_flow, run
 from tiny.dit_moe import dit_moe
+from tiny.variants import build as built
 
 from w2sd_video import Branch, predictor, reflection, sample
 from w2sd_video.backends import register
@@ -59,6 +60,14 @@ def test_a_loop_of_ones_own_with_a_scheduler_of_diffusers():
     with predictor(pipe, **BRANCHES, **call_of(call)) as predict:
         levels = [(1 - float(sigma), float(sigma)) for sigma in predict.scheduler.sigmas]
         close(plain_loop(predict.latents, predict.scheduler, levels, predict, read_flow(levels)), expected)
+
+
+def test_a_pipeline_that_reads_its_latents_before_they_are_scaled_too():
+    pipe, call = built("StableDiffusionLatentUpscalePipeline")
+    with reflection(pipe, **BRANCHES, inversion="current"):
+        expected = run(pipe, call)
+    with predictor(pipe, **BRANCHES, **call_of(call)) as predict:
+        close(sample(predict, predict.latents, predict.scheduler, inversion="current").latents, expected)
 
 
 def test_a_call_that_begins_at_a_later_timestep():

@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 from PIL import Image
 
 from tiny import parts, text, video
@@ -27,8 +28,10 @@ COMPONENTS: dict[str, Callable[[], Any]] = {
     "AutoencoderKLWan": parts.wan_vae,
     "AutoTokenizer": text.t5_tokenizer,
     "UNet2DConditionModel": parts.unet,
+    "StableUnCLIPImageNormalizer": lambda: StableUnCLIPImageNormalizer(TEXT_WIDTH),
     "SiglipVisionModel": lambda: text.siglip_vision(),
     "SiglipImageProcessor": text.image_processor,
+    "BaseGuidance": lambda: diffusers.ClassifierFreeGuidance(guidance_scale=3.0),
     "BertModel": lambda: text.bert(text.clip_tokenizer()),
     "BertTokenizer": text.clip_tokenizer,
     "CLIPImageProcessor": text.image_processor,
@@ -39,6 +42,7 @@ COMPONENTS: dict[str, Callable[[], Any]] = {
     "CLIPVisionModel": lambda: text.clip_vision(projected=False),
     "CLIPVisionModelWithProjection": text.clip_vision,
     "ClassifierFreeGuidance": lambda: diffusers.ClassifierFreeGuidance(guidance_scale=3.0),
+    "CogVideoXDPMScheduler": lambda: diffusers.CogVideoXDPMScheduler(prediction_type="v_prediction"),
     "CogVideoXDDIMScheduler": lambda: diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction"),
     "DDIMScheduler": lambda: diffusers.DDIMScheduler(clip_sample=False),
     "DDPMScheduler": lambda: diffusers.DDPMScheduler(clip_sample=False),
@@ -57,6 +61,10 @@ COMPONENTS: dict[str, Callable[[], Any]] = {
     "Gemma2PreTrainedModel": lambda: text.language_model(text.qwen_tokenizer(), "Gemma2"),
     "GemmaPreTrainedModel": lambda: text.language_model(text.qwen_tokenizer(), "Gemma"),
     "GlmModel": lambda: text.language_model(text.qwen_tokenizer(), "Glm"),
+    "SchedulerMixin": diffusers.FlowMatchEulerDiscreteScheduler,
+    "SmolLM3ForCausalLM": lambda: text.language_model(
+        text.qwen_tokenizer(), "SmolLM3", "ForCausalLM", vocab_size=128_001
+    ),
     "T5EncoderModel": lambda: text.t5(text.t5_tokenizer()),
     "T5Tokenizer": text.t5_tokenizer,
     "UMT5EncoderModel": lambda: text.t5(text.t5_tokenizer(), "UMT5"),
@@ -97,9 +105,15 @@ def arguments(size: int, frames: int) -> Settings:
         "num_frames": frames,
         "image": picture,
         "control_image": picture,
+        "original_image": picture,
+        "control_mask": mask().resize((size, size)),
         "mask_image": mask().resize((size, size)),
         "video": clip,
         "control_video": clip,
+        "controls": clip,
+        "pose_video": clip,
+        "face_video": clip,
+        "mask_video": [mask().resize((size, size))] * frames,
         "strength": 0.8,
         "max_sequence_length": TEXT_LENGTH,
         "clean_caption": False,
@@ -108,7 +122,15 @@ def arguments(size: int, frames: int) -> Settings:
     }
 
 
-def assemble(name: str, *, size: int = 16, frames: int = 9, call: Settings | None = None, **given: Any) -> Built:
+def assemble(
+    name: str,
+    *,
+    size: int = 16,
+    frames: int = 9,
+    call: Settings | None = None,
+    prepare: Callable[[Any], Any] = lambda pipe: None,
+    **given: Any,
+) -> Built:
     """Make a pipeline of diffusers by its name: `given` components, and for the others what its signature asks for.
 
     Args:
@@ -116,6 +138,7 @@ def assemble(name: str, *, size: int = 16, frames: int = 9, call: Settings | Non
         size: of pictures.
         frames: of clips.
         call: arguments of its call beside those that it takes of `arguments`.
+        prepare: is called with it, to make it ready for small pictures for example.
         given: components, of which it takes what it knows.
 
     Raises:
@@ -135,10 +158,11 @@ def assemble(name: str, *, size: int = 16, frames: int = 9, call: Settings | Non
                 raise LookupError(f"no tiny {parameter.name} of class {wanted}")
             components[parameter.name] = made
     pipe = ready(cls(**components))
+    prepare(pipe)
     taken = inspect.signature(cls.__call__).parameters
     filled = arguments(size, frames) | (call or {})
     if any(name.startswith("prompt_embeds") for name in filled):
-        del filled["prompt"]
+        filled["prompt"] = None
     return pipe, {key: value for key, value in filled.items() if key in taken}
 
 
@@ -151,7 +175,7 @@ def like(build: Callable[[], Built], name: str, *, call: Settings | None = None,
 
 
 def _component(annotation: Any) -> Any:
-    for name in re.findall(r"\w+", getattr(annotation, "__name__", str(annotation))):
+    for name in re.findall(r"\w+", annotation.__name__ if isinstance(annotation, type) else str(annotation)):
         name = name.removesuffix("Pil")
         if name in COMPONENTS:
             return COMPONENTS[name]()

@@ -25,7 +25,7 @@ def randomise(module: Any, gain: float = 1.0) -> Any:
     """Fill zero-initialised matrices at random and scale all by `gain`: every input must reach the output."""
     with torch.no_grad():
         for parameter in module.parameters():
-            if parameter.ndim > 1 and not parameter.any():
+            if parameter.ndim > 1 and parameter.numel() and not parameter.any():
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
             if parameter.ndim > 1:
                 parameter.mul_(gain)

@@ -75,9 +75,12 @@ def language_model(tokens: Tokens, name: str = "Llama", head: str = "Model", **c
     return randomise(getattr(transformers, f"{name}{head}")(config))
 
 
-def vision_language_model(tokens: Tokens, name: str = "Qwen3VL") -> Any:
+def vision_language_model(
+    tokens: Tokens, name: str = "Qwen3VL", head: str = "ForConditionalGeneration", layers: int = 2
+) -> Any:
     """A Qwen model of text and images, only ever given text here."""
-    text = _decoder_sizes(tokens) | {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+    text = _decoder_sizes(tokens) | {"num_hidden_layers": layers}
+    text |= {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
     vision = {"depth": 1, "hidden_size": TEXT_WIDTH, "num_heads": 2, "intermediate_size": 2 * TEXT_WIDTH}
     if name == "Qwen3VL":
         text |= {"head_dim": TEXT_WIDTH // 2}
@@ -85,7 +88,7 @@ def vision_language_model(tokens: Tokens, name: str = "Qwen3VL") -> Any:
     else:
         vision |= {"out_hidden_size": TEXT_WIDTH, "fullatt_block_indexes": [0]}
     config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision)
-    return randomise(getattr(transformers, f"{name}ForConditionalGeneration")(config))
+    return randomise(getattr(transformers, f"{name}{head}")(config))
 
 
 def qwen_tokenizer() -> Tokens:

@@ -23,7 +23,7 @@ from w2sd_video.argument_checks import version_of
 from w2sd_video.branch import Branch
 from w2sd_video.driver.arguments import call_back_after_steps, check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
-from w2sd_video.driver.denoiser import DenoiserSwitch
+from w2sd_video.driver.denoiser import CompanionSwitch, DenoiserSwitch
 from w2sd_video.driver.guards import Momentum
 from w2sd_video.driver.loop_state import LoopState
 from w2sd_video.driver.networks import EVALUATING, in_use
@@ -34,6 +34,7 @@ from w2sd_video.driver.parts import (
     check_no_cache,
     check_same_adapters,
     check_text_encoders,
+    companions_of,
     controlnet_of,
     denoisers_of,
     loop_of,
@@ -47,6 +48,8 @@ from w2sd_video.driver.watching import Watch
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.gaps.swaps import attributes_put_back, swapped
 from w2sd_video.reflection_settings import Reflection, Role
+
+Switch = DenoiserSwitch | CompanionSwitch | ControlSwitch
 
 
 @dataclass
@@ -160,6 +163,9 @@ class PipelineCall:
                 DenoiserSwitch(pipe, denoiser, stage, self._state)
                 for denoiser, stage in zip(denoisers, stages, strict=True)
             ]
+            self._companions = [
+                CompanionSwitch(pipe, network, branches, self._state) for network in companions_of(pipe, denoisers)
+            ]
             self._controls = [] if controlnet is None else [ControlSwitch(controlnet, branches, self._state)]
             yield
 
@@ -175,7 +181,7 @@ class PipelineCall:
             stack.enter_context(counting_calls(type(self._pipe)))
             stack.enter_context(attributes_put_back(self._walk.wrapped, always=False))
             stack.enter_context(swapped([(self._pipe, {"scheduler": presented(self._walk)})]))
-            switches: list[DenoiserSwitch | ControlSwitch] = [*self._switches, *self._controls]
+            switches: list[Switch] = [*self._switches, *self._companions, *self._controls]
             for switch in switches:
                 stack.enter_context(switch.installed())
             try:
@@ -183,7 +189,7 @@ class PipelineCall:
                 changes = self._with_callbacks_aside(arguments)
                 changes |= call_back_after_steps(arguments | changes, self._state)
                 result = self._call(given | changes, len(args))
-                samples = _samples_in(result)
+                samples = min(_samples_in(result), self._walk.samples or 1)  # a sample may be several pictures
             except Exception as error:
                 if self._state.is_watched and _is_of_the_loop(error):
                     raise ValueError(
@@ -206,12 +212,14 @@ class PipelineCall:
         state, walk = self._state, self._walk
         if self._settings.grid != 1.0:
             check_no_own_timesteps(arguments, self._settings.grid)
-        scale = arguments.get("guidance_scale")
+        told = "distilled_guidance_scale"  # as HunyuanImage has the scale that a network is told, beside its guider's
+        scale = arguments.get(told, arguments.get("guidance_scale"))
         state.guidance_scale = float(scale) if isinstance(scale, Real) else None
         state.stated_scales = {
             name: float(value)
             for name, value in arguments.items()
             if any(word in name for word in ("guidance", "cfg", "scale"))
+            and name != told
             and isinstance(value, Real)
             and not isinstance(value, bool)
         }
@@ -383,10 +391,12 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], Reflected
             function, arguments, *rest = super().__reduce_ex__(protocol)
             return function, tuple(original if value is Reflecting else value for value in arguments), *rest
 
-        def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
-            if not running:
-                return super().progress_bar(iterable, total)
-            return running[-1].progress_bar(super().progress_bar, iterable, total)
+        def progress_bar(self, iterable: Any = None, total: int | None = None, **looks: Any) -> Any:
+            make_bar = partial(super().progress_bar, **looks)
+            # What goes round over a range goes over samples, whose bar is no bar of steps.
+            if not running or isinstance(iterable, range):
+                return make_bar(iterable, total)
+            return running[-1].progress_bar(make_bar, iterable, total)
 
     Reflecting.scheduler = _SchedulerInCalls(loop, running)
     if loop is not original:

@@ -80,5 +80,5 @@ class ControlSwitch:
 
     def _instead_of_residuals(self, arguments: dict[str, Any]) -> Any:
         """Return what pipelines hand on to a denoiser that is not run in this turn: no residuals, and one of zeros."""
-        latents = next(iter(arguments.values()))
-        return ([], latents.new_zeros(len(latents))) if self._zeros is None else self._zeros
+        latents = next(iter(arguments.values()))  # a batch, or a list of samples (Z-Image)
+        return ([], latents[0].new_zeros(len(latents))) if self._zeros is None else self._zeros

@@ -268,7 +268,7 @@ class DenoiserSwitch:
         arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
         positional, named = as_given(arguments, self._positional)
         looked_at = self._state.kept.evaluated(uncompiled(module)) if self._state.leads else nullcontext()
-        with looked_at, self._evaluating, swapped(swaps):
+        with looked_at, self._evaluating, swapped(swaps), self._caches.filled(arguments, branch):
             output = run(*positional, **named)
         self._caches.note(output, branch)
         return output
@@ -286,6 +286,58 @@ class DenoiserSwitch:
             differs = differences(own.calls[call].get(name), arguments.get(name))
             self._state.text_differs += [flag for flag, _ in differs]
         return arguments | self._texts[key]
+
+
+class CompanionSwitch:
+    """Takes the place of a network that a pipeline evaluates beside its denoiser (Ideogram 4's unconditional one).
+
+    No branch changes it. Its evaluations are counted, and it is not run in turns that only watch.
+
+    Args:
+        pipe: the pipeline.
+        network: of the class of its denoiser.
+        branches: the setting of each role.
+        state: tells the current role.
+    """
+
+    def __init__(self, pipe: Any, network: nn.Module, branches: Mapping[Role, Branch], state: CallState) -> None:
+        self._pipe = pipe
+        self._network = network
+        self._branches = branches
+        self._state = state
+        self._signature = named_signature(network)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Put the switch in the network's place for one call of the pipeline."""
+        with in_place_of(self._network, self._answer):
+            yield
+
+    def _answer(self, evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        state = self._state
+        if state.is_elsewhere:
+            return evaluate(*args, **kwargs)
+        arguments = by_name(self._signature, args, kwargs)
+        samples = next(iter(arguments.values()))
+        if state.rehearsing is not None or state.probing is not None:
+            if state.probing is not None:
+                state.given.append(arguments)
+            shapes = output_shapes(uncompiled(self._network), samples)
+            rows = probe_rows(state.probing or 0, shapes, _OF_COMPANION, samples[0])
+            return output_like(rows, samples, arguments)
+        if state.setting(self._branches).text is not None:
+            raise ValueError(
+                f"{type(self._pipe).__name__} evaluates a network beside its denoiser that no branch changes, so a "
+                "branch cannot have a text of its own; let the branches differ in something else"
+            )
+        state.nfe[state.role] += len(samples)
+        looked_at = state.kept.evaluated(uncompiled(self._network)) if state.leads else nullcontext()
+        with looked_at:
+            return evaluate(*args, **kwargs)
+
+
+_OF_COMPANION = 10**5
+"""Sets its rows in a probe turn apart from the denoiser's."""
 
 
 def check_same_shape(denoiser: nn.Module, second: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -67,16 +67,34 @@ def _share_of_last(
     Solved by least squares, line by line where lines are rescaled, with what the target has of the latents taken out;
     not a number where the other columns leave nothing of the last one to tell its weight by.
     """
-    laid_out = [column[tuple(slice(size) for size in target.shape)] for column in columns]
-    lines = [_lines(part, layout) for part in ([] if start is None else [start]) + [*laid_out, target]]
+    shares, residuals = zip(*(_solved(part, target, start, layout) for part in _laid_out(columns, target)), strict=True)
+    return torch.stack(shares).take(torch.stack(residuals).argmin())
+
+
+def _laid_out(columns: Sequence[torch.Tensor], target: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Give the columns as a target is laid out: their leading part, and their trailing part where that is another.
+
+    Pipelines leave out what is no part of what they make, in front (the image a clip begins with, text) or behind.
+    """
+    yield [column[tuple(slice(size) for size in target.shape)] for column in columns]
+    if any(column.shape != target.shape for column in columns):
+        yield [column[tuple(slice(-size, None) for size in target.shape)] for column in columns]
+
+
+def _solved(
+    columns: Sequence[torch.Tensor], target: torch.Tensor, start: torch.Tensor | None, layout: Layout
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the last column weighs, as a share, and what the columns leave over of the target."""
+    lines = [_lines(part, layout) for part in ([] if start is None else [start]) + [*columns, target]]
     matrix, wanted = torch.stack(lines[:-1], -1), lines[-1].unsqueeze(-1)  # lines, elements, columns
     orthogonal, upper = torch.linalg.qr(matrix)
-    weights = torch.linalg.solve_triangular(upper, orthogonal.mT @ wanted, upper=True)[..., 0]
+    projected = orthogonal.mT @ wanted
+    weights = torch.linalg.solve_triangular(upper, projected, upper=True)[..., 0]
     weights = weights[:, -len(columns) :]
     total = weights.sum(-1)
     share = (weights[:, -1] * total).sum() / (total * total).sum()
     alike = upper[:, -1, -1].norm() < _ALIKE.get(target.dtype, 1e-3) * matrix[..., -1].norm()
-    return torch.where(alike, float("nan"), share)
+    return torch.where(alike, float("nan"), share), (wanted - orthogonal @ projected).norm()
 
 
 def _lines(part: torch.Tensor, layout: Layout) -> torch.Tensor:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from w2sd_video.argument_checks import version_of
 from w2sd_video.branch import Branch
@@ -60,47 +63,86 @@ class HandedBack:
 
 
 class Momentum:
-    """The momentum of a pipeline's guider (APG), which is to see the steps that count only.
+    """The momentum of a pipeline's guiders (APG), which is to see the steps that count only.
 
     Args:
-        pipe: a pipeline, with a guider or without.
+        pipe: a pipeline: with no guider, one, or one for each kind of prompt (HunyuanImage).
     """
 
     def __init__(self, pipe: Any) -> None:
-        self._guider: Any = getattr(pipe, "guider", None)
-        self._buffer = copy.copy(getattr(self._guider, "momentum_buffer", None))
+        self._guiders = [part for part in vars(pipe).values() if hasattr(part, "momentum_buffer")]
+        self._buffers = self._now()
 
     def after_turn(self, takes_step: bool) -> None:
         """Keep what a step has made of it; undo what another turn has."""
         if takes_step:
-            self._buffer = copy.copy(getattr(self._guider, "momentum_buffer", None))
-        elif hasattr(self._guider, "momentum_buffer"):
-            self._guider.momentum_buffer = copy.copy(self._buffer)
+            self._buffers = self._now()
+        else:
+            for guider, buffer in zip(self._guiders, self._buffers, strict=True):
+                guider.momentum_buffer = copy.copy(buffer)
+
+    def _now(self) -> list[Any]:
+        return [copy.copy(guider.momentum_buffer) for guider in self._guiders]
 
 
 class Caches:
-    """What a network returned beside its prediction (Flux 2's keys and values), to be given back to its own role."""
+    """What a network keeps of an evaluation (keys and values) to be given back to its own role.
+
+    Some return it beside their prediction (Flux 2), others put it into an object that they are given (Qwen-Image 2.1).
+    """
 
     def __init__(self) -> None:
         self._made_by: list[tuple[Any, Branch]] = []
+        self._filled_by: list[tuple[Any, Branch]] = []
 
     def note(self, output: Any, branch: Branch) -> None:
         """Remember what was returned as a branch."""
         if isinstance(output, tuple):
             self._made_by += [(extra, branch) for extra in output[1:] if extra is not None]
 
-    def check(self, arguments: dict[str, Any], branch: Branch) -> None:
+    @contextmanager
+    def filled(self, arguments: Mapping[str, Any], branch: Branch) -> Iterator[None]:
+        """Remember which of the objects among its arguments an evaluation as a branch puts something into."""
+        objects = [value for value in arguments.values() if hasattr(value, "__dict__") and not _is_plain(value)]
+        before = [_tensors_in(value) for value in objects]
+        yield
+        for value, held in zip(objects, before, strict=True):
+            if _tensors_in(value) != held:
+                self._filled_by.append((value, branch))
+
+    def check(self, arguments: Mapping[str, Any], branch: Branch) -> None:
         """Look at what a network is given.
 
         Raises:
-            ValueError: what it returned for another branch.
+            ValueError: what it kept for another branch.
         """
-        for made, by in self._made_by:
-            if by != branch and any(value is made for value in arguments.values()):
+        of_others = [made for made, by in self._made_by if by != branch]
+        of_others += [held for held, by in self._filled_by if not by.same_but_guidance(branch)]
+        for kept in of_others:
+            if any(value is kept for value in arguments.values()):
                 raise ValueError(
                     "the pipeline gives its network what it kept from an evaluation of another branch (a cache of keys "
-                    "and values), which cannot be reflected; reflect no step (reflection_steps=0)"
+                    "and values), which cannot be reflected; call it without the cache where it takes that "
+                    "(use_kv_cache=False), or reflect no step (reflection_steps=0)"
                 )
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (torch.Tensor, nn.Module, type))
+
+
+def _tensors_in(value: Any, depth: int = 3) -> list[tuple[int, int]]:
+    """Return which tensors an object holds, and in which state, in its attributes and what they hold."""
+    if isinstance(value, torch.Tensor):
+        return [(id(value), version_of(value))]
+    inner: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        inner = value.values()
+    elif isinstance(value, (list, tuple)):
+        inner = value
+    elif not _is_plain(value):
+        inner = getattr(value, "__dict__", {}).values()
+    return [held for item in inner for held in _tensors_in(item, depth - 1)] if depth else []
 
 
 CHANGED_LATER = (

@@ -11,7 +11,7 @@ from torch import nn
 
 from w2sd_video.backends import DENOISERS, second_denoiser
 from w2sd_video.branch import STAGES, Branch
-from w2sd_video.driver.signatures import code_of
+from w2sd_video.driver.signatures import code_of, uncompiled
 from w2sd_video.gaps.ip_adapter import has_ip_adapter
 from w2sd_video.gaps.lora import active_adapters
 from w2sd_video.reflection_settings import Role
@@ -28,6 +28,13 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
             f"{', '.join(DENOISERS)}"
         )
     return denoisers
+
+
+def companions_of(pipe: Any, denoisers: list[nn.Module]) -> list[nn.Module]:
+    """Return a pipeline's further networks of the class of its denoisers, which it may evaluate beside them."""
+    classes = {type(uncompiled(denoiser)) for denoiser in denoisers}
+    parts = [part for part in vars(pipe).values() if isinstance(part, nn.Module)]
+    return [part for part in parts if type(uncompiled(part)) in classes and part not in denoisers]
 
 
 def is_modular(pipe: Any) -> bool:

@@ -171,12 +171,22 @@ class LedWalk(Walk):
         super().__init__(scheduler, settings, state)
         self._loop = loop
         self._first = torch.zeros(0)
+        self._handed = self._first, self._first
 
     def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Leave latents that were asked for as they are: they come as the network wants them."""
-        if self.at < len(self.turns) and isinstance(self.turns[self.at].asked, StepRequest):
-            return sample
-        return super().scale_model_input(sample, *args, **kwargs)
+        """Bring latents that were asked for back to what came: as the network wants them, to the last bit."""
+        if self.at == len(self.turns) or not isinstance(self.turns[self.at].asked, StepRequest):
+            return super().scale_model_input(sample, *args, **kwargs)
+        undivided, came = self._handed
+        divided = sample if undivided is came else sample / self._input_scale(self.turns[self.at].call)
+        if undivided is came or undivided.shape[1:] != sample.shape[1:] or len(sample) % len(undivided):
+            return divided
+        copies = len(sample) // len(undivided)
+        return torch.where(sample == torch.cat([undivided] * copies), torch.cat([came] * copies), divided)
+
+    def _input_scale(self, call: int) -> float:
+        """Return what a loop has its latents divided by at a call; some read them undivided too (latent upscaling)."""
+        return self._trajectory.input_scale(self._trajectory.level(self._trajectory.step_at(call)))
 
     def _answering(self) -> Generator[Any, torch.Tensor, torch.Tensor]:
         """Yield what is asked for, and hand out what is sent for it."""
@@ -186,7 +196,9 @@ class LedWalk(Walk):
             timestep = self.wrapped.timesteps[call]
             if state.measures and len(state.layouts) < state.stages:  # the other stage may be the one to evaluate
                 self.turns.append(Turn(call, timestep, ProbeRequest("measure", 0, 1)))
-            request = StepRequest(asked.latents, call, asked.role)
+            scale, came = self._input_scale(call), asked.latents
+            self._handed = came if scale == 1.0 else came * scale, came
+            request = StepRequest(self._handed[0], call, asked.role)
             self.turns.append(Turn(call, timestep, request, begins_call=False))
             prediction = yield request
             self._handed_back.compare()
@@ -211,6 +223,13 @@ class _WatchedWalk(LedWalk):
         """Look at a turn, and after the last one begin to wait."""
         if (asked.purpose, asked.number) == ("watch", 0):
             self._first = arguments["sample"].clone()
+            variances = str(getattr(self.wrapped.config, "variance_type", ""))
+            if variances.startswith("learned") and arguments["model_output"].shape != self._first.shape:
+                raise ValueError(
+                    f"the network of {self.watch.pipeline} predicts the variance of the steps of "
+                    f"{type(self.wrapped).__name__} beside, which a predictor leaves out; use reflection(pipe, ...) "
+                    'instead, or make the scheduler with variance_type="fixed_small"'
+                )
         latents = super()._look(turn, asked, arguments)
         if self._edits.are_made:
             raise ValueError(

@@ -35,7 +35,7 @@ def take_rows(value: Any, name: str, rows: Sequence[int], total: int, frames: in
     if name in _NOT_BATCHED:
         return value
     if isinstance(value, Mapping):
-        return {key: take_rows(item, key, rows, total, frames) for key, item in value.items()}
+        return {key: take_rows(item, str(key), rows, total, frames) for key, item in value.items()}
     if isinstance(value, list) and len(value) == total and "residual" not in name and "block_samples" not in name:
         return [value[row] for row in rows]
     if isinstance(value, (list, tuple)):

@@ -62,6 +62,7 @@ class Walk:
         self.reflected_steps = 0
         self.steps_taken = 0
         self.reflected_steps_taken = 0
+        self.samples = 0
         self.draw: Draw = torch.randn_like
         self.on_loop: Callable[[], None] = lambda: None
         self.on_turn: Callable[[bool], None] = lambda takes_step: None
@@ -71,6 +72,7 @@ class Walk:
         self._begin = 0
         self._moments: dict[int, Moment] = {}
         self._is_under_way = False
+        self._begins_loop = False
         self._positional = 0
         self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
@@ -180,7 +182,7 @@ class Walk:
         steps_to_come = trajectory.steps_from(calls.start)
         if not steps_to_come and not self._settings.is_on:
             return False
-        self._begin, self.at, self._algorithm = calls.start, 0, None
+        self._begin, self.at, self._algorithm, self._begins_loop = calls.start, 0, None, True
         self._probed, self._own_scale, self._drift, self._edits = [], None, Drift(), Edits()
         self._trajectory = trajectory
         self._fresh = self.fresh_steps(trajectory) if self._settings.reuse > 1 else ()
@@ -255,6 +257,9 @@ class Walk:
     def _step(self, *args: Any, **kwargs: Any) -> Any:
         if self._state.rehearsing is not None:
             raise RehearsalOver
+        if self._begins_loop:  # which may be one of several, for samples one after another
+            self.samples += len(by_name(self._step_signature, args, kwargs)["sample"])
+            self._begins_loop = False
         turn, self._shown, self._state.in_turn = self._shown, None, False
         if not self._leads or (turn is None and not self._settings.is_on):
             return self._step_alone(args, kwargs)
