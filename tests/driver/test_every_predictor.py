@@ -21,8 +21,8 @@ WITH_VARIANCES = tuple(name for name in REFLECTED if name.startswith(("IF", "Kan
 
 
 WITH_CHECKPOINTS = """
-StableDiffusionInpaint StableDiffusionXLInpaint StableDiffusion3Inpaint StableDiffusionControlNetInpaint EasyAnimateInpaint
-StableDiffusion3ControlNetInpainting QwenImageControlNetInpaint ZImageControlNetInpaint
+StableDiffusionInpaint StableDiffusionXLInpaint StableDiffusion3Inpaint StableDiffusionControlNetInpaint
+StableDiffusion3ControlNetInpainting EasyAnimateInpaint QwenImageControlNetInpaint ZImageControlNetInpaint
 """.split()
 """Inpainting whose network or ControlNet is given the mask; all other puts the kept part back after each step."""
 PUT_BACK = [name for name in REFLECTED if "Inpaint" in name and name.removesuffix("Pipeline") not in WITH_CHECKPOINTS]

@@ -146,15 +146,18 @@ def image_vae(**changes: Any) -> diffusers.AutoencoderKL:
     return randomise(diffusers.AutoencoderKL(**config | changes))
 
 
-def wan_vae(name: str = "AutoencoderKLWan") -> Any:
+def wan_vae(name: str = "AutoencoderKLWan", **changes: Any) -> Any:
     """Clips (n, 3, 9, 32, 32) to latents (n, 4, 3, 4, 4) and back; QwenImage's is the same by another name."""
     vae = getattr(diffusers, name)(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
+        **{
+            "base_dim": 4,
+            "z_dim": 4,
+            "dim_mult": [1, 1, 1, 1],
+            "num_res_blocks": 1,
+            "latents_mean": [0.0] * 4,
+            "latents_std": [1.0] * 4,
+        }
+        | changes
     )
     return randomise(vae)
 

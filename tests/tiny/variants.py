@@ -100,6 +100,13 @@ def _qwen(**changes: Any) -> dict[str, Any]:
     return {"text_encoder": None, "tokenizer": None, "processor": None, "call": call} | changes
 
 
+def _qwen_edit() -> dict[str, Any]:
+    """Of images that are made a megapixel whatever they are: few tokens by levels more than the usual four."""
+    return _qwen(
+        size=128, vae=parts.wan_vae("AutoencoderKLQwenImage", dim_mult=[1] * 6, temperal_downsample=[False] * 5)
+    )
+
+
 def _kandinsky_5(**changes: Any) -> dict[str, Any]:
     call = embeddings("prompt_embeds_qwen", pooled=("prompt_embeds_clip",))
     call |= {f"{which}prompt_cu_seqlens": torch.tensor([0, 8], dtype=torch.int32) for which in ("", "negative_")}
@@ -450,9 +457,9 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
         controlnet=network("QwenImageControlNetModel", extra_condition_channels=4)
     ),
     "QwenImageControlNetPipeline": _qwen,
-    "QwenImageEditInpaintPipeline": _qwen,
-    "QwenImageEditPipeline": _qwen,
-    "QwenImageEditPlusPipeline": _qwen,
+    "QwenImageEditInpaintPipeline": _qwen_edit,
+    "QwenImageEditPipeline": _qwen_edit,
+    "QwenImageEditPlusPipeline": _qwen_edit,
     "QwenImageImg2ImgPipeline": _qwen,
     "QwenImageInpaintPipeline": _qwen,
     "QwenImageLayeredPipeline": _qwen,
