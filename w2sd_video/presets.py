@@ -7,7 +7,7 @@ from typing import Any, Literal
 Preset = Literal["paper", "recommended", "fast"]
 PRESETS: dict[Preset, dict[str, Any]] = {
     "paper": {"reflection_steps": None, "strength": 1.0, "rounds": 1, "inversion": "paper", "span": 1},
-    "recommended": {"reflection_steps": (0.5, 1.0), "strength": 1.0, "rounds": 1, "inversion": "current", "span": 1},
+    "recommended": {"reflection_steps": (0.0, 0.5), "strength": 1.0, "rounds": 1, "inversion": "current", "span": 1},
     "fast": {
         "reflection_steps": 0,
         "autoguidance": 1.0,
