@@ -16,6 +16,7 @@ import autoguidance
 import cos_gaps
 import cumulative
 import equal_time
+import fashion_two_classes
 import few_steps
 import gap_size
 import inversion_error
@@ -158,6 +159,12 @@ def test_cos_gaps(out, monkeypatch):
 def test_two_classes(out):
     circles = two_classes.main(out, seeds=1, samples=100, steps=200)
     assert circles["W2SD"][0] < circles["strong"][0] - 0.03 < circles["S2WD"][0]
+
+
+def test_trousers_and_sneakers_are_counted(out):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra judges")
+    trousers = fashion_two_classes.main(out, samples=50)
+    assert trousers["W2SD"] < trousers["strong"] < trousers["weak"] <= trousers["S2WD"]
 
 
 def test_the_classifier_of_two_classes_knows_pictures_that_it_never_saw():
