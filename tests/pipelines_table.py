@@ -89,27 +89,29 @@ def tried(name: str) -> Row:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
-def reflected(pipe: Any, call: dict[str, Any], stock: torch.Tensor) -> Row:
-    """Say what reflection does to a pipeline that runs."""
+def reflected(pipe: Any, call: dict[str, Any], stock: torch.Tensor, **options: Any) -> Row:
+    """Say what reflection does to a pipeline that runs; one that is refused for its edits is tried with them undone."""
     try:
         for off in ({"reflection_steps": 0}, {"strength": 0.0}):
-            with reflection(pipe, strong=Branch(), weak=Branch(), **off):
+            with reflection(pipe, strong=Branch(), weak=Branch(), **off, **options):
                 if not torch.equal(run(pipe, call), stock):
                     return Row("wrong", f"with {off} the result is not the stock pipeline's")
-        with reflection(pipe, strong=Branch(), weak=Branch(), inversion="current"):
+        with reflection(pipe, strong=Branch(), weak=Branch(), inversion="current", **options):
             if (run(pipe, call) - stock).double().norm() > 1e-3 * stock.double().norm():
                 return Row("wrong", "with no gap between strong and weak the result is not the stock pipeline's")
         remark = ""
         try:
-            with reflection(pipe, strong=STRONG, weak=WEAK) as done:
+            with reflection(pipe, strong=STRONG, weak=WEAK, **options) as done:
                 result = run(pipe, call)
         except ValueError as error:
             remark = short(error) if is_ours(error) else f"a branch with a guidance scale fails: {short(error)}"
-            with reflection(pipe, strong=Branch(), weak=Branch(weights=other_weights(pipe))) as done:
+            with reflection(pipe, strong=Branch(), weak=Branch(weights=other_weights(pipe)), **options) as done:
                 result = run(pipe, call)
     except TimeoutError:
         raise
     except Exception as error:
+        if "undo_edits=True" in str(error) and reflected(pipe, call, stock, undo_edits=True).status == "reflected":
+            return Row("refused", f"{short(error)}; reflected with `undo_edits=True`")
         return (
             Row("refused", short(error)) if is_ours(error) else Row("fails", f"{type(error).__name__}: {short(error)}")
         )
@@ -198,7 +200,8 @@ what it does to the pictures.
 - **reflected**: with either kind of off the result was the stock pipeline's, bit for bit, and without a gap up to
   rounding; reflected, by guidance 4 over 1, it was finite and another. Where a branch cannot set the guidance scale
   there, second weights were the gap.
-- **refused**: the plugin said why, before or while sampling.
+- **refused**: the plugin said why, before or while sampling; where that is for edits of the latents, `undo_edits=True`
+  was tried too.
 - **fails**: the pipeline itself broke in the longer loop.
 - **not tried**: what its class tells, or what was missing for a try.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ def reflection(
     autoguidance_gap: Literal["base", "strong"] = "base",
     grid: float = 1.0,
     solver: str | None = None,
+    undo_edits: bool = False,
 ) -> Iterator[Run]:
     """Reflect every call of a diffusers pipeline inside the block (algorithm 1 of the paper).
 
@@ -79,6 +81,9 @@ def reflection(
         grid: ρ: timesteps that are denser at low noise above 1 (``Reflection``); 1 leaves them to the scheduler.
         solver: class of a scheduler of diffusers that takes the steps inside the block, with the noise levels of the
             pipeline's own; None leaves that in its place.
+        undo_edits: whether a pipeline is reflected whose loop changes its latents after each step, as inpainting does
+            that puts the kept part back, noised anew. What it makes of those of a reflection's turns is undone then:
+            the reflection acts on the kept part too, which is put back after the step. Else it is refused.
 
     Yields:
         A ``Run``, filled in by each call of the pipeline.
@@ -120,14 +125,16 @@ def reflection(
         return
     is_loaded = getattr(pipe, "scheduler", None) is not None  # of a modular pipeline it may not be yet
     swaps = [(pipe, {"scheduler": solver_of(pipe, solver)})] if solver is not None and is_loaded else []
-    with swapped(swaps), _walking(pipe, branches, settings) as run:
+    with swapped(swaps), _walking(pipe, branches, settings, undo_edits) as run:
         yield run
 
 
-def _walking(pipe: Any, branches: dict[Role, Branch], settings: Reflection) -> AbstractContextManager[Run]:
+def _walking(
+    pipe: Any, branches: dict[Role, Branch], settings: Reflection, undo_edits: bool
+) -> AbstractContextManager[Run]:
     """Return what leads the calls of a pipeline: a block of a modular one's denoise loop, a scheduler of others'."""
     if is_modular(pipe):
         from w2sd_video.driver.modular_call import walking_blocks  # modular pipelines of diffusers are slow to import
 
         return walking_blocks(pipe, branches, settings)
-    return walking(pipe, branches, settings, Walk)
+    return walking(pipe, branches, settings, partial(Walk, undoes_edits=undo_edits))

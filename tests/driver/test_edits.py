@@ -135,12 +135,12 @@ def test_an_inpainting_loop_equals_the_plain_loop(cls, scheduler, inversion):
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     wanted = plain(pipe, call, inversion)
     stock = run(pipe, call)
-    with reflection(pipe, strong=STRONG, weak=WEAK, inversion=inversion) as done:
+    with reflection(pipe, undo_edits=True, strong=STRONG, weak=WEAK, inversion=inversion) as done:
         close(run(pipe, call), wanted)
     of_weak = STEPS - 1 if inversion == "paper" else 0  # strong's rows, at the same latents
     assert done.nfe == {"base": 2 * STEPS, "strong": 2 * (STEPS - 1), "weak": of_weak}
     assert (wanted - stock).norm() > 1e-2 * stock.norm()
-    with reflection(pipe, strong=STRONG, weak=WEAK, inversion=inversion, strength=0.0):
+    with reflection(pipe, undo_edits=True, strong=STRONG, weak=WEAK, inversion=inversion, strength=0.0):
         assert torch.equal(run(pipe, call), stock)
 
 
@@ -148,7 +148,7 @@ def test_an_inpainting_loop_equals_the_plain_loop(cls, scheduler, inversion):
 def test_autoguidance_in_an_inpainting_loop_equals_the_plain_loop():
     pipe, call = of(Inpainting)
     wanted = plain(pipe, call, "current", push=0.5)
-    with reflection(pipe, strong=STRONG, weak=WEAK, inversion="current", autoguidance=0.5):
+    with reflection(pipe, undo_edits=True, strong=STRONG, weak=WEAK, inversion="current", autoguidance=0.5):
         close(run(pipe, call), wanted)
 
 
@@ -178,7 +178,7 @@ def test_packed_inpainting_equals_the_plain_loop(name):
     pipe.transformer.forward = seen
     stock = run(pipe, call)
     del pipe.transformer.forward
-    with reflection(pipe, strong=Branch(), weak=Branch(weights=weak), inversion="paper") as done:
+    with reflection(pipe, undo_edits=True, strong=Branch(), weak=Branch(weights=weak), inversion="paper") as done:
         result = run(pipe, call)
     assert done.reflected_steps == done.steps - 1 > 1
 
@@ -212,6 +212,18 @@ def test_packed_inpainting_equals_the_plain_loop(name):
 
 
 @pytest.mark.parametrize("inversion", ["paper", "current"])
+@pytest.mark.parametrize("name", ["FluxInpaintPipeline", "FluxKontextInpaintPipeline", "QwenImageInpaintPipeline"])
+def test_unless_it_is_asked_for_such_a_loop_is_refused_before_any_network_runs(name, inversion):
+    pipe, call = build(name)
+    with (
+        pytest.raises(ValueError, match=r"changes its latents in every turn .* pass undo_edits=True"),
+        reflection(pipe, strong=Branch(), weak=Branch(), inversion=inversion) as done,
+    ):
+        run(pipe, call)
+    assert not any(done.nfe.values())
+
+
+@pytest.mark.parametrize("inversion", ["paper", "current"])
 @pytest.mark.parametrize(
     ("cls", "what"),
     [
@@ -227,7 +239,7 @@ def test_what_cannot_be_undone_is_refused(cls, what, inversion):
     evaluations = []
     pipe.unet.conv_in.register_forward_hook(lambda *_: evaluations.append(1))
     with (
-        reflection(pipe, strong=STRONG, weak=WEAK, inversion=inversion, reflection_steps=4) as done,
+        reflection(pipe, undo_edits=True, strong=STRONG, weak=WEAK, inversion=inversion, reflection_steps=4) as done,
         pytest.raises(ValueError, match=what),
     ):
         run(pipe, call)
@@ -249,7 +261,7 @@ def test_what_cannot_be_undone_is_refused(cls, what, inversion):
 def test_without_a_gap_all_networks_see_what_they_see_in_a_stock_loop(name):
     pipe, call = build(name)
     stock = run(pipe, call)
-    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="current") as done:
+    with reflection(pipe, undo_edits=True, strong=Branch(), weak=Branch(), inversion="current") as done:
         close(run(pipe, call), stock, 1e-4)
     assert done.reflected_steps
 
@@ -268,7 +280,7 @@ def test_a_controlnet_is_given_the_latents_that_its_denoiser_is_given():
     for name in ("unet", "controlnet"):
         network = getattr(pipe, name)
         network.forward = noting(name, network.forward)
-    with reflection(pipe, strong=Branch(), weak=Branch(), inversion="paper"):
+    with reflection(pipe, undo_edits=True, strong=Branch(), weak=Branch(), inversion="paper"):
         run(pipe, call)
     assert len(seen["unet"]) > 3
     assert all(torch.equal(one, other) for one, other in zip(seen["unet"], seen["controlnet"], strict=True))

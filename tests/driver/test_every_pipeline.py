@@ -15,6 +15,8 @@ from w2sd_video.driver.walk import Walk
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "pipelines.md"
 REFLECTED = re.findall(r"^\| (\w+) \| reflected", PAGE.read_text(), re.MULTILINE)
+EDITING = re.findall(r"^\| (\w+) \| refused \|.* `undo_edits=True`", PAGE.read_text(), re.MULTILINE)
+"""Those that change their latents after each step, and are reflected if that is to be undone between."""
 
 
 class FakeNetwork:
@@ -69,7 +71,7 @@ def asked(monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("name", REFLECTED)
+@pytest.mark.parametrize("name", [*REFLECTED, *EDITING])
 def test_a_loop_without_a_gap_is_the_stock_loop_and_what_is_asked_is_seen(name, asked):
     pipe, call = build(name)
     seen = []
@@ -80,7 +82,7 @@ def test_a_loop_without_a_gap_is_the_stock_loop_and_what_is_asked_is_seen(name, 
     def share_seen(**settings):
         """Return the result, and the least share of what was asked for that was among what the next turn saw."""
         seen.clear(), asked.clear()
-        with reflection(pipe, strong=Branch(), weak=Branch(), **settings) as done:
+        with reflection(pipe, strong=Branch(), weak=Branch(), undo_edits=name in EDITING, **settings) as done:
             result = run(pipe, call)
         is_watched = settings.get("reflection_steps") != 0
         if is_watched:

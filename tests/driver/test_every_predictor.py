@@ -7,7 +7,7 @@ import pytest
 import torch
 from pipelines_table import run
 from replay import denoisers_of
-from test_every_pipeline import REFLECTED, FakeNetwork
+from test_every_pipeline import EDITING, REFLECTED, FakeNetwork
 from tiny.variants import build
 
 from w2sd_video import Branch, predictor, sample
@@ -18,15 +18,6 @@ IN_SEVERAL_LOOPS = "WanAnimatePipeline"
 """The one that makes its clip segment by segment, of which a predictor is there for the first."""
 WITH_VARIANCES = tuple(name for name in REFLECTED if name.startswith(("IF", "KandinskyV22")))
 """Those whose networks predict the variance of a step that draws noise."""
-
-
-WITH_CHECKPOINTS = """
-StableDiffusionInpaint StableDiffusionXLInpaint StableDiffusion3Inpaint StableDiffusionControlNetInpaint
-StableDiffusion3ControlNetInpainting EasyAnimateInpaint QwenImageControlNetInpaint ZImageControlNetInpaint
-""".split()
-"""Inpainting whose network or ControlNet is given the mask; all other puts the kept part back after each step."""
-PUT_BACK = [name for name in REFLECTED if "Inpaint" in name and name.removesuffix("Pipeline") not in WITH_CHECKPOINTS]
-PUT_BACK = ["JoyImageEditPipeline", *sorted({*PUT_BACK} - {*WITH_VARIANCES})]
 
 
 @pytest.fixture
@@ -49,7 +40,7 @@ def stepped(monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", sorted({*REFLECTED} - {IN_PARTS, IN_SEVERAL_LOOPS, *WITH_VARIANCES, *PUT_BACK}))
+@pytest.mark.parametrize("name", sorted({*REFLECTED} - {IN_PARTS, IN_SEVERAL_LOOPS, *WITH_VARIANCES}))
 def test_sample_with_a_predictor_is_the_stock_loop(name, stepped):
     pipe, call = build(name)
     for denoiser in denoisers_of(pipe).values():
@@ -83,8 +74,8 @@ def test_a_network_that_predicts_variances_too_is_refused(name):
         predictor(pipe, strong=Branch(), weak=Branch(), **call)
 
 
-@pytest.mark.parametrize("name", PUT_BACK)
-def test_inpainting_that_puts_the_kept_part_back_is_refused(name):
+@pytest.mark.parametrize("name", EDITING)
+def test_a_loop_that_changes_its_latents_after_each_step_is_refused(name):
     pipe, call = build(name)
-    with pytest.raises(ValueError, match="changes its latents after each step"):
+    with pytest.raises(ValueError, match="changes its latents in every turn|predicts the variance"):
         predictor(pipe, strong=Branch(), weak=Branch(), **call)

@@ -231,11 +231,6 @@ class _WatchedWalk(LedWalk):
                     'instead, or make the scheduler with variance_type="fixed_small"'
                 )
         latents = super()._look(turn, asked, arguments)
-        if self._edits.are_made:
-            raise ValueError(
-                f"{self.watch.pipeline} changes its latents after each step (as inpainting does that keeps a part), "
-                "which a loop of your own would not, so it can have no predictor; reflect the pipeline itself"
-            )
         if self._algorithm is None and turn is self.turns[-1]:
             self._loop.is_ready(self._first, self.wrapped, turn.call)
             self._algorithm = self._answering()

@@ -19,7 +19,7 @@ import torch
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
 from w2sd_video.driver.drift import Drift
 from w2sd_video.driver.edits import UNKNOWN, Edits
-from w2sd_video.driver.guards import CHANGED_LATER, HandedBack
+from w2sd_video.driver.guards import CHANGED_LATER, EDITED, HandedBack
 from w2sd_video.driver.measuring import PROBE_TURNS, Probed, at_other_weights, measured
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, with_signature
@@ -49,12 +49,13 @@ class Walk:
         scheduler: takes the steps that count.
         settings: where and how to reflect.
         state: told, before each turn, which role the denoiser answers for.
+        undoes_edits: whether a loop that changes its latents after each step is led, and not refused.
 
     Raises:
         TypeError: a scheduler that is not known or cannot be reflected.
     """
 
-    def __init__(self, scheduler: Any, settings: Reflection, state: CallState) -> None:
+    def __init__(self, scheduler: Any, settings: Reflection, state: CallState, undoes_edits: bool = False) -> None:
         self.wrapped = scheduler
         self.turns: list[Turn] = []
         self.at = 0
@@ -80,7 +81,7 @@ class Walk:
         self.watch = Watch()
         self.fresh_steps: Callable[[Trajectory], Collection[int]] = lambda trajectory: ()
         self._drift = Drift()
-        self._handed_back, self._edits = HandedBack(), Edits()
+        self._handed_back, self._edits, self._undoes_edits = HandedBack(), Edits(), undoes_edits
         state.as_asked = self._as_asked
         self._probed: list[Probed] = []
         self._own_scale: float | None = None
@@ -297,6 +298,8 @@ class Walk:
             return latents
         if not edits.are_made and not is_watched:
             raise ValueError(CHANGED_LATER)
+        if not self._undoes_edits:
+            raise ValueError(EDITED)
         if latents.shape != handed_back.shape:
             raise ValueError(UNKNOWN)
         if not edits.are_made:
