@@ -77,5 +77,5 @@ def test_a_network_that_predicts_variances_too_is_refused(name):
 @pytest.mark.parametrize("name", EDITING)
 def test_a_loop_that_changes_its_latents_after_each_step_is_refused(name):
     pipe, call = build(name)
-    with pytest.raises(ValueError, match="changes its latents in every turn|predicts the variance"):
+    with pytest.raises(ValueError, match=r"changes its latents in every turn|predicts the variance"):
         predictor(pipe, strong=Branch(), weak=Branch(), **call)
