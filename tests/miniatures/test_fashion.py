@@ -8,8 +8,6 @@ import pytest
 
 from w2sd_video.miniatures import MORE_WEIGHTS, fashion
 from w2sd_video.miniatures.learning.assemble import write_real_pictures
-from w2sd_video.settings.model_checks import class_label
-from w2sd_video.settings.schema import ConfigError
 
 
 def test_pictures_are_read_packed_or_not(tmp_path):
@@ -61,10 +59,3 @@ def test_real_pictures_are_of_the_class_that_is_asked_for(tmp_path, monkeypatch)
         assert 5 < sum(either) < 35
     finally:
         fashion.real_pictures.cache_clear()
-
-
-def test_a_number_beyond_the_classes_is_refused_whatever_the_network_has_room_for():
-    names = {name: number for number, name in enumerate(fashion.CLASSES)}
-    assert class_label("9", names, 1000) == 9 == class_label("ankle boot", names, None)
-    with pytest.raises(ConfigError, match="use a number from 0 to 9, or a name: t-shirt"):
-        class_label("10", names, 1000)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import sys
 from collections.abc import Mapping
 
 from w2sd_video.branch import STAGES
@@ -89,14 +88,12 @@ def class_label(prompt: str, names: Mapping[str, int], count: int | None) -> int
 
     Args:
         prompt: a number, or one of the names.
-        names: numbers of the classes by name; where there are any, the last of them is the last class.
-        count: how many classes the network has room for; None if it is not known.
+        names: numbers of the classes by name.
+        count: how many classes there are; None if it is not known.
 
     Raises:
         ConfigError: neither a number of a class nor the name of one.
     """
-    if names:  # DiT has room for a thousand, however few it was trained on
-        count = min(count or sys.maxsize, max(names.values()) + 1)
     label = int(prompt) if prompt.isascii() and prompt.isdigit() else names.get(prompt)
     if label is not None and (count is None or label < count):
         return label
