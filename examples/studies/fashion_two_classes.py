@@ -67,7 +67,7 @@ def main(
                 sample_clips(pipe, settings, config.prompts[:1] * len(seeds), list(seeds))[0]
                 for seeds in (range(start, min(start + BATCH, samples)) for start in range(0, samples, BATCH))
             ]
-            clips = np.concatenate([np.stack(part) for part in parts])
+            clips = np.concatenate(parts)
             found = fashion_log_probabilities(clips).argmax(1).numpy()
             is_first = found[(found == first) | (found == second)] == first
             of_first = share(is_first.astype(float), np.arange(len(is_first)), len(is_first))

@@ -85,6 +85,11 @@ def _repeated(latents: torch.Tensor, rows: int) -> torch.Tensor:
     return latents.repeat(rows // len(latents), *[1] * (latents.ndim - 1))
 
 
+EDITED = (
+    "the pipeline changes its latents in every turn of its loop (as inpainting does that keeps the unmasked part by "
+    "noising it anew), which a reflection's turns would repeat; use an inpainting checkpoint, pass undo_edits=True to "
+    "reflection, which undoes it between the steps, or reflect no step (reflection_steps=0)"
+)
 UNKNOWN = (
     "the pipeline changes its latents in every turn of its loop (as inpainting does that keeps the unmasked part by "
     "noising it anew), and its network is given more of them than can be put back, so it cannot be reflected; use an "

@@ -145,11 +145,6 @@ def _tensors_in(value: Any, depth: int = 3) -> list[tuple[int, int]]:
     return [held for item in inner for held in _tensors_in(item, depth - 1)] if depth else []
 
 
-EDITED = (
-    "the pipeline changes its latents in every turn of its loop (as inpainting does that keeps the unmasked part by "
-    "noising it anew), which a reflection's turns would repeat; use an inpainting checkpoint, pass undo_edits=True to "
-    "reflection, which undoes it between the steps, or reflect no step (reflection_steps=0)"
-)
 CHANGED_LATER = (
     "the pipeline changes its latents in some turns of its loop and not in the first ones, so it cannot be reflected; "
     "reflect no step (reflection_steps=0)"

@@ -18,8 +18,8 @@ import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
 from w2sd_video.driver.drift import Drift
-from w2sd_video.driver.edits import UNKNOWN, Edits
-from w2sd_video.driver.guards import CHANGED_LATER, EDITED, HandedBack
+from w2sd_video.driver.edits import EDITED, UNKNOWN, Edits
+from w2sd_video.driver.guards import CHANGED_LATER, HandedBack
 from w2sd_video.driver.measuring import PROBE_TURNS, Probed, at_other_weights, measured
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import as_given, by_name, declared_signature, with_signature
