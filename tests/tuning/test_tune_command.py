@@ -16,7 +16,9 @@ from processes import ENVIRONMENT
 
 from w2sd_video import load_settings, reflection, render, tune
 from w2sd_video.miniatures import CALL, load_pipeline, load_weak
+from w2sd_video.rendering.step_cost import StepCost
 from w2sd_video.rendering.video import read_picture
+from w2sd_video.tuning import tuning_plan
 
 SMALL = ["--config", "miniature-pixart", "--nfe", "6", "--trials", "4", "--rounds", "2", "--batch", "4"]
 SMALL += ["--number-of-prompts", "4", "--number-of-tuning-prompts", "4", "--shown", "2", "--number-of-seeds", "1"]
@@ -163,12 +165,13 @@ def test_people_can_be_the_metric(tmp_path, capsys):
     assert "| setting | values | steps | NFE | vote | seconds |" in said and (folder / "best.yaml").exists()
 
 
-def test_seconds_are_a_budget_that_is_worked_out_once(tmp_path, capsys):
+def test_seconds_are_a_budget_that_is_worked_out_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tuning_plan, "measured_cost", lambda config, batch: StepCost(0.01, 0.015, 1.0, 1))
     words = [*FEW, "--folder", str(tmp_path / "seconds")]
     words[words.index("--nfe") : words.index("--nfe") + 2] = ["--seconds", "0.08"]
     assert tune.main(words) == 0
     known = json.loads((tmp_path / "seconds" / ".job" / "budget.json").read_text())
-    assert known["seconds"] == 0.08 and known["nfe"] >= 1
+    assert known["seconds"] == 0.08 and known["nfe"] == 6
     (tmp_path / "seconds" / ".job" / "budget.json").write_text(json.dumps(known | {"nfe": 5}))
     capsys.readouterr()
     assert tune.main(words) == 0 and "at most 5 NFE a clip" in capsys.readouterr().out

@@ -66,6 +66,15 @@ def wait_for_status(page, said):
         raise AssertionError(f"the status is {page.evaluate(shown)!r}, and not {said!r}") from error
 
 
+def open_pair(page, wish):
+    """Open what the pair is written in, and return it once its settings stand there: they come late."""
+    page.get_by_text("Pair", exact=True).click()
+    boxes = {role: page.get_by_label(f"{role} (YAML; what is left out is as in base)") for role in ("Strong", "Weak")}
+    playwright.expect(boxes["Strong"]).to_have_value(wish.strong, timeout=120_000)
+    playwright.expect(boxes["Weak"]).to_have_value(wish.weak, timeout=120_000)
+    return boxes
+
+
 def pick(page, name):
     page.get_by_label("Configuration", exact=True).click()
     page.get_by_role("option", name=name).click()
@@ -113,12 +122,7 @@ def test_the_script_of_a_clip_makes_it_again(workbench, tmp_path, monkeypatch):
 def test_a_configuration_fills_in_the_form_and_the_pair_can_be_changed(open_studio, workbench):
     page = open_studio()
     pick(page, "miniature-pixart")
-    page.get_by_text("Pair", exact=True).click()
-    weak = page.get_by_label("Weak (YAML; what is left out is as in base)")
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('textarea')].some((one) => one.value.includes('weights: weak'))"
-    )
-    weak.fill("guidance_scale: 0.0")
+    open_pair(page, workbench.wish_of("miniature-pixart"))["Weak"].fill("guidance_scale: 0.0")
     page.get_by_label("Steps", exact=True).fill("3")
     make(page)
     wait_for_status(page, "made 0001.png")
@@ -132,8 +136,7 @@ def test_what_makes_no_sense_is_said_and_leaves_nothing(open_studio, workbench):
     make(page)
     wait_for_status(page, "unknown word '<img'")
     page.get_by_label("Prompt", exact=True).fill("a red circle moving left")
-    page.get_by_text("Pair", exact=True).click()
-    page.get_by_label("Strong (YAML; what is left out is as in base)").fill("guidance: 3")
+    open_pair(page, workbench.wish_of("miniature-animatediff"))["Strong"].fill("guidance: 3")
     make(page)
     wait_for_status(page, "strong: unknown guidance")
     assert page.evaluate("window.wrong") is None and list(workbench.folder.iterdir()) == []

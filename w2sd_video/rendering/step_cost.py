@@ -17,6 +17,8 @@ from w2sd_video.settings.words import to_download
 
 _STEPS = (2, 6)
 """Steps of two samplings, whose difference is the cost of steps alone."""
+_ENOUGH = 2.0
+"""Seconds of measuring after which it is not repeated: what took long is hardly disturbed by other programs."""
 _MOST_NFE = 10**4
 """Evaluations beyond what any sample takes, where seconds allow more."""
 
@@ -26,7 +28,7 @@ class StepCost:
     """What one sample costs.
 
     Attributes:
-        evaluation: seconds of a network evaluation.
+        evaluation: seconds of a network evaluation, above 0.
         rest: seconds of everything else: text, decoding.
         loading: seconds until the model is loaded.
         memory: bytes that were held at most; of a GPU those on it, else those of this process.
@@ -43,10 +45,10 @@ class StepCost:
 
     def nfe_in(self, seconds: float) -> int:
         """Return how many network evaluations a sample may have to take so many seconds, at most 10,000."""
-        left = seconds - max(self.rest, 0.0)
+        left = seconds - self.rest
         if left <= 0:
             return 0
-        return int(min(left / self.evaluation, _MOST_NFE)) if self.evaluation > 0 else _MOST_NFE
+        return int(min(left / self.evaluation, _MOST_NFE))
 
     def in_words(self, samples: int, nfe: int, workers: int) -> list[str]:
         """Say what samples would take, a line for time and one for memory."""
@@ -54,7 +56,7 @@ class StepCost:
         by_all = f", about {duration(self.seconds(samples // workers, nfe // workers))} by {workers} workers"
         return [
             f"seconds  about {duration(seconds)}{by_all if workers > 1 else ''} (measured: {self.evaluation:.2g} s an "
-            f"evaluation, {max(self.rest, 0):.2g} s a sample beside, {self.loading:.2g} s to load)",
+            f"evaluation, {self.rest:.2g} s a sample beside, {self.loading:.2g} s to load)",
             f"memory   {self.memory / 1e9:.2g} GB at most while that was measured{', for each worker' * (workers > 1)}",
         ]
 
@@ -78,14 +80,32 @@ def measured_cost(config: RenderConfig, batch: int = 1) -> StepCost | None:
         pipe = load(config)
         pipe.set_progress_bar_config(disable=True)
         loading = time.perf_counter() - begun
-        prompts, inputs, spent = [config.prompts[0]] * batch, read_inputs(config), []
-        for steps in (_STEPS[0], *_STEPS):  # the first to warm up
+        prompts, inputs = [config.prompts[0]] * batch, read_inputs(config)
+
+        def spent(steps: int) -> tuple[float, int]:
             started = time.perf_counter()
             _, nfe = sample_clips(pipe, replace(plain, steps=steps), prompts, list(range(batch)), inputs)
-            spent.append((time.perf_counter() - started, sum(nfe.values())))
-    (short, few), (long, many) = spent[1:]
-    evaluation = max(long - short, 0) / (many - few)
-    return StepCost(evaluation / batch, (short - few * evaluation) / batch, loading, _most_memory())
+            return time.perf_counter() - started, sum(nfe.values())
+
+        spent(_STEPS[0])  # to warm up
+        enough = time.perf_counter() + _ENOUGH
+        pairs = [[spent(steps) for steps in _STEPS]]
+        while time.perf_counter() < enough:
+            pairs.append([spent(steps) for steps in _STEPS])
+    short, long = zip(*pairs, strict=True)
+    evaluation, rest = _parts(min(short), min(long))
+    return StepCost(evaluation / batch, rest / batch, loading, _most_memory())
+
+
+def _parts(short: tuple[float, int], long: tuple[float, int]) -> tuple[float, float]:
+    """Return the seconds of an evaluation and of the rest, from the seconds and evaluations of two samplings.
+
+    Where the noise of the machine hides the difference, all counts as evaluations: no budget is overrun by that.
+    """
+    (least, few), (most, many) = short, long
+    evaluation = (most - least) / (many - few)
+    rest = least - few * evaluation
+    return (evaluation, rest) if evaluation > 0 and rest >= 0 else (most / many, 0.0)
 
 
 def cost_lines(cost: StepCost | None, samples: int, nfe: int, workers: int) -> list[str]:

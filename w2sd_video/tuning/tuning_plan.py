@@ -198,7 +198,7 @@ def nfe_in(config: RenderConfig, seconds: float, batch: int) -> int:
     nfe = cost.nfe_in(seconds)
     if nfe < 1 or fitted(plain_of(config), nfe) is None:
         raise ConfigError(
-            f"--seconds {seconds:g}: a clip takes {max(cost.rest, 0.0):.3g} beside evaluations of "
+            f"--seconds {seconds:g}: a clip takes {cost.rest:.3g} beside evaluations of "
             f"{cost.evaluation:.3g} each; give more"
         )
     return nfe
