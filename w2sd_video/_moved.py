@@ -51,7 +51,7 @@ TAKEN_OUT: dict[str, tuple[str, ...]] = {
         "messages",
     ),
     "sampler": ("algorithm", "inversions"),
-    "settings": ("settings.schema", "settings.value_checks", "messages"),
+    "settings": ("settings.schema", "settings.evaluations", "settings.value_checks", "messages"),
 }
 """Modules that are still there, and those that hold what is no longer in them."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -267,14 +268,15 @@ def test_evaluations_of_other_settings_are_foretold(configure, name, inversion):
 
 
 @pytest.mark.parametrize("scheduler", ["PNDMScheduler", "HeunDiscreteScheduler", "EulerDiscreteScheduler"])
-def test_schedulers_that_evaluate_more_than_once_a_step(configure, scheduler):
-    configure("sd", model={"scheduler": scheduler}, **SQUARE)
+def test_schedulers_that_evaluate_more_than_once_a_step(configure, models, scheduler):
+    pretrained = Path(shutil.copytree(models / "sd", "sd")).absolute()
+    file = pretrained / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"skip_prk_steps": True}))  # as Stable Diffusion has it
+    configure("sd", model={"pretrained": str(pretrained), "scheduler": scheduler}, **SQUARE)
     config = parse(["--config", "pair.yaml"]).config
     pipe = load(config)
     pipe.set_progress_bar_config(disable=True)
     assert type(pipe.scheduler).__name__ == scheduler
-    if scheduler == "PNDMScheduler":
-        pipe.scheduler.register_to_config(skip_prk_steps=True)  # as Stable Diffusion has it
     assert sample_clips(pipe, config, config.prompts, [0])[1] == evaluations(config)
 
 

@@ -13,9 +13,9 @@ from w2sd_video.reflection_settings import Reflection
 from w2sd_video.render import main
 from w2sd_video.settings import command_line as configs
 from w2sd_video.settings.command_line import parse
-from w2sd_video.settings.evaluations import evaluations
+from w2sd_video.settings.evaluations import evaluations, reflected_steps
 from w2sd_video.settings.files import packaged_configs
-from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig, reflected_steps
+from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig
 from w2sd_video.settings.words import plan_in_words
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from w2sd_video.jobs.pool import Pool
 from w2sd_video.rendering.step_cost import cost_lines, measured_cost
-from w2sd_video.settings.evaluations import evaluations, nfe_of
-from w2sd_video.settings.schema import RenderConfig, reflected_steps
+from w2sd_video.settings.evaluations import evaluations, nfe_of, reflected_steps
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import pair_plan
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 import torch
 
 from w2sd_video.messages import suggest
 from w2sd_video.trajectory import Trajectory, known_schedulers
+
+_GIVEN_TO_STEPS = {"self", "model_output", "timestep", "sample"}
+"""What the loop of every pipeline gives a scheduler's step."""
 
 
 def solver_of(pipe: Any, name: str | None) -> Any:
@@ -25,6 +29,8 @@ def solver_of(pipe: Any, name: str | None) -> Any:
     import diffusers
 
     kind, config = getattr(diffusers, name), dict(own.config)
+    if not _is_stepped_by(pipe, kind):
+        raise ValueError(f"solver {name}: {type(pipe).__name__} does not give its step what it needs")
     taken = inspect.signature(kind).parameters
     if config.get("invert_sigmas"):
         raise ValueError(
@@ -46,6 +52,13 @@ def solver_of(pipe: Any, name: str | None) -> Any:
     if _has_other_levels(solver, own):  # as CogVideoX's, whose schedulers shift them by a setting that others ignore
         solver = kind.from_config(own.config, **changes, trained_betas=_betas_of(own))
     return solver
+
+
+def _is_stepped_by(pipe: Any, kind: Any) -> bool:
+    """Return whether a pipeline gives a scheduler's step all that it needs: what all need, or it knows the class."""
+    needed = {name for name, one in inspect.signature(kind.step).parameters.items() if one.default is one.empty}
+    modules = (sys.modules.get(base.__module__) for base in type(pipe).__mro__)
+    return needed <= _GIVEN_TO_STEPS or any(hasattr(module, kind.__name__) for module in modules)
 
 
 def _has_other_levels(solver: Any, own: Any) -> bool:

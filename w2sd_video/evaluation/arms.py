@@ -15,9 +15,10 @@ from w2sd_video.evaluation.places import LATE as LATE
 from w2sd_video.evaluation.places import SETTINGS, Settings, at_places, is_guided
 from w2sd_video.messages import suggest
 from w2sd_video.presets import PRESETS
+from w2sd_video.settings.evaluations import at_budget
 from w2sd_video.settings.evaluations import nfe_of as nfe_of  # where it was in version 0.2
 from w2sd_video.settings.panels import panels, weak_panel
-from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig, reflected_steps, stage_scales
+from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig, stage_scales
 from w2sd_video.settings.sources import denoiser_of, is_told_guidance
 
 GUIDANCE_SCALES = (2.0, 3.0, 5.0, 1.5, 4.0, 7.0)
@@ -233,31 +234,6 @@ def candidates(arm: str, config: RenderConfig, budget: int) -> list[Candidate]:
         for name, variant in fitted
         if variant is not None and (variant.grid == 1.0 or variant.steps <= _MOST_STEPS_OF_A_GRID)
     ]
-
-
-def at_budget(config: RenderConfig, budget: int) -> RenderConfig | None:
-    """Return a configuration with the most steps whose evaluations stay within a budget; None if there are none.
-
-    A reflection needs at least as many steps as it spans and one more, or there is none of it.
-    """
-    fewest = config.span + 1 if config.reflection_steps != 0 else 1
-    fitting = None
-    for steps in range(fewest, budget + 1):
-        variant = replace(config, steps=steps)
-        if not _can_be_taken(variant):
-            continue
-        if nfe_of(variant) > budget:
-            break
-        fitting = variant
-    return fitting
-
-
-def _can_be_taken(config: RenderConfig) -> bool:
-    """Return whether a configuration reflects with as many steps as it has, if it is to reflect at all."""
-    try:
-        return config.reflection_steps == 0 or len(reflected_steps(config)) > 0
-    except ValueError:  # fewer steps than are to be reflected
-        return False
 
 
 def _without_reflection(config: RenderConfig) -> RenderConfig:

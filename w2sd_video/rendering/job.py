@@ -31,7 +31,7 @@ from w2sd_video.rendering.load import load
 from w2sd_video.rendering.outputs import write_sample
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.sample import reflected, sample_clips, threads_for
-from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage
+from w2sd_video.settings.evaluations import evaluations, is_exact
 from w2sd_video.settings.identity import Hashes, identity_of
 from w2sd_video.settings.panels import panels
 from w2sd_video.settings.schema import ConfigError, RenderConfig
@@ -329,7 +329,7 @@ class RenderWorker:
             call = partial(sample_clips, self._pipe, prompts=prompts, seeds=seeds, inputs=inputs)
             started = time.perf_counter()
             try:
-                kept = read_kept(file) if label in self._nfe or _is_foretold(panel) else None
+                kept = read_kept(file) if label in self._nfe or is_exact(panel) else None
                 if kept is not None:
                     try:
                         with decoding(self._pipe, kept):
@@ -380,9 +380,3 @@ class OutOfMemoryAtDecodingError(Exception):
 
     def __init__(self) -> None:
         super().__init__(f"{OUT_OF_MEMORY} (at decoding: the latents are kept, and the next start goes on from them)")
-
-
-def _is_foretold(config: RenderConfig) -> bool:
-    """Return whether `evaluations` are exact, and not the most that there can be."""
-    stages = evaluations_by_stage(config)
-    return stages[0] == stages[-1] and not isinstance(config.strength, str)

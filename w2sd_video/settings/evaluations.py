@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from bisect import bisect_right
+from dataclasses import replace
 from typing import Any
 
 from w2sd_video.branch import STAGES
 from w2sd_video.reflection_settings import Inversion, Role, default_inversion
 from w2sd_video.reuse import measuring_steps
+from w2sd_video.settings.scheduler_calls import calls_of_steps
 from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, counted, filled, stage_scales
 from w2sd_video.settings.sources import is_told_guidance, read_json, scheduler_of
 from w2sd_video.window import Window
 
 MOST_STEPS = 1000
 """Steps that a configuration can have."""
-_SECOND_ORDER = ("HeunDiscreteScheduler", "DPMSolverSDEScheduler")
-"""Schedulers that evaluate twice a step, but for the last: a file names the class, which alone tells it."""
+_ROUNDING = 16
+"""Steps beyond the first that do not fit, of which one may: ends of windows are rounded, so that more may cost less."""
+_SHORTENING = ("strength", "start", "end", "ratio")
+"""Words in the names of a pipeline's own arguments that may leave out steps, or rows of some."""
 
 
 def evaluations(config: RenderConfig) -> dict[str, int]:
     """Return the network evaluations of one clip by role; a guided prediction takes two.
 
-    Exact, but for three cases in which they are the most that there can be: stages of a two-stage model that need
-    different numbers, a strength for each noise level, which is 0 at some, and the inversion of a model that is not on
-    this machine, which may share evaluations.
+    Exact, or the most that there can be: see `is_exact`. A model that is not on this machine may share evaluations by
+    its usual inversion, and its scheduler counts as one that takes a prediction a step.
     """
     stages = evaluations_by_stage(config)
     return {role: max(stage[role] for stage in stages) for role in ROLES}
+
+
+def is_exact(config: RenderConfig) -> bool:
+    """Return whether `evaluations` are exact, and not the most that there can be.
+
+    They are the most for stages of a two-stage model that need different numbers, what depends on the noise level and
+    is nothing at some, and arguments of the pipeline's own that may leave out steps (`call.strength`).
+    """
+    stages = evaluations_by_stage(config)
+    is_shortened = any(word in name for name in config.call for word in _SHORTENING)
+    return stages[0] == stages[-1] and not is_shortened and not _depends_on_levels(config)
+
+
+def _depends_on_levels(config: RenderConfig) -> bool:
+    """Return whether something is switched by the noise level, in a file, and not by the step."""
+    windows = [window for role in ROLES for window in (getattr(config, role).windows or {}).values()]
+    strengths = [config.autoguidance, *([config.strength] if config.reflection_steps != 0 else [])]
+    return any(isinstance(value, str) for value in (*strengths, *windows))
+
+
+def reflected_steps(config: RenderConfig) -> range:
+    """Return the steps that are reflected, counted from the noisiest."""
+    return counted(config).steps(len(calls_of_steps(config)))
 
 
 def nfe_of(config: RenderConfig) -> int:
@@ -35,13 +61,25 @@ def nfe_of(config: RenderConfig) -> int:
     return sum(evaluations(config).values())
 
 
-def most_steps(config: RenderConfig, budget: int) -> int:
-    """Return how many steps, 0 to 1000, a budget of network evaluations allows a configuration without reflection."""
+def at_budget(config: RenderConfig, budget: int) -> RenderConfig | None:
+    """Return a configuration with the most steps, at most 1000, whose evaluations stay within a budget.
+
+    A reflection needs at least as many steps as it spans and one more, or there is none of it. None if no number fits.
+    """
 
     def cost(steps: int) -> int:
-        return nfe_of(dataclasses.replace(config, steps=steps))
+        """Return the evaluations of so many steps; 0 of so few or so many that they cannot be taken."""
+        variant = replace(config, steps=steps)
+        try:
+            return nfe_of(variant) if config.reflection_steps == 0 or len(reflected_steps(variant)) else 0
+        except ValueError:
+            return 0
 
-    return bisect_right(range(1, MOST_STEPS + 1), budget, key=cost)
+    fewest = config.span + 1 if config.reflection_steps != 0 else 1
+    numbers = range(fewest, min(budget, MOST_STEPS) + 1)
+    about = bisect_right(numbers, budget, key=cost)
+    fitting = (steps for steps in reversed(numbers[: about + _ROUNDING]) if 0 < cost(steps) <= budget)
+    return next((replace(config, steps=steps) for steps in fitting), None)
 
 
 def evaluations_by_stage(config: RenderConfig) -> list[dict[str, int]]:
@@ -55,24 +93,23 @@ def evaluations_by_stage(config: RenderConfig) -> list[dict[str, int]]:
 
 def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int) -> dict[str, int]:
     """Count the rows of all steps, as the algorithm asks for them: those at the same latents are evaluated once."""
-    embedded = is_told_guidance(config.model)
-    of_role, settings = dict(zip(ROLES, branches, strict=True)), counted(config)
-    reflected, pushed = settings.steps(config.steps), settings.pushed_steps(config.steps)
+    embedded, calls, settings = is_told_guidance(config.model), calls_of_steps(config), counted(config)
+    reflected, pushed = settings.steps(len(calls)), settings.pushed_steps(len(calls))
     measured = measuring_steps(settings.reuse, reflected), measuring_steps(settings.reuse, pushed)
-    calls = _calls_of_steps(config)
+    of_role = {role: _in_windows(branch, len(calls)) for role, branch in zip(ROLES, branches, strict=True)}
     counts, inversion = dict.fromkeys(ROLES, 0), inversion_of(config)
 
     def evaluate(roles: list[Role], step: int) -> None:
         """Count what some roles evaluate at the same latents, one after the other."""
         there: list[tuple[Any, set[str]]] = []
         for role in roles:
-            branch = _in_window(of_role[role], step, config.steps)
+            branch = of_role[role][step]
             key, halves = _but_guidance(branch, stage), _halves(branch, stage, embedded)
             known = set() if embedded else {half for other, of in there if other == key for half in of}
             counts[role] += len(halves - known)
             there.append((key, halves))
 
-    for step in range(config.steps):
+    for step, predictions in enumerate(calls):
         for _ in range(config.rounds if step in measured[0] else 0):
             if inversion in ("current", "implicit"):
                 evaluate(["strong", "weak"], step)
@@ -83,7 +120,7 @@ def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int)
                 evaluate(["weak"], step)
             for _ in range(config.iterations - 1 if inversion == "implicit" else 0):
                 evaluate(["weak"], step)
-        for call in range(calls[step]):
+        for call in range(predictions):
             # A prediction inside a step of the scheduler's is no place at which a gap is kept.
             pushes = step in pushed and (step in measured[1] or call > 0)
             gap: list[Role] = ["weak", "strong"] if settings.autoguidance_gap == "strong" else ["weak"]
@@ -101,31 +138,20 @@ def inversion_of(config: RenderConfig) -> Inversion:
     return default_inversion(bool(is_flow))
 
 
-def _in_window(branch: BranchConfig, step: int, steps: int) -> BranchConfig:
-    """Return a branch as it is at a step: what is off there is left out. Windows of noise levels count as on."""
-    off = {
-        name
+def _in_windows(branch: BranchConfig, steps: int) -> list[BranchConfig]:
+    """Return a branch as it is at each step: what is off there is left out. Windows of noise levels count as on."""
+    is_on = {
+        name: Window(*window).steps(steps)
         for name, window in (branch.windows or {}).items()
-        if isinstance(window, (tuple, list)) and step not in Window(*window).steps(steps)
+        if isinstance(window, (tuple, list))
     }
-    changes: dict[str, Any] = {name: 1.0 if name == "guidance_scale" else None for name in off}
-    return dataclasses.replace(branch, windows=None, **changes)
 
+    @functools.cache
+    def without(*off: str) -> BranchConfig:
+        changes: dict[str, Any] = {name: 1.0 if name == "guidance_scale" else None for name in off}
+        return replace(branch, windows=None, **changes)
 
-def _calls_of_steps(config: RenderConfig) -> list[int]:
-    """Return how many predictions the scheduler is given at each step."""
-    calls, steps = _scheduler_calls(config), config.steps
-    if calls == steps + 1:
-        return [2 if step == min(1, steps - 1) else 1 for step in range(steps)]
-    return [2 if calls > steps and step < steps - 1 else 1 for step in range(steps)]
-
-
-def _scheduler_calls(config: RenderConfig) -> int:
-    """Return how many predictions the scheduler is given: most take one a step, and of the others a few are known."""
-    name = scheduler_of(config.model)
-    if name == "PNDMScheduler":  # Stable Diffusion's first one, which takes its second step twice
-        return config.steps + 1
-    return 2 * config.steps - 1 if name in _SECOND_ORDER else config.steps
+    return [without(*(name for name, on in is_on.items() if step not in on)) for step in range(steps)]
 
 
 def _stage_used(branch: BranchConfig, stage: int) -> int:
@@ -143,4 +169,4 @@ def _halves(branch: BranchConfig, stage: int, embedded: bool) -> set[str]:
 def _but_guidance(branch: BranchConfig, stage: int) -> tuple[BranchConfig, int]:
     """Return what two branches must have in common to share evaluations at a stage."""
     experts = None if branch.experts in STAGES else branch.experts
-    return dataclasses.replace(branch, guidance_scale=None, experts=experts), _stage_used(branch, stage)
+    return replace(branch, guidance_scale=None, experts=experts), _stage_used(branch, stage)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from w2sd_video.settings.evaluations import most_steps, nfe_of
-from w2sd_video.settings.schema import BranchConfig, RenderConfig, counted, filled, reflected_steps, stage_scales
+from w2sd_video.settings.evaluations import at_budget, nfe_of, reflected_steps
+from w2sd_video.settings.schema import BranchConfig, RenderConfig, counted, filled, stage_scales
 
 EQUAL_COST = "strong at equal cost"
 """Label of the clip of the strong model with as many steps as the evaluations of what is compared allow."""
@@ -52,6 +52,6 @@ def panels(config: RenderConfig) -> dict[str, RenderConfig]:
         return {name: config}
     strong = replace(config, reflection_steps=0, autoguidance=0.0)
     weak = replace(strong, base=weak_panel(config))
-    steps = most_steps(strong, nfe_of(config))
-    longer = {EQUAL_COST: replace(strong, steps=steps)} if steps > config.steps else {}
-    return {"weak": weak, "strong": strong, **longer, name: config}
+    longer = at_budget(strong, nfe_of(config))
+    at_equal_cost = {EQUAL_COST: longer} if longer and longer.steps > config.steps else {}
+    return {"weak": weak, "strong": strong, **at_equal_cost, name: config}

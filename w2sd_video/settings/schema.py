@@ -160,11 +160,6 @@ FAMILY_OPTIONS = {
 """The settings of a model that only one family knows."""
 
 
-def reflected_steps(config: RenderConfig) -> range:
-    """Return the steps that are reflected, counted from the noisiest."""
-    return Reflection(config.reflection_steps).steps(config.steps)
-
-
 def used_roles(config: RenderConfig) -> list[Role]:
     """Return the roles that are evaluated: base, and strong and weak as far as they are used."""
     used = counted(config).roles

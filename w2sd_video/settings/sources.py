@@ -48,20 +48,15 @@ def path_of(source: str) -> Path | None:
 
 
 def _miniature(source: str) -> Path:
-    known = {
-        folder.name: folder
-        for weights in reversed(folders())
-        if weights.is_dir()
-        for folder in sorted(weights.iterdir())
-        if (folder / "model_index.json").is_file()
-    }
     name, *parts = source.removeprefix(MINIATURE).split("/")
+    is_name = all(part.isidentifier() for part in (name, *parts))
+    for weights in folders() if is_name else ():
+        if (weights / name / "model_index.json").is_file() and (path := weights.joinpath(name, *parts)).is_dir():
+            return path
+    known = {file.parent.name for weights in folders() for file in weights.glob("*/model_index.json")}
     if name in CALL and name not in known:
         raise ConfigError(f"model {shortened(source)!r}: {not_trained(name)}")
-    path = known.get(name, Path()).joinpath(*parts)
-    if name not in known or not all(part.isidentifier() for part in parts) or not path.is_dir():
-        raise ConfigError(f"model {shortened(source)!r}: no such miniature; {suggest(name, sorted(known))}")
-    return path
+    raise ConfigError(f"model {shortened(source)!r}: no such miniature; {suggest(name, sorted(known))}")
 
 
 def world_of(model: ModelConfig) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from w2sd_video.branch import STAGES
 from w2sd_video.messages import suggest
+from w2sd_video.reflection_settings import Reflection
 from w2sd_video.settings.schema import (
     FAMILY_OPTIONS,
     ROLES,
@@ -17,7 +18,6 @@ from w2sd_video.settings.schema import (
     ConfigError,
     ModelConfig,
     RenderConfig,
-    reflected_steps,
     stage_scales,
 )
 from w2sd_video.strength import StrengthSchedule
@@ -172,7 +172,10 @@ def _check_reflection(config: RenderConfig) -> None:
         _check_window(name, where)
     if config.reuse > 1 and config.inversion.startswith("resample"):
         raise ConfigError(f"reuse {config.reuse}: inversion {config.inversion} has no gap to reuse; leave it at 1")
-    first_unreflectable, steps = max(config.steps - config.span, 0), reflected_steps(config)
+    first_unreflectable, steps = (
+        max(config.steps - config.span, 0),
+        Reflection(config.reflection_steps).steps(config.steps),
+    )
     if config.span > config.steps:
         raise ConfigError(f"span {config.span}: must be from 1 to {config.steps}, the number of steps")
     if config.inversion == "explicit" and len(steps) and steps[-1] >= first_unreflectable:

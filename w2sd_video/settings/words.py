@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from w2sd_video.backends import DENOISERS
-from w2sd_video.settings.evaluations import evaluations, evaluations_by_stage, inversion_of
+from w2sd_video.settings.evaluations import evaluations, inversion_of, is_exact, reflected_steps
 from w2sd_video.settings.panels import filled, panels
-from w2sd_video.settings.schema import BranchConfig, ModelConfig, RenderConfig, reflected_steps, stage_scales
+from w2sd_video.settings.schema import BranchConfig, ModelConfig, RenderConfig, stage_scales
 from w2sd_video.settings.sources import MINIATURE, index_of, millions, path_of
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -39,15 +39,13 @@ def plan_in_words(config: RenderConfig) -> str:
     lines += [] if _is_here(config.device) else [f"device   {config.device}: not on this machine"]
     lines.append(f"steps    {steps_in_words(config)}")
     lines += [f"steps    {_UNMEASURED}"] if reflected_steps(config) and config.strength == 1.0 else []
-    total = 0
+    total, may_be_fewer = 0, False
     for label, panel in panels(config).items():
-        stages, nfe = evaluations_by_stage(panel), evaluations(panel)
-        total += sum(nfe.values())
-        by_level = isinstance(panel.strength, str) and sum(nfe.values()) > nfe["base"]
-        at_most = "at most " if by_level or stages[0] != stages[-1] else ""
-        lines.append(f"NFE      {label}: {at_most}{nfe_in_words(nfe)}")
+        nfe = evaluations(panel)
+        total, may_be_fewer = total + sum(nfe.values()), may_be_fewer or not is_exact(panel)
+        lines.append(f"NFE      {label}: {'' if is_exact(panel) else 'at most '}{nfe_in_words(nfe)}")
     if len(config.prompts) > 1 or config.compare:
-        lines.append(f"NFE      in all: {total * len(config.prompts)}")
+        lines.append(f"NFE      in all: {'at most ' * may_be_fewer}{total * len(config.prompts)}")
     lines += _download_in_words(model, counts)
     return "\n".join([*lines, f"memory   {_memory_in_words(config, counts)}"])
 

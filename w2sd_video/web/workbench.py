@@ -24,9 +24,11 @@ from w2sd_video.rendering.prompts import check_before_loading, sample_panels
 from w2sd_video.rendering.sample import threads_for
 from w2sd_video.rendering.script import script_of
 from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.evaluations import reflected_steps
 from w2sd_video.settings.files import read_config
 from w2sd_video.settings.model_checks import check_plan
-from w2sd_video.settings.schema import BranchConfig, ConfigError, ModelConfig, RenderConfig, reflected_steps
+from w2sd_video.settings.scheduler_calls import calls_of_steps
+from w2sd_video.settings.schema import BranchConfig, ConfigError, ModelConfig, RenderConfig
 from w2sd_video.settings.value_checks import check
 from w2sd_video.settings.yaml_text import parse_yaml
 
@@ -95,8 +97,8 @@ class Workbench:
         config = self.configurations[configuration]
         window = config.reflection_steps
         if not isinstance(window, (tuple, list)):  # a window of log-SNRs is shown as the steps that it may have
-            steps = reflected_steps(config)
-            window = (steps.start / config.steps, 1.0 if window is None else steps.stop / config.steps)
+            steps, of_all = reflected_steps(config), len(calls_of_steps(config))
+            window = (steps.start / of_all, 1.0 if window is None else steps.stop / of_all)
         return Wish(
             configuration=configuration,
             prompt=config.prompts[0] if config.prompts else "",

@@ -1,0 +1,103 @@
+"""Evaluations that are foretold without a model, against those that a real model counts."""
+
+from dataclasses import replace
+
+import pytest
+
+from w2sd_video.driver.solvers import solver_of
+from w2sd_video.rendering.load import load
+from w2sd_video.rendering.sample import sample_clips
+from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.evaluations import at_budget, evaluations, is_exact, nfe_of, reflected_steps
+from w2sd_video.settings.panels import EQUAL_COST, panels
+from w2sd_video.settings.schema import BranchConfig, ConfigError
+from w2sd_video.trajectory import known_schedulers
+
+RED = "a red circle moving left"
+
+
+def configured(name, *words):
+    return parse(["--config", name, RED, *words]).config
+
+
+@pytest.fixture(scope="module")
+def pixart():
+    pipe = load(configured("miniature-pixart"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+WAYS = {
+    "strong": {"reflection_steps": 0},
+    "reflected": {"reflection_steps": (0.0, 0.5)},
+    "all but the last": {"rounds": 2},
+    "reused": {"reuse": 2, "inversion": "current"},
+    "spanning": {"span": 2, "reflection_steps": (0.0, 0.5)},
+    "pushed": {"reflection_steps": 0, "autoguidance": 1.0, "autoguidance_steps": (0.5, 1.0)},
+    "late guidance": {
+        "reflection_steps": (0.0, 0.5),
+        "base": BranchConfig(guidance_scale=3.0, windows={"guidance_scale": (0.5, 1.0)}),
+    },
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("solver", known_schedulers())
+def test_evaluations_are_those_of_the_solver(pixart, solver, way):
+    try:
+        solver_of(pixart, solver)
+    except (ValueError, ImportError) as error:
+        pytest.skip(str(error))
+    config = replace(configured("miniature-pixart"), solver=solver, steps=6, **WAYS[way])
+    assert sample_clips(pixart, config, [RED], [0])[1] == evaluations(config)
+
+
+def test_a_solver_counts_and_not_the_pipelines_own_scheduler():
+    config = replace(configured("miniature-pixart"), reflection_steps=0, steps=6)
+    assert nfe_of(config) == nfe_of(replace(config, solver="UniPCMultistepScheduler")) == 6
+    assert nfe_of(replace(config, solver="HeunDiscreteScheduler")) == 11
+    own = replace(config, model=replace(config.model, scheduler="PNDMScheduler"))
+    assert nfe_of(replace(own, solver="UniPCMultistepScheduler")) == 6 < nfe_of(own)
+    singlestep = replace(config, solver="DPMSolverSinglestepScheduler", reflection_steps=None)
+    assert len(reflected_steps(singlestep)) < len(reflected_steps(replace(singlestep, solver=None)))
+
+
+def fits(config, budget):
+    try:
+        return nfe_of(config) <= budget and (config.reflection_steps == 0 or len(reflected_steps(config)) > 0)
+    except ValueError:  # fewer steps than are to be reflected
+        return False
+
+
+@pytest.mark.parametrize("solver", [None, "HeunDiscreteScheduler", "DPMSolverSinglestepScheduler"])
+@pytest.mark.parametrize("window", [0, 3, (0.0, 0.5), (0.4, 0.6), (0.55, 0.7), None])
+def test_a_budget_is_used_up_and_not_exceeded(window, solver):
+    config = replace(configured("miniature-pixart"), solver=solver, reflection_steps=window)
+    for budget in (4, 7, 10, 23, 60):
+        fitting = at_budget(config, budget)
+        numbers = range(1 if window == 0 else config.span + 1, budget + 1)
+        by_hand = [one for steps in numbers if fits(one := replace(config, steps=steps), budget)]
+        assert fitting == (by_hand[-1] if by_hand else None)
+
+
+def test_many_steps_are_found_and_those_that_a_scheduler_cannot_take_are_not():
+    config = replace(configured("miniature-pixart"), reflection_steps=0)
+    assert at_budget(config, 700).steps == 700
+    assert at_budget(config, 10**4).steps == 999, "DDIM's thousandth timestep does not exist"
+    with pytest.raises(ConfigError, match="steps 1000: cannot be taken by DDIMScheduler"):
+        evaluations(replace(config, steps=1000))
+
+
+def test_strong_at_equal_cost_is_counted_with_the_solver(pixart):
+    config = replace(configured("miniature-pixart"), solver="HeunDiscreteScheduler", compare=True, steps=6)
+    clips = {label: sum(sample_clips(pixart, one, [RED], [0])[1].values()) for label, one in panels(config).items()}
+    assert clips["W2SD"] - 2 <= clips[EQUAL_COST] <= clips["W2SD"]
+
+
+def test_what_may_be_fewer_is_said_to_be_the_most():
+    config = configured("miniature-pixart")
+    assert is_exact(config) and is_exact(replace(config, reflection_steps=0, strength="levels.json"))
+    assert not is_exact(replace(config, strength="levels.json"))
+    assert not is_exact(replace(config, autoguidance="levels.json"))
+    assert not is_exact(replace(config, base=replace(config.base, windows={"guidance_scale": "levels.json"})))
+    assert not is_exact(replace(config, call={"strength": 0.5}))

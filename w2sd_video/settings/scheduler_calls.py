@@ -1,0 +1,44 @@
+"""How many predictions a configuration's scheduler takes at each of its steps, asked of the scheduler itself."""
+
+from __future__ import annotations
+
+import functools
+import json
+from itertools import pairwise
+
+from w2sd_video.messages import first_line
+from w2sd_video.scheduler_levels import known_schedulers, steps_of
+from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.sources import read_json, scheduler_of
+
+
+def calls_of_steps(config: RenderConfig) -> tuple[int, ...]:
+    """Return the predictions that the scheduler is given at each step of the trajectory.
+
+    Heun takes two a step but for the last, PNDM two at its first, and a singlestep solver makes one step of two or
+    three predictions. One that is not known, as that of a model that is not on this machine, counts as one a step.
+
+    Raises:
+        ConfigError: a number of steps that the scheduler cannot take.
+    """
+    name = config.solver or scheduler_of(config.model)
+    settings = read_json(config.model.pretrained, "scheduler/scheduler_config.json")
+    return _calls(name, json.dumps(settings, sort_keys=True), config.steps)
+
+
+@functools.cache
+def _calls(name: str, settings: str, steps: int) -> tuple[int, ...]:
+    if name not in known_schedulers():
+        return (1,) * steps
+    import diffusers
+
+    config = json.loads(settings)
+    if "use_dynamic_shifting" in config:  # by the size of the latents, which moves levels and leaves their number
+        config["use_dynamic_shifting"] = False
+    try:
+        scheduler = getattr(diffusers, name).from_config(config)
+        scheduler.set_timesteps(steps)
+        starts = steps_of(scheduler).calls
+    except Exception as error:  # whatever a foreign scheduler raises
+        raise ConfigError(f"steps {steps}: cannot be taken by {name}: {first_line(error)}") from error
+    return tuple(end - start for start, end in pairwise([*starts, len(scheduler.timesteps)]))
