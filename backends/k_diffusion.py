@@ -109,16 +109,16 @@ def sample_w2sd(
     settings = Reflection(
         reflection_steps,
         as_strength(strength),
-        rounds,
-        inversion,
-        iterations,
-        as_strength(autoguidance),
-        span,
-        reading,
-        reuse,
-        carried,
-        autoguidance_steps,
-        autoguidance_gap,
+        rounds=rounds,
+        inversion=inversion,
+        iterations=iterations,
+        autoguidance=as_strength(autoguidance),
+        span=span,
+        reading=reading,
+        reuse=reuse,
+        carried=carried,
+        autoguidance_steps=autoguidance_steps,
+        autoguidance_gap=autoguidance_gap,
     )
     if settings.autoguidance and reuse > 1:
         raise ValueError(f"reuse={reuse} with autoguidance: on sigmas its gap is measured at every call; leave it at 1")

@@ -99,17 +99,17 @@ def reflection(
     settings = Reflection(
         reflection_steps,
         as_strength(strength),
-        rounds,
-        inversion,
-        iterations,
-        as_strength(autoguidance),
-        span,
-        reading,
-        reuse,
-        carried,
-        autoguidance_steps,
-        autoguidance_gap,
-        grid,
+        rounds=rounds,
+        inversion=inversion,
+        iterations=iterations,
+        autoguidance=as_strength(autoguidance),
+        span=span,
+        reading=reading,
+        reuse=reuse,
+        carried=carried,
+        autoguidance_steps=autoguidance_steps,
+        autoguidance_gap=autoguidance_gap,
+        grid=grid,
     )
     branches: dict[Role, Branch] = {"base": Branch() if base is None else base, "strong": strong, "weak": weak}
     for role, branch in branches.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cache
 from typing import Literal, get_args
 
@@ -68,6 +68,7 @@ class Reflection:
 
     reflection_steps: Steps = None
     strength: Strength = 1.0
+    _: KW_ONLY
     rounds: int = 1
     inversion: Inversion = "auto"
     iterations: int = 2

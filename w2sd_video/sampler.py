@@ -117,17 +117,17 @@ def sample(
     settings = Reflection(
         reflection_steps,
         as_strength(strength),
-        rounds,
-        inversion,
-        iterations,
-        as_strength(autoguidance),
-        span,
-        reading,
-        reuse,
-        carried,
-        autoguidance_steps,
-        autoguidance_gap,
-        grid,
+        rounds=rounds,
+        inversion=inversion,
+        iterations=iterations,
+        autoguidance=as_strength(autoguidance),
+        span=span,
+        reading=reading,
+        reuse=reuse,
+        carried=carried,
+        autoguidance_steps=autoguidance_steps,
+        autoguidance_gap=autoguidance_gap,
+        grid=grid,
     )
     check_latents(latents)
     check_finite("latents", latents)

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -36,11 +36,8 @@ CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 MASK = "denoise_mask_function"
 """What the options of a model have it as, if a node has set one."""
 
-SETTINGS = (
-    *("reflection_steps", "strength", "rounds", "inversion", "iterations", "span", "reading", "reuse", "carried"),
-    *("autoguidance", "autoguidance_steps", "autoguidance_gap"),
-)
-"""Of `Reflection`, what samplers on sigmas can do."""
+SETTINGS = tuple(setting.name for setting in fields(Reflection) if setting.name != "grid")
+"""Of `Reflection`, what samplers on sigmas can do: their levels are given."""
 
 Conditioning = list
 """ComfyUI's CONDITIONING."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from w2sd_video.backends import registered
 from w2sd_video.branch import STAGES
 from w2sd_video.messages import first_line, is_out_of_memory
+from w2sd_video.reflection_settings import Reflection
 from w2sd_video.rendering.call_arguments import base_is_pipelines, call_arguments
 from w2sd_video.rendering.video import to_uint8
 from w2sd_video.settings.panels import filled
@@ -25,19 +26,7 @@ from w2sd_video.strength import StrengthSchedule
 if TYPE_CHECKING:
     from w2sd_video.plugin import Run
 
-_OF_A_REFLECTION = (
-    *(
-        "reflection_steps",
-        "autoguidance_steps",
-        "strength",
-        "rounds",
-        "inversion",
-        "iterations",
-        "autoguidance",
-        "span",
-    ),
-    *("reading", "reuse", "carried", "autoguidance_gap", "grid", "solver"),
-)
+_OF_A_REFLECTION = (*(setting.name for setting in fields(Reflection)), "solver")
 """Arguments of `reflection` that are settings of the same name."""
 
 
