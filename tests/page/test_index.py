@@ -55,9 +55,18 @@ def test_files_of_one_prompt_and_seed_stand_side_by_side_with_their_settings(tmp
     ]
     assert page.groups[0].clips[0].files == ["a%20%231.png"] and page.groups[0].clips[0].caption == "28 NFE; a #1.png"
     assert list(page.configurations) == ["Configuration 1", "Configuration 2"]
-    assert "strength: 0.5" in page.configurations["Configuration 2"] and "seed" not in page.configurations
+    assert "strength: 0.5" in page.configurations["Configuration 2"]
+    assert not any("seed" in text for text in page.configurations.values())
     assert page.facts["sampling"] == "6 seconds in all" and page.facts["machine"] and page.facts["torch"]
     assert "<li>2 samples failed</li>" in page_html(page)
+
+
+def test_samples_of_one_job_have_one_configuration(tmp_path):
+    for number in range(3):
+        call = {"max_sequence_length": 12, "negative_prompt": f"blur {number}"}
+        add(tmp_path / f"{number}.png", f"a red circle {number}", number, inputs={"image": f"{number}.jpg"}, call=call)
+    (text,) = index_page(tmp_path, read_sidecars(tmp_path)).configurations.values()
+    assert "max_sequence_length: 12" in text and "blur" not in text and ".jpg" not in text
 
 
 def test_renders_of_earlier_versions_are_shown(tmp_path):

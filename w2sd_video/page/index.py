@@ -16,8 +16,9 @@ from w2sd_video.page.write import write_page
 
 _KINDS: dict[str, Kind] = {".mp4": "video", ".webm": "video", ".png": "pictures", "": "pictures"}
 """How a file is shown by its ending; all others play by themselves."""
-_OF_A_SAMPLE = ("prompts", "seed", "output")
-"""What differs between the samples of one job."""
+_OF_A_SAMPLE = ("prompts", "seed", "output", "inputs")
+_OF_A_SAMPLES_CALL = ("negative_prompt",)
+"""What may differ between the samples of one job, and stands in the sidecar of each."""
 
 
 def write_index(folder: Path, notes: Sequence[str] = ()) -> Path:
@@ -120,6 +121,8 @@ def _clips(path: Path, record: Mapping[str, Any], files: Sequence[str], is_alone
 def _settings(record: Mapping[str, Any]) -> str:
     """Return what the samples of one job have in common, as YAML."""
     settings = {name: value for name, value in record["config"].items() if name not in _OF_A_SAMPLE}
+    call = settings.get("call") or {}
+    settings["call"] = {name: value for name, value in call.items() if name not in _OF_A_SAMPLES_CALL}
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
