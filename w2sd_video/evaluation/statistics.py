@@ -131,15 +131,6 @@ class Figure:
         return figure(value, draws, prompts)
 
     @property
-    def standard_error(self) -> float:
-        """The spread that the number has over new prompts; NaN where it cannot be told."""
-        if self.left_out is not None:
-            return math.sqrt(self.left_out.variance)
-        if self.prompts < 2 or not np.isfinite(self.draws).any():
-            return float("nan")
-        return float(np.nanstd(self.draws)) * math.sqrt(self.prompts / (self.prompts - 1))
-
-    @property
     def p_value(self) -> float:
         """How likely a figure as far from 0 is by chance, two-sided, were it 0 in truth; NaN without an interval.
 
@@ -151,6 +142,12 @@ class Figure:
         if self.value == 0 or towards_0 == 0:
             return 1.0 if self.value == 0 else 0.0
         return float(2 * stats.t.sf(abs(self.value) / towards_0 * _quantile(self.prompts), max(self.prompts - 1, 1)))
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Return the interval at another confidence, 0 to 1: each end as much farther off as Student's t says."""
+        freedom = max(self.prompts - 1, 1)
+        ratio = float(stats.t.ppf((1 + confidence) / 2, freedom)) / _quantile(self.prompts)
+        return self.value - ratio * (self.value - self.low), self.value + ratio * (self.high - self.value)
 
     @property
     def numbers(self) -> tuple[float, float, float]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from w2sd_video.evaluation.comparison import Result
 from w2sd_video.evaluation.statistics import Figure
@@ -77,32 +76,19 @@ def differences_of(
 def intervals_by_holm(differences: Sequence[Figure]) -> list[tuple[float, float]]:
     """Return intervals of paired differences that exclude 0 exactly where Holm's step-down test rejects that.
 
-    The test is Student's, with the standard error of each difference (S. Holm, "A Simple Sequentially
-    Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979). NaN where there is no difference to
-    be had.
+    The test is that of `Figure.p_value` (S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure",
+    Scandinavian Journal of Statistics 6, 1979). NaN where there is no difference to be had.
     """
-    tests = [_test(difference) for difference in differences]
-    order = sorted((i for i, test in enumerate(tests) if test is not None), key=lambda i: tests[i][0])  # type: ignore[index]
-    ends = [(math.nan, math.nan)] * len(tests)
+    p_values = [difference.p_value for difference in differences]
+    order = sorted((i for i, p in enumerate(p_values) if np.isfinite(p)), key=lambda i: p_values[i])
+    ends = [(math.nan, math.nan)] * len(differences)
     level, rejects = 1 - CONFIDENCE, True
     for rank, i in enumerate(order):
-        p, error, freedom = tests[i]  # type: ignore[misc]
         if rejects:
             level = (1 - CONFIDENCE) / (len(order) - rank)
-            rejects = p < level
-        half = float(stats.t.ppf(1 - level / 2, freedom)) * error
-        ends[i] = (differences[i].value - half, differences[i].value + half)
+            rejects = p_values[i] < level
+        ends[i] = differences[i].interval(1 - level)
     return ends
-
-
-def _test(difference: Figure) -> tuple[float, float, int] | None:
-    """Return how probable a difference is by chance, its standard error, and the degrees of freedom."""
-    error, freedom = difference.standard_error, difference.prompts - 1
-    if not (np.isfinite(difference.value) and np.isfinite(error)):
-        return None
-    if error == 0:
-        return float(difference.value == 0), 0.0, freedom
-    return 2 * float(stats.t.sf(abs(difference.value) / error, freedom)), error, freedom
 
 
 def in_words(
