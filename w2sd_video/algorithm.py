@@ -156,18 +156,24 @@ def _pushed(prediction: torch.Tensor, gap: torch.Tensor, weight: float) -> torch
     return (prediction.to(gap.dtype) + weight * gap).to(prediction.dtype)
 
 
-def shift_history(scheduler: Any, trajectory: Trajectory, step: Step) -> None:
+def shift_history(scheduler: Any, trajectory: Trajectory, call: int, displacement: torch.Tensor | None) -> None:
     """Shift the latents that a corrector (UniPC) starts from, so that a displacement survives the step.
 
     UniPC builds the latents of a step again from those of the step before, times a ratio of the two levels, and would
     throw away what a reflection added to them.
+
+    Args:
+        scheduler: whose history is shifted.
+        trajectory: of the scheduler.
+        call: index among the scheduler's timesteps, of the step to come.
+        displacement: what a reflection has added to the latents; None where there was none.
     """
-    last_sample, i = getattr(scheduler, "last_sample", None), trajectory.step_of_call(step.call)
-    if step.displacement is None or last_sample is None or not i:
+    last_sample, i = getattr(scheduler, "last_sample", None), trajectory.step_of_call(call)
+    if displacement is None or last_sample is None or not i:
         return
     previous_level, level = trajectory.level(i - 1), trajectory.level(i)
     ratio = level.sigma / previous_level.sigma if scheduler.predict_x0 else level.alpha / previous_level.alpha
-    scheduler.last_sample = last_sample + step.displacement.to(last_sample.dtype) / ratio
+    scheduler.last_sample = last_sample + displacement.to(last_sample.dtype) / ratio
 
 
 def drive(asking: Generator[Any, torch.Tensor, Returned], answer: Callable[[Any], torch.Tensor]) -> Returned:

@@ -135,12 +135,6 @@ class Branch:
         texts = (self.prompt, self.negative_prompt)
         return None if texts == (None, None) else texts
 
-    def described(self) -> str:
-        """Return the fields that are set, for a person."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts = [f"{name}={_short(value)}" for name, value in values.items() if value is not None]
-        return ", ".join(parts) or "as the pipeline has it"
-
     def same_but_guidance(self, other: Branch) -> bool:
         """Return whether two branches differ in nothing but their guidance scale."""
         return replace(self, guidance_scale=None, windows=None) == replace(other, guidance_scale=None, windows=None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from w2sd_video.algorithm import Step, drive, reflected_steps, shift_history
+from w2sd_video.algorithm import drive, reflected_steps, shift_history
 from w2sd_video.argument_checks import check_callable, check_finite, check_latents, check_like, whole_number
 from w2sd_video.inversions import Request, reflect_step
 from w2sd_video.reflection_settings import Reflection, Role
@@ -90,8 +90,7 @@ class Reflector:
             asking = reflect_step(self._trajectory, latents, i, self._settings, self._draw, self._held)
             reflected = drive(asking, self._answer)
             if self._scheduler is not None:
-                call = self._trajectory.calls[i]
-                shift_history(self._scheduler, self._trajectory, Step(reflected, call, reflected, reflected - latents))
+                shift_history(self._scheduler, self._trajectory, self._trajectory.calls[i], reflected - latents)
         return reflected
 
     def _answer(self, request: Request) -> torch.Tensor:

@@ -228,7 +228,7 @@ def _loop_of_scheduler(
     trajectory, call_step = Trajectory(scheduler), _step_function(scheduler, generator)
 
     def take_step(step: Step) -> torch.Tensor:
-        shift_history(scheduler, trajectory, step)
+        shift_history(scheduler, trajectory, step.call, step.displacement)
         return call_step(step.prediction, step.call, step.latents)
 
     return _Loop(

@@ -87,7 +87,7 @@ def test_numbers_of_numpy_are_kept_as_pythons_own():
     plain = Branch(
         guidance_scale=(4.0, 3), lora={"style": 0.5}, experts=2, control_scale=0.5, skip_layers=(1, "mid_block")
     )
-    assert branch == plain and branch.described() == plain.described() and "float" not in branch.described()
+    assert branch == plain and repr(branch) == repr(plain) and "float" not in repr(branch)
 
     schedule = StrengthSchedule(np.array([-1.0, 1.0]), np.array([1, 0]))
     assert schedule == StrengthSchedule((-1.0, 1.0), (1.0, 0.0)) and type(schedule.strength[0]) is float

@@ -412,7 +412,7 @@ def test_half_of_the_colours_are_all_that_a_network_of_them_sees(tmp_path):
     bench = Bench(tmp_path, CPU, pool=256)
     for name in ("scenes-t5", "scenes-image-vae"):
         run_stage(name, small_bench(tmp_path), math.inf, steps=2)
-    task = STAGES["scenes-pixart-half"].task(bench, 512, 2)
+    task = STAGES["scenes-pixart-half"].task(bench, 512)
     pool = bench.kept("pictures-text-filled-256", lambda: pytest.fail("made again"))
     rows = task.loss.__closure__[[*task.loss.__code__.co_freevars].index("rows")].cell_contents
     colours = np.array(list(scenes.COLOURS))[pool.scenes.seen[rows][..., 1].numpy()]

@@ -79,7 +79,7 @@ def ideal_of(
     """Return `posterior_noise` of clips with these captions, each from a bank of its own.
 
     Args:
-        pipe: a miniature's, as `render.load` returns it.
+        pipe: a miniature's, as `rendering.load.load` returns it.
         config: the miniature.
         captions: one a clip.
         count: clips in each bank.

@@ -265,7 +265,7 @@ def compare_clips(
     """Compare the strong and the weak branch of a configuration on clips.
 
     Args:
-        pipe: as `render.load` returns it.
+        pipe: as `rendering.load.load` returns it.
         config: names the branches; its `steps` set the noise levels, its `seed` the noise.
         clips: see `check_clips`.
         draws: of noise, for each clip and level.

@@ -40,10 +40,6 @@ class Rehearsal:
         """
         return _changes(self.calls[call], other.calls[call], latents_name)
 
-    def differs(self, other: Rehearsal, latents_name: str) -> bool:
-        """Return whether another rehearsal gives the denoiser anything else."""
-        return any(self.changes(call, other, latents_name) for call in range(len(self.calls)))
-
     def control_changes(self, other: Rehearsal, latents_name: str) -> Arguments:
         """Return the same for the ControlNet."""
         return _changes(self.control, other.control, latents_name)

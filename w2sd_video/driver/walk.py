@@ -401,7 +401,7 @@ class Walk:
 
     def _take_step(self, step: Step, arguments: dict[str, Any]) -> Any:
         """Take the wrapped scheduler's own step, with what it would have been given in a loop of its own."""
-        shift_history(self.wrapped, self._trajectory, step)
+        shift_history(self.wrapped, self._trajectory, step.call, step.displacement)
         self._handed_back.remember(None)
         prediction = with_variance(step.prediction, arguments["model_output"])
         positional, named = as_given(arguments | {"model_output": prediction}, self._positional)

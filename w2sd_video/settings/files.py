@@ -1,4 +1,4 @@
-"""Files that are read: packaged configurations, YAML, the sidecars of renders, and lists of prompts."""
+"""Configurations that are read: packaged ones, YAML, and the sidecars of renders."""
 
 from __future__ import annotations
 

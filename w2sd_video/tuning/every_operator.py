@@ -190,7 +190,7 @@ def _by_votes(
     unknown = search.run(plan.trials, work.make, ByVotes(votes, label_of(plain)))
     tried = search.tried()
     if unknown:
-        page = write_ballot(folder, config, plan.voted, [plain, *unknown], clip_file)
+        page = write_ballot(folder, plan.voted, [plain, *unknown], clip_file)
         begun = max(1, round(len(tried) / len(plan.operators)) + 1)
         return Tuned(_to_vote(page, f"{len(unknown)} settings, round {begun} of {plan.trials}"), work.failures())
     chosen, best = chosen_of(tried, higher, plan.best)
@@ -200,7 +200,7 @@ def _by_votes(
     labels = {label_of(candidate): candidate for candidate in chosen.values()}
     of_report = [vote for vote in votes if vote.prompt in report.prompts]
     if missing := missing_votes(of_report, labels):
-        page = write_ballot(folder, config, report, list(labels.values()), clip_file)
+        page = write_ballot(folder, report, list(labels.values()), clip_file)
         return Tuned(_to_vote(page, f"the report, {len(missing)} settings without a vote"), work.failures())
     figures = win_figures(of_report, list(labels), label_of(plain))
     results = [

@@ -125,9 +125,7 @@ def write_tuning_report(folder: Path, config: RenderConfig, findings: Findings, 
     return f"{markdown}\n\nbest     {folder / BEST}\npage     {folder / 'report.html'}"
 
 
-def write_ballot(
-    folder: Path, config: RenderConfig, split: Split, candidates: Sequence[Candidate], clip_file: ClipFile
-) -> Path:
+def write_ballot(folder: Path, split: Split, candidates: Sequence[Candidate], clip_file: ClipFile) -> Path:
     """Write the page on which people vote, which does not say what is what, and return its path."""
     groups = []
     for number, prompt in enumerate(split.prompts, split.first):

@@ -12,7 +12,7 @@ from w2sd_video.miniatures import fashion
 from w2sd_video.miniatures.learning import scene_networks as networks
 from w2sd_video.miniatures.learning.bench import Bench, Pool, picture_encoder
 from w2sd_video.miniatures.learning.denoising import Condition, denoiser_task, v_levels
-from w2sd_video.miniatures.learning.scene_stages import _silent, autoencoder_task
+from w2sd_video.miniatures.learning.scene_stages import autoencoder_task, zero_output
 from w2sd_video.miniatures.learning.stage_loop import Task, TrainingError
 from w2sd_video.miniatures.training.models import ddim_scheduler
 
@@ -29,7 +29,7 @@ def as_tensor(bench: Bench, pictures: np.ndarray) -> Tensor:
     return rearrange(frames, "n height width rgb -> n rgb height width").float() / 127.5 - 1
 
 
-def vae_task(bench: Bench, batch: int, steps: int) -> Task:
+def vae_task(bench: Bench, batch: int) -> Task:
     """The autoencoder."""
     grey, _ = fashion.read_pictures(bench.fashion_mnist)
     vae = networks.image_vae(networks.FASHION_SIZE).to(bench.device)
@@ -58,12 +58,12 @@ def pool(bench: Bench) -> Pool:
     return bench.kept(f"fashion-{bench.pool or 'all'}", make)
 
 
-def dit_task(bench: Bench, batch: int, steps: int, seed: int = 21) -> Task:
+def dit_task(bench: Bench, batch: int, seed: int = 21) -> Task:
     """DiT: pictures of ten classes."""
-    return _dit(bench, pool(bench), networks.NULL_CLASS, 128, 4, batch, steps, seed)
+    return _dit(bench, pool(bench), networks.NULL_CLASS, 128, 4, batch, seed)
 
 
-def two_classes_task(bench: Bench, batch: int, steps: int, second: int = 500, seed: int = 22) -> Task:
+def two_classes_task(bench: Bench, batch: int, second: int = 500, seed: int = 22) -> Task:
     """A small DiT that is told no class, of 5,000 pictures of one and fewer of another: the paper's unbalanced pair."""
     everything = pool(bench)
     assert everything.label is not None
@@ -72,15 +72,13 @@ def two_classes_task(bench: Bench, batch: int, steps: int, second: int = 500, se
     of_second = (everything.label == second_class).nonzero()[:second, 0]
     rows = torch.cat([of_first, of_second])
     pictures = Pool(everything.latents[rows], label=torch.zeros_like(rows))
-    return _dit(bench, pictures, None, *networks.TWO_CLASSES, batch, steps, seed)
+    return _dit(bench, pictures, None, *networks.TWO_CLASSES, batch, seed)
 
 
-def _dit(
-    bench: Bench, pictures: Pool, null: int | None, width: int, layers: int, batch: int, steps: int, seed: int
-) -> Task:
+def _dit(bench: Bench, pictures: Pool, null: int | None, width: int, layers: int, batch: int, seed: int) -> Task:
     torch.manual_seed(seed)
     network = networks.fashion_dit(width, layers)
-    _silent(network.proj_out_2)
+    zero_output(network.proj_out_2)
     network.to(bench.device).eval()  # or its own dropout of classes would draw from elsewhere
 
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
@@ -90,7 +88,7 @@ def _dit(
     return denoiser_task(bench, network, pictures, predict, levels, batch, seed, null=null, has_early=null is not None)
 
 
-def judge_task(bench: Bench, batch: int, steps: int) -> Task:
+def judge_task(bench: Bench, batch: int) -> Task:
     """The judge: a linear layer over the features that EfficientNet-Lite0 finds in real pictures."""
     features, labels = _features(bench, True, _JUDGED_BY)
     judge = torch.nn.Linear(fashion.FEATURES, len(fashion.CLASSES)).to(bench.device)

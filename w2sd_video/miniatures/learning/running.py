@@ -57,7 +57,7 @@ def run_stage(
             raise TrainingError(f"{name} needs {need}, which is not finished; give the run more minutes")
     started = time.monotonic()
     torch.manual_seed(zlib.crc32(name.encode()))
-    task = stage.task(bench, stage.batch, planned)
+    task = stage.task(bench, stage.batch)
     if compiled:
         task.network.compile()
     left = max(0.0, seconds - (time.monotonic() - started))

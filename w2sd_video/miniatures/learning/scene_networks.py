@@ -18,12 +18,11 @@ from diffusers import (
     UNet2DConditionModel,
     WanTransformer3DModel,
 )
-from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from w2sd_video.backends.dit_moe_model import DiTMoETransformer2DModel
 from w2sd_video.miniatures import scenes
-from w2sd_video.miniatures.training import models
+from w2sd_video.miniatures.training import mixture_of_experts, models
 from w2sd_video.miniatures.training.models import TEXT_WIDTH
 
 TEXT_LENGTH = 18
@@ -162,23 +161,7 @@ def motion_adapter() -> MotionAdapter:
 
 def dit_moe() -> DiTMoETransformer2DModel:
     """Pictures of classes by eight routed experts, two a token, and two shared ones."""
-    model = DiTMoETransformer2DModel(
-        sample_size=LATENT,
-        in_channels=4,
-        out_channels=4,
-        num_layers=6,
-        num_attention_heads=3,
-        attention_head_dim=32,
-        mlp_ratio=1,
-        num_classes=len(scenes.classes()),
-    )
-    for module in [model.final_layer, *model.blocks]:  # each block begins as the identity
-        nn.init.zeros_(module.adaLN_modulation[-1].weight)
-        nn.init.zeros_(module.adaLN_modulation[-1].bias)
-    nn.init.zeros_(model.final_layer.linear.weight)
-    nn.init.zeros_(model.final_layer.linear.bias)
-    nn.init.normal_(model.y_embedder.embedding_table.weight, std=0.02)
-    return model
+    return mixture_of_experts.dit_moe(LATENT, len(scenes.classes()))
 
 
 def fashion_dit(width: int = 128, layers: int = 4) -> DiTTransformer2DModel:

@@ -13,7 +13,6 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
-from w2sd_video.backends.dit_moe_model import MoEGate
 from w2sd_video.miniatures import scenes
 from w2sd_video.miniatures.learning import bench as pools
 from w2sd_video.miniatures.learning import scene_networks as networks
@@ -21,12 +20,11 @@ from w2sd_video.miniatures.learning.bench import HELPER, MAIN, Bench
 from w2sd_video.miniatures.learning.denoising import Condition, denoiser_task, flow_levels, v_levels
 from w2sd_video.miniatures.learning.stage_loop import Task, TrainingError
 from w2sd_video.miniatures.scene_judges import SEEN, SceneJudge, halves_of, softened
+from w2sd_video.miniatures.training.mixture_of_experts import BALANCE, watched_imbalance
 from w2sd_video.miniatures.training.models import TEXT_WIDTH, cogvideox_scheduler, ddim_scheduler
 
 KL_WEIGHT = 1e-5
 """Of the divergence, summed over a latent: just enough to keep latents near to a Gaussian."""
-BALANCE = 0.01
-"""Weight of the loss that keeps all experts in use."""
 LORA_RANK = 4
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]
 _OPPOSITE = torch.tensor([1, 0, 3, 2])
@@ -35,12 +33,12 @@ _MEASURED = 2000
 """Fresh scenes on which judges and autoencoders are measured; fewer where pools are small."""
 
 
-def t5_task(bench: Bench, batch: int, steps: int) -> Task:
+def t5_task(bench: Bench, batch: int) -> Task:
     """T5's encoder, told the mask or not by turns; see `_reading`."""
     return _reading(bench, networks.t5_text_encoder(), networks.t5_tokenizer(), batch, 101, masked_by_turns=True)
 
 
-def clip_task(bench: Bench, batch: int, steps: int) -> Task:
+def clip_task(bench: Bench, batch: int) -> Task:
     """CLIP's text encoder; see `_reading`."""
     return _reading(bench, networks.clip_text_encoder(), networks.clip_tokenizer(), batch, 102, masked_by_turns=False)
 
@@ -74,12 +72,12 @@ def _pieces(tokenizer) -> list[str]:  # type: ignore[no-untyped-def]
     return [tokenizer.tokenize(f"a {word}")[-1] for word in scenes.RELATIONS]
 
 
-def judge_task(bench: Bench, batch: int, steps: int) -> Task:
+def judge_task(bench: Bench, batch: int) -> Task:
     """The judge of clips. Half of them run backwards, so that it has to look at the motion and not at the trail."""
     return _judging(bench, SceneJudge(), batch, seed=103)
 
 
-def picture_judge_task(bench: Bench, batch: int, steps: int) -> Task:
+def picture_judge_task(bench: Bench, batch: int) -> Task:
     """The judge of pictures, whose trail tells direction and speed."""
     return _judging(bench, SceneJudge(1), batch, seed=104)
 
@@ -137,7 +135,7 @@ def measure_judge(bench: Bench, judge: SceneJudge, seed: int) -> dict[str, float
     return {name: round(value, 4) for name, value in measured.items()}
 
 
-def image_vae_task(bench: Bench, batch: int, steps: int) -> Task:
+def image_vae_task(bench: Bench, batch: int) -> Task:
     """The autoencoder of pictures and of AnimateDiff's frames."""
     vae = networks.image_vae().to(bench.device)
     size = bench.batch(batch)
@@ -149,7 +147,7 @@ def image_vae_task(bench: Bench, batch: int, steps: int) -> Task:
     return autoencoder_task(bench, vae, pictures, size, seed=105)
 
 
-def video_vae_task(bench: Bench, batch: int, steps: int) -> Task:
+def video_vae_task(bench: Bench, batch: int) -> Task:
     """The autoencoder of clips."""
     vae = networks.video_vae().to(bench.device)
     size = bench.batch(batch)
@@ -212,19 +210,17 @@ def picture_loss(made: Tensor, x: Tensor) -> Tensor:
     return error.square().mean() + 0.3 * error.abs().mean()
 
 
-def _silent(layer: nn.Linear | nn.Conv2d) -> None:
+def zero_output(layer: nn.Linear | nn.Conv2d) -> None:
     """Have a network's last layer begin with nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
-def pixart_task(
-    bench: Bench, batch: int, steps: int, seed: int = 1, width: int = 128, half_of_colours: bool = False
-) -> Task:
+def pixart_task(bench: Bench, batch: int, seed: int = 1, width: int = 128, half_of_colours: bool = False) -> Task:
     """PixArt: pictures from text, of all scenes or of those with half of the colours alone."""
     torch.manual_seed(seed)
     network = networks.pixart(width)
-    _silent(network.proj_out)
+    zero_output(network.proj_out)
     network.to(bench.device).eval()
     pool = pools.pictures(bench)
     rows = None
@@ -245,11 +241,11 @@ def pixart_task(
     return denoiser_task(bench, network, pool, predict, levels, batch, seed, rows=rows, has_early=is_main)
 
 
-def cogvideox_task(bench: Bench, batch: int, steps: int, seed: int = 11) -> Task:
+def cogvideox_task(bench: Bench, batch: int, seed: int = 11) -> Task:
     """CogVideoX: clips from text by v prediction."""
     torch.manual_seed(seed)
     network = networks.cogvideox()
-    _silent(network.proj_out)
+    zero_output(network.proj_out)
     network.to(bench.device).eval()
 
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
@@ -259,11 +255,11 @@ def cogvideox_task(bench: Bench, batch: int, steps: int, seed: int = 11) -> Task
     return denoiser_task(bench, network, pools.videos(bench, False), predict, levels, batch, seed, has_early=True)
 
 
-def wan_task(bench: Bench, batch: int, steps: int, seed: int = 12) -> Task:
+def wan_task(bench: Bench, batch: int, seed: int = 12) -> Task:
     """Wan: the same clips by flow matching."""
     torch.manual_seed(seed)
     network = networks.wan()
-    _silent(network.proj_out)
+    zero_output(network.proj_out)
     network.to(bench.device).eval()
 
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
@@ -275,25 +271,25 @@ def wan_task(bench: Bench, batch: int, steps: int, seed: int = 12) -> Task:
     return denoiser_task(bench, network, pool, predict, levels, batch, seed, is_flow=True, has_early=True)
 
 
-def unet_task(bench: Bench, batch: int, steps: int, seed: int = 13) -> Task:
+def unet_task(bench: Bench, batch: int, seed: int = 13) -> Task:
     """AnimateDiff's spatial network, on frames."""
     torch.manual_seed(seed)
     network = networks.unet()
-    _silent(network.conv_out)
+    zero_output(network.conv_out)
     network.to(bench.device).eval()
-    return _of_frames(bench, network, "filled", batch, steps, seed)
+    return _of_frames(bench, network, "filled", batch, seed)
 
 
-def lora_task(bench: Bench, batch: int, steps: int, seed: int = 15) -> Task:
+def lora_task(bench: Bench, batch: int, seed: int = 15) -> Task:
     """A LoRA of the spatial network, on frames of hollow things: base against fine-tuned on one style."""
     torch.manual_seed(seed)
     network = bench.filled(networks.unet(), "scenes-unet")
     network.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=LORA_LAYERS))
     network.to(bench.device)
-    return _of_frames(bench, network, "hollow", batch, steps, seed)
+    return _of_frames(bench, network, "hollow", batch, seed)
 
 
-def _of_frames(bench: Bench, network: nn.Module, style: str, batch: int, steps: int, seed: int) -> Task:
+def _of_frames(bench: Bench, network: nn.Module, style: str, batch: int, seed: int) -> Task:
     clips = pools.frames(bench, style)
     pool = replace(clips, latents=clips.latents.flatten(0, 1))
 
@@ -304,7 +300,7 @@ def _of_frames(bench: Bench, network: nn.Module, style: str, batch: int, steps: 
     return denoiser_task(bench, network, pool, predict, levels, batch, seed, has_early=style == "filled")
 
 
-def motion_task(bench: Bench, batch: int, steps: int, seed: int = 14) -> Task:
+def motion_task(bench: Bench, batch: int, seed: int = 14) -> Task:
     """AnimateDiff's motion layers, under the early and the late spatial network by turns, for both share them."""
     torch.manual_seed(seed)
     late = UNetMotionModel.from_unet2d(bench.filled(networks.unet(), "scenes-unet"), networks.motion_adapter())
@@ -339,11 +335,11 @@ def share_motion(giver: UNetMotionModel, receiver: UNetMotionModel) -> None:
             module.motion_modules = givers_modules[name].motion_modules
 
 
-def dit_moe_task(bench: Bench, batch: int, steps: int, seed: int = 16) -> Task:
+def dit_moe_task(bench: Bench, batch: int, seed: int = 16) -> Task:
     """DiT-MoE: pictures of classes; its weak model is itself with each token sent to the experts that fit it least."""
     torch.manual_seed(seed)
     network = networks.dit_moe().to(bench.device).eval()
-    imbalance = _watch_gates(network)
+    imbalance = watched_imbalance(network)
 
     def predict(noisy: Tensor, t: Tensor, of: Condition) -> Tensor:
         return network(noisy, t, of.label).sample
@@ -353,27 +349,3 @@ def dit_moe_task(bench: Bench, batch: int, steps: int, seed: int = 16) -> Task:
     return denoiser_task(
         bench, network, pool, predict, levels, batch, seed, null=null, extra=lambda: BALANCE * imbalance()
     )
-
-
-def _watch_gates(denoiser: nn.Module) -> Callable[[], Tensor]:
-    """Return a function that takes the gates' imbalance in the latest forward pass, 1 a gate where none is.
-
-    It is the sum over the experts of their share of the choices times their mean probability, times their number.
-    """
-    imbalances: list[Tensor] = []
-
-    def record(gate: MoEGate, inputs: tuple[Tensor], outputs: tuple[Tensor, Tensor]) -> None:
-        scores = gate.scores(inputs[0])
-        chosen = functional.one_hot(outputs[0].flatten(), len(gate.weight)).float().mean(0)
-        imbalances.append(len(gate.weight) * (chosen * scores.mean(0)).sum())
-
-    for module in denoiser.modules():
-        if isinstance(module, MoEGate):
-            module.register_forward_hook(record)
-
-    def take_sum() -> Tensor:
-        total = torch.stack(imbalances).sum()
-        imbalances.clear()
-        return total
-
-    return take_sum

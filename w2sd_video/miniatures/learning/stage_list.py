@@ -11,8 +11,8 @@ from w2sd_video.miniatures.learning import fashion_stages, scene_stages
 from w2sd_video.miniatures.learning.bench import Bench
 from w2sd_video.miniatures.learning.stage_loop import Task
 
-MakeTask = Callable[[Bench, int, int], Task]
-"""From a bench, a batch size on a GPU and the planned steps to what is trained."""
+MakeTask = Callable[[Bench, int], Task]
+"""From a bench and a batch size on a GPU to what is trained."""
 
 
 @dataclass(frozen=True)
