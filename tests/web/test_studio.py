@@ -234,6 +234,12 @@ def test_a_window_of_noise_levels_of_a_branch_goes_through_the_form(workbench):
     assert narrower.strong.windows["guidance_scale"] == Window(-1.0, 1.5, "log_snr")
 
 
+def test_a_configuration_that_makes_no_sense_is_an_error_and_no_end_of_the_process(tmp_path):
+    (tmp_path / "bad.yaml").write_text("model: {pretrained: miniature:pixart}\nsteps: many\n")
+    with pytest.raises(ConfigError, match="steps many: must be a whole number"):
+        configuration_of(str(tmp_path / "bad.yaml"))
+
+
 def test_the_folder_of_a_pipeline_is_a_configuration(workbench):
     folder = Path(studio.__file__).with_name("miniatures") / "weights" / "pixart"
     config = configuration_of(str(folder))

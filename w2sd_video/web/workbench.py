@@ -221,7 +221,7 @@ def configuration_of(name: str) -> RenderConfig:
         model = ModelConfig(pretrained=name)
         return RenderConfig(model=model, base=guided, strong=guided, weak=BranchConfig(guidance_scale=1.0))
     prompts = [] if read_config(name).get("prompts") else ["a prompt"]
-    return parse(["--config", name, *prompts], command="studio").config
+    return parse(["--config", name, *prompts], command=None).config
 
 
 def _files(branch: BranchConfig) -> set[str]:
