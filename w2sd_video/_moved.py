@@ -44,6 +44,7 @@ TAKEN_OUT: dict[str, tuple[str, ...]] = {
     "backends.loading": ("backends.loading",),
     "calibrate": ("calibration.pair",),
     "calibration": ("calibration.gap", "calibration.tilt", "calibration.resampling"),
+    "evaluation.samples": ("evaluation.splits", "evaluation.sample_files", "evaluation.laboratory"),
     "evaluate": ("evaluation.every_arm", "evaluation.measures"),
     "miniatures.train": ("miniatures.training.stages",),
     "render": (

@@ -31,7 +31,7 @@ from w2sd_video.evaluation.every_arm import arms_of, work_to_come
 from w2sd_video.evaluation.plan import Plan, plan_of
 from w2sd_video.evaluation.plan import add_options as add_evaluation_options
 from w2sd_video.evaluation.report import REAL, cell_of, sections_of
-from w2sd_video.evaluation.samples import rounds_of
+from w2sd_video.evaluation.splits import rounds_of
 from w2sd_video.evaluation.statistics import Figure, holm
 from w2sd_video.metrics import load_metric
 from w2sd_video.page import Cell, Column, Page, Table, write_page

@@ -23,9 +23,11 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from w2sd_video.backends import DENOISERS, registered
 from w2sd_video.calibration.real_clips import known_prompts
 from w2sd_video.evaluation.arms import candidates
+from w2sd_video.evaluation.laboratory import spaces_of
 from w2sd_video.evaluation.measures import MakeLaboratory
 from w2sd_video.evaluation.plan import OF_THE_WORLD
-from w2sd_video.evaluation.samples import SampleFiles, Split, batches_of, spaces_of
+from w2sd_video.evaluation.sample_files import SampleFiles, batches_of
+from w2sd_video.evaluation.splits import Split
 from w2sd_video.metrics import Score, load_metric
 from w2sd_video.settings.command_line import parse
 

@@ -13,8 +13,8 @@ import yaml
 
 from w2sd_video import evaluate
 from w2sd_video.evaluation.arms import candidates
+from w2sd_video.evaluation.laboratory import sample_clips
 from w2sd_video.evaluation.plan import add_options, plan_of
-from w2sd_video.evaluation.samples import sample_clips
 from w2sd_video.rendering.video import write_video
 from w2sd_video.settings.command_line import parse
 
@@ -123,7 +123,7 @@ def test_it_goes_on_where_it_stopped_and_takes_more_arms(tmp_path, capsys, monke
     before = capsys.readouterr().out
     made = []
     monkeypatch.setattr(
-        "w2sd_video.evaluation.samples.sample_clips", lambda *args: made.append(args[1]) or sample_clips(*args)
+        "w2sd_video.evaluation.laboratory.sample_clips", lambda *args: made.append(args[1]) or sample_clips(*args)
     )
     evaluate.main([*PIXART, "--folder", folder])
     assert not made and without_seconds(capsys.readouterr().out) == without_seconds(before)

@@ -8,20 +8,14 @@ import pytest
 from running import configured
 from scipy import stats
 
-from w2sd_video.evaluation import samples as sampling
+from w2sd_video.evaluation import laboratory as sampling
 from w2sd_video.evaluation.arms import Candidate, candidates
 from w2sd_video.evaluation.comparison import choose, choose_in_rounds, compare, reported, tuning_samples
 from w2sd_video.evaluation.every_arm import Work
-from w2sd_video.evaluation.samples import (
-    Laboratory,
-    SampleFiles,
-    Samples,
-    Split,
-    key_of,
-    results_table,
-    rounds_of,
-    spaces_of,
-)
+from w2sd_video.evaluation.laboratory import Laboratory, spaces_of
+from w2sd_video.evaluation.sample_files import SampleFiles, key_of
+from w2sd_video.evaluation.samples import Samples, results_table
+from w2sd_video.evaluation.splits import Split, rounds_of
 from w2sd_video.evaluation.statistics import (
     GROUPS,
     RESAMPLES,

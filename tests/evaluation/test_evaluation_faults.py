@@ -15,7 +15,7 @@ import pytest
 from running import LARGE, SMALL, contents, kill_driver, kill_workers, run
 
 from w2sd_video import evaluate
-from w2sd_video.evaluation import samples as sampling
+from w2sd_video.evaluation import laboratory as sampling
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'")
 twenty = pytest.param(20, LARGE, marks=pytest.mark.kills)

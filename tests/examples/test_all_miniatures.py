@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "studies"))
 import all_miniatures
 import throughput
 
-from w2sd_video.evaluation import samples
+from w2sd_video.evaluation import laboratory
 from w2sd_video.evaluation.statistics import holm
 
 FEW = {
@@ -46,8 +46,8 @@ def test_one_page_has_all_of_them_corrected_together_and_nothing_is_made_twice(t
     assert re.search(r"- miniature-dit-moe, 6 NFE: (CFG|strong|weak) is best", table)
     assert (folder / "report.html").exists() and (folder / "miniature-pixart" / "report.html").exists()
 
-    made, once = [], samples.sample_clips
-    monkeypatch.setattr(samples, "sample_clips", lambda *given: made.append(given) or once(*given))
+    made, once = [], laboratory.sample_clips
+    monkeypatch.setattr(laboratory, "sample_clips", lambda *given: made.append(given) or once(*given))
     assert all_miniatures.main(**FEW, folder=folder) == 0 and not made
     more = FEW | {"arms": ("strong", "CFG", "weak", "AutoGuidance")}
     assert all_miniatures.main(**more, folder=folder) == 0 and made

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from w2sd_video.evaluation.samples import Split, rounds_of
+from w2sd_video.evaluation.splits import Split, rounds_of
 from w2sd_video.settings.command_line import parse
 from w2sd_video.tuning.operators import Operator, Range
 from w2sd_video.tuning.search import AT_A_TIME, NO_STEPS, Search

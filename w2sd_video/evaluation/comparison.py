@@ -10,7 +10,8 @@ from functools import partial
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.samples import Samples, Split, over_rounds
+from w2sd_video.evaluation.samples import Samples, over_rounds
+from w2sd_video.evaluation.splits import Split
 from w2sd_video.evaluation.statistics import Figure, Real, holm, measured, value_of_set, win_rate
 from w2sd_video.metrics import Metric, Score
 

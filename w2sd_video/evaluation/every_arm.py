@@ -21,17 +21,9 @@ from w2sd_video.evaluation.measures import (
 )
 from w2sd_video.evaluation.plan import Plan, open_folder
 from w2sd_video.evaluation.report import write_report
-from w2sd_video.evaluation.samples import (
-    SampleFiles,
-    Samples,
-    Split,
-    batches_of,
-    failed,
-    joined,
-    key_of_setting,
-    results_table,
-    rounds_of,
-)
+from w2sd_video.evaluation.sample_files import SampleFiles, batches_of, key_of_setting
+from w2sd_video.evaluation.samples import Samples, failed, joined, results_table
+from w2sd_video.evaluation.splits import Split, rounds_of
 from w2sd_video.evaluation.statistics import Real
 from w2sd_video.jobs.pool import Pool, Run, Task, started
 from w2sd_video.jobs.pool_options import Shard

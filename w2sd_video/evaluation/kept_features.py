@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from w2sd_video.calibration.real_clips import Clip
-from w2sd_video.evaluation.samples import spaces_of
+from w2sd_video.evaluation.laboratory import spaces_of
 from w2sd_video.jobs.folder import HIDDEN, key_of
 from w2sd_video.messages import first_line
 from w2sd_video.metrics import Distance

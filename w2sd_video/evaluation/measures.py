@@ -14,8 +14,10 @@ import numpy as np
 from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.evaluation.comparison import RealAgainstReal
 from w2sd_video.evaluation.kept_features import KeptFeatures, features_of
+from w2sd_video.evaluation.laboratory import Laboratory
 from w2sd_video.evaluation.plan import Plan
-from w2sd_video.evaluation.samples import SEEDS, Laboratory, SampleFiles, Split
+from w2sd_video.evaluation.sample_files import SampleFiles
+from w2sd_video.evaluation.splits import SEEDS, Split
 from w2sd_video.evaluation.statistics import Real, distance_of_set
 from w2sd_video.metrics import OF_FEW_FEATURES, Distance, Metric, MetricUnavailableError, load_metric
 from w2sd_video.metrics.frechet import principal_features

@@ -13,7 +13,9 @@ import numpy as np
 
 from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
 from w2sd_video.evaluation.arms import ARMS, candidates, check_arms
-from w2sd_video.evaluation.samples import SampleFiles, Split, spaces_of
+from w2sd_video.evaluation.laboratory import spaces_of
+from w2sd_video.evaluation.sample_files import SampleFiles
+from w2sd_video.evaluation.splits import Split
 from w2sd_video.jobs.folder import HIDDEN, JobFolder, read_record
 from w2sd_video.jobs.pool_options import Shard, add_pool_options
 from w2sd_video.metrics import BIASED, Metric, Score, check_name

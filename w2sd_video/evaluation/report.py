@@ -15,7 +15,7 @@ from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import Outcome, RealAgainstReal, Result, judge_of
 from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.plot import drawn
-from w2sd_video.evaluation.samples import Split
+from w2sd_video.evaluation.splits import Split
 from w2sd_video.evaluation.statistics import Figure, pareto_front
 from w2sd_video.metrics import Distance, Metric
 from w2sd_video.page import Cell, Clip, Column, Group, Page, Table, embedded, write_page

@@ -14,7 +14,8 @@ from w2sd_video.evaluation.comparison import Result, reported
 from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.measures import MakeLaboratory, kept_features, load_metrics, real_of_splits
 from w2sd_video.evaluation.plan import open_folder
-from w2sd_video.evaluation.samples import results_table, rounds_of
+from w2sd_video.evaluation.samples import results_table
+from w2sd_video.evaluation.splits import rounds_of
 from w2sd_video.jobs.folder import JobFolder
 from w2sd_video.jobs.pool import Pool, started
 from w2sd_video.jobs.pool_options import Shard

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from w2sd_video.evaluation.plan import MOST_ROUNDS, SAMPLES_TO_CHOOSE_ON, Plan, plan_of
-from w2sd_video.evaluation.samples import Split
+from w2sd_video.evaluation.splits import Split
 from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.rendering.step_cost import measured_cost
 from w2sd_video.settings.command_line import refuse_words

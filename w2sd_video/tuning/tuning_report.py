@@ -17,7 +17,7 @@ from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import Result
 from w2sd_video.evaluation.plot import as_svg, drawn
 from w2sd_video.evaluation.report import cell_of, clip_of, columns_of, sections_of, size_of
-from w2sd_video.evaluation.samples import Split
+from w2sd_video.evaluation.splits import Split
 from w2sd_video.evaluation.statistics import pareto_front
 from w2sd_video.metrics import Metric
 from w2sd_video.page import Cell, Column, Group, Page, Table, embedded, write_page

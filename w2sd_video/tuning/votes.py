@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.samples import key_of_setting
+from w2sd_video.evaluation.sample_files import key_of_setting
 from w2sd_video.evaluation.statistics import Figure, figure, resampled
 from w2sd_video.messages import shortened
 from w2sd_video.metrics import Score
