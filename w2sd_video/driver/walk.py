@@ -250,7 +250,7 @@ class Walk:
         self._state.role = asked.role if asked else "base"
         self._state.place += not getattr(asked, "shares_latents", False)
         self._state.probing = asked.rows if isinstance(asked, ProbeRequest) else None
-        self._state.answered, self._state.given = [], []
+        self._state.answered, self._state.given, self._state.answering = [], [], 0
         own = self._state.rehearsals.get(None)
         is_first = isinstance(asked, ProbeRequest) and asked.is_first
         self._state.noting = own if is_first and own and not own.calls else None
@@ -269,8 +269,8 @@ class Walk:
         turn = self._checked(turn, arguments)
         self._state.step_taken = turn.takes_step
         arguments["sample"] = self._unedited(turn, arguments)
+        self.watch.check_evaluated(self._state.answering)
         if isinstance(turn.asked, ProbeRequest):
-            self.watch.check_evaluated(self._state.answered)
             result = self._result(self._look(turn, turn.asked, arguments), arguments)
         else:
             result = self._answer(turn, arguments)

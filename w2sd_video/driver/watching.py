@@ -98,9 +98,9 @@ class Watch:
         if self._loop_state:
             self._loop_state.check()
 
-    def check_evaluated(self, answered: list[Any]) -> None:
-        """Refuse a turn of a pipeline in which no network was asked where the loop runs (ValueError)."""
-        if self.pipeline and not answered:
+    def check_evaluated(self, answering: int) -> None:
+        """Refuse a turn of a pipeline in which its network did not answer where the loop runs (ValueError)."""
+        if self.pipeline and not answering:
             raise ValueError(
                 f"{self.pipeline} does not evaluate its network in every turn of its loop, in the loop's thread, so "
                 "it cannot be reflected"
