@@ -1,4 +1,4 @@
-"""A network sees what the sampler asks for: at other noise levels too, all rows that look at each other, as it is now."""
+"""A network sees what the sampler asks for: at other noise levels, with all rows that it looks at, as it is now."""
 
 import copy
 
@@ -7,7 +7,9 @@ import pytest
 import tiny
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_video_zero import CrossFrameAttnProcessor2_0
+from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_video_zero import (
+    CrossFrameAttnProcessor2_0,
+)
 from helpers import add_lora, close
 from plain_loop import STEPS, STRONG, WEAK, alphas_of, noise_like, plain_loop, read_noise, run
 from tiny import parts, text
@@ -77,8 +79,8 @@ def by_patch(unet):
     for module in unet.modules():
         if type(module).__name__ == "BasicTransformerBlock":
             forward = module.forward
-            module.forward = lambda states, *args, forward=forward, **kwargs: (
-                forward(states + states.mean(0, keepdim=True), *args, **kwargs)
+            module.forward = lambda states, *args, forward=forward, **kwargs: forward(
+                states + states.mean(0, keepdim=True), *args, **kwargs
             )
 
 
@@ -131,17 +133,11 @@ def own_loop(scheduler):
 
 
 @pytest.mark.parametrize("inversion", ["paper", "explicit", "current", "implicit"])
-def test_a_loop_that_scales_latents_by_its_index_is_right_or_refused(inversion):
-    """What the weak branch is asked for lies at the next level, and would be scaled as at this one."""
+def test_a_loop_that_scales_latents_by_its_index_is_right(inversion):
+    """What the weak branch is asked for may lie at the next level, which is not the one that they are scaled by."""
     pipe, prompt, weak = own_loop(diffusers.EulerDiscreteScheduler(**parts.STABLE))
-    with reflection(pipe, strong=Branch(), weak=weak, inversion=inversion) as done:
-        expected = pipe(prompt)[0]
-        if inversion in ("current", "implicit"):
-            close(pipe(prompt, scaled_by="index")[0], expected)
-            return
-        with pytest.raises(ValueError, match="scale_model_input"):
-            pipe(prompt, scaled_by="index")
-        assert not any(done.nfe.values())
+    with reflection(pipe, strong=Branch(), weak=weak, inversion=inversion):
+        close(pipe(prompt, scaled_by="index")[0], pipe(prompt)[0], 1e-4)
 
 
 @pytest.mark.parametrize("inversion", ["paper", "explicit", "current", "implicit"])

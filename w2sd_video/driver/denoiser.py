@@ -54,6 +54,7 @@ class DenoiserSwitch:
         self._latents_name = next(iter(self._signature.parameters))
         self._branches = branches
         self._state = state
+        self._loras: tuple[Moment | None, list[tuple[Branch, list[Swap]]]] = (None, [])
         self._evaluated_as: list[tuple[Branch, nn.Module, list[Swap]]] = []
         self._forget()
         for branch in branches.values():
@@ -99,7 +100,7 @@ class DenoiserSwitch:
         self._counted: tuple[int, int] = (-1, 0)
         self._texts: dict[Any, Arguments] = {}
         self._caches = Caches()
-        self._loras: tuple[Moment | None, list[tuple[Branch, list[Swap]]]] = (None, [])
+        self._loras = (None, [])
         self._mixing: dict[nn.Module, bool] = {}
         self._kept: tuple[int, list[tuple[Branch, dict[int, torch.Tensor]]]] = (-1, [])
 
@@ -376,13 +377,19 @@ def check_same_shape(denoiser: nn.Module, second: nn.Module) -> None:
     """Refuse a second denoiser that cannot answer in the first one's place.
 
     Raises:
-        ValueError: another class, or another size of what goes in or out; the message names both values.
+        ValueError: another class, another precision, or another size of what goes in or out; the message names both.
     """
     denoiser, second = uncompiled(denoiser), uncompiled(second)
     if not isinstance(second, type(denoiser)):
         raise ValueError(
             f"the second denoiser is a {type(second).__name__}, the pipeline's is a {type(denoiser).__name__}; "
             "both must be of the same class"
+        )
+    precision, other_precision = (getattr(network, "dtype", None) for network in (denoiser, second))
+    if precision != other_precision and not any(map(torch.is_autocast_enabled, ("cuda", "cpu"))):
+        raise ValueError(
+            f"the second denoiser computes in {other_precision}, the pipeline's in {precision}; load both in one "
+            "precision (torch_dtype=...)"
         )
     one, other = getattr(denoiser, "config", {}), getattr(second, "config", {})
     sizes = (

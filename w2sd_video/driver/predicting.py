@@ -184,10 +184,6 @@ class LedWalk(Walk):
         copies = len(sample) // len(undivided)
         return torch.where(sample == torch.cat([undivided] * copies), torch.cat([came] * copies), divided)
 
-    def _input_scale(self, call: int) -> float:
-        """Return what a loop has its latents divided by at a call; some read them undivided too (latent upscaling)."""
-        return self._trajectory.input_scale(self._trajectory.level(self._trajectory.step_at(call)))
-
     def _answering(self) -> Generator[Any, torch.Tensor, torch.Tensor]:
         """Yield what is asked for, and hand out what is sent for it."""
         while True:
@@ -218,6 +214,9 @@ class _WatchedWalk(LedWalk):
         is_led = super()._plan(calls)
         self.turns = [turn for turn in self.turns if isinstance(turn.asked, ProbeRequest) and turn.call == calls.start]
         return is_led
+
+    def _asks(self, begin: int) -> list[Turn]:
+        return []  # what is asked of a predictor is asked at the level that the loop is at
 
     def _look(self, turn: Turn, asked: ProbeRequest, arguments: dict[str, Any]) -> torch.Tensor:
         """Look at a turn, and after the last one begin to wait."""

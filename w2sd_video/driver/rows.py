@@ -23,9 +23,7 @@ def rows_of(value: Any) -> list[torch.Tensor]:
     return list(value)
 
 
-def take_rows(
-    value: Any, name: str, rows: Sequence[int], total: int, frames: int = 1, in_lists: bool = False
-) -> Any:
+def take_rows(value: Any, name: str, rows: Sequence[int], total: int, frames: int = 1, in_lists: bool = False) -> Any:
     """Return some rows of what is batched in an argument; the rest stays as it is.
 
     Args:

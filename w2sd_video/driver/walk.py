@@ -28,6 +28,7 @@ from w2sd_video.driver.turns import (
     WATCH_TURNS,
     ProbeRequest,
     Turn,
+    asks,
     probes,
     repeats,
     with_all_watches,
@@ -38,7 +39,7 @@ from w2sd_video.driver.watching import Watch, check_scaling
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection
 from w2sd_video.time_grid import set_timesteps
-from w2sd_video.trajectory import Trajectory
+from w2sd_video.trajectory import Trajectory, working_dtype
 from w2sd_video.window import Moment
 
 
@@ -109,15 +110,20 @@ class Walk:
         return 0 < self.at < len(self.turns) and not self.turns[self.at - 1].takes_step
 
     def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Scale latents for the network: by their own level, whatever the timestep that the network is told.
+        """Scale latents for the network, by the level that the loop is at.
 
         A scheduler that scales nothing is asked too, by pipelines that compare its exact class (Bria).
         """
-        asked = self.turns[self.at].asked if self.at < len(self.turns) else None
-        if isinstance(asked, Request):
-            return sample if asked.input_scale == 1.0 else sample / asked.input_scale
-        scale = getattr(self.wrapped, "scale_model_input", None)
-        return sample if scale is None else scale(sample, *args, **kwargs)
+        turn = self.turns[self.at] if self.at < len(self.turns) else None
+        if turn and isinstance(turn.asked, Request):
+            scale = self._input_scale(turn.call)
+            return sample if scale == 1.0 else sample / scale
+        scale_as_stock = getattr(self.wrapped, "scale_model_input", None)
+        return sample if scale_as_stock is None else scale_as_stock(sample, *args, **kwargs)
+
+    def _input_scale(self, call: int) -> float:
+        """Return what a loop has its latents divided by at a call."""
+        return self._trajectory.input_scale(self._trajectory.level(self._trajectory.step_at(call)))
 
     def __deepcopy__(self, memo: Any) -> Any:
         """Refuse to be copied while reflecting: each copy would reflect on its own, against the others."""
@@ -195,7 +201,7 @@ class Walk:
         self._reflected = reflected_steps(trajectory, self._settings, calls.start).intersection(steps)
         self.reflected_steps = len(self._reflected)
         timesteps, begin = self.wrapped.timesteps, calls.start
-        self.turns = self._probe_turns(begin)
+        probe_turns, self.turns = self._probe_turns(begin), []
         asked_for_call: list[Request | StepRequest] = []
         for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=begin, fresh=self._fresh)):
             if isinstance(asked, Step):
@@ -204,6 +210,7 @@ class Walk:
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
+        self.turns = probe_turns + (self._asks(begin) if probe_turns else []) + self.turns
         if self._state.measures and self._state.stages > 1:
             self.turns = with_measures(self.turns, timesteps[begin])
         self.turns = self._with_later_watches(begin)
@@ -217,6 +224,12 @@ class Walk:
         if self._settings.is_on:
             turns = probes(begin, timestep, "watch", WATCH_TURNS) + repeats(begin, timestep, self.total_steps + 1)
         return turns + (probes(begin, timestep, "measure", PROBE_TURNS) if self._state.measures else [])
+
+    def _asks(self, begin: int) -> list[Turn]:
+        """Return the turns in which is seen whether the network is told another timestep, if it will have to be."""
+        asked = [turn for turn in self.turns if isinstance(turn.asked, Request)]
+        told = [turn.timestep for turn in asked if turn.asked.step != self._trajectory.step_at(turn.call)]  # type: ignore[union-attr]
+        return asks(begin, self.wrapped.timesteps[begin], told[-1]) if told else []
 
     def _with_later_watches(self, begin: int) -> list[Turn]:
         """Return the turns, with those among them in which the loop is watched again."""
@@ -335,6 +348,8 @@ class Walk:
         if asked.purpose == "measure":
             self._measure(asked, arguments["model_output"], latents)
             return latents
+        if asked.purpose == "ask":
+            return self.watch.see_told(asked, latents, self._state.given)
         if asked.is_first:
             level = self._trajectory.level(self._trajectory.step_at(turn.call))
             check_scaling(self.wrapped, latents, turn.timestep, self._trajectory.input_scale(level))
@@ -389,7 +404,22 @@ class Walk:
                 )
             self._drift.note(layout, rows, arguments["model_output"], latents)
         asked = self._algorithm.send(without_variance(arguments["model_output"], latents))
-        return self._take_step(asked, arguments) if isinstance(asked, Step) else self._result(asked.latents, arguments)
+        if isinstance(asked, Step):
+            return self._take_step(asked, arguments)
+        return self._result(self._as_scaled_at(turn.call, asked), arguments)
+
+    def _as_scaled_at(self, call: int, asked: Request | StepRequest) -> torch.Tensor:
+        """Return latents that, divided as the loop does at a call, are as the network is to see them.
+
+        Those of another level (of the paper's inversion) are brought to the scale of the call's. So it does not matter
+        how a loop divides: by the scheduler, by a sigma of its own, or what it makes of the undivided ones beside.
+        """
+        ratio = self._input_scale(call) / asked.input_scale if isinstance(asked, Request) else 1.0
+        return (
+            asked.latents
+            if ratio == 1.0
+            else (asked.latents.to(working_dtype(asked.latents)) * ratio).to(asked.latents.dtype)
+        )
 
     def _begin_step(self, latents: torch.Tensor) -> None:
         """Tell the algorithm the latents that a step begins with, as the pipeline has them."""
