@@ -39,7 +39,7 @@ from w2sd_video.driver.watching import Watch, check_scaling
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection
 from w2sd_video.time_grid import set_timesteps
-from w2sd_video.trajectory import Trajectory, working_dtype
+from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Moment
 
 
@@ -78,6 +78,7 @@ class Walk:
         self._positional = 0
         self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
+        self._handed: tuple[torch.Tensor, torch.Tensor] | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self.watch = Watch()
         self.fresh_steps: Callable[[Trajectory], Collection[int]] = lambda trajectory: ()
@@ -112,14 +113,25 @@ class Walk:
     def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Scale latents for the network, by the level that the loop is at.
 
-        A scheduler that scales nothing is asked too, by pipelines that compare its exact class (Bria).
+        Those that were handed for a request come to it as they were asked for, to the last bit. A scheduler that
+        scales nothing is asked too, by pipelines that compare its exact class (Bria).
         """
         turn = self.turns[self.at] if self.at < len(self.turns) else None
-        if turn and isinstance(turn.asked, Request):
-            scale = self._input_scale(turn.call)
-            return sample if scale == 1.0 else sample / scale
+        if turn and (self._handed or isinstance(turn.asked, Request)):
+            return self._divided(sample, self._input_scale(turn.call))
         scale_as_stock = getattr(self.wrapped, "scale_model_input", None)
         return sample if scale_as_stock is None else scale_as_stock(sample, *args, **kwargs)
+
+    def _divided(self, sample: torch.Tensor, scale: float) -> torch.Tensor:
+        if scale == 1.0:
+            return sample
+        if self._handed is None:
+            return sample / scale
+        undivided, wanted = self._handed
+        if undivided.shape[1:] != sample.shape[1:] or len(sample) % len(undivided):
+            return sample / scale
+        copies = len(sample) // len(undivided)
+        return torch.where(sample == torch.cat([undivided] * copies), torch.cat([wanted] * copies), sample / scale)
 
     def _input_scale(self, call: int) -> float:
         """Return what a loop has its latents divided by at a call."""
@@ -153,6 +165,7 @@ class Walk:
             yield from timesteps[calls.start : calls.stop]
             return
         self._handed_back.forget()
+        self._handed = None
         self.on_loop()
         at, call = 0, calls.start
         self._is_under_way = True
@@ -403,23 +416,24 @@ class Walk:
                     "guidance_scale; leave it out, or reflect the steps before (reflection_steps)"
                 )
             self._drift.note(layout, rows, arguments["model_output"], latents)
+        self._handed = None
         asked = self._algorithm.send(without_variance(arguments["model_output"], latents))
         if isinstance(asked, Step):
             return self._take_step(asked, arguments)
-        return self._result(self._as_scaled_at(turn.call, asked), arguments)
+        if isinstance(asked, StepRequest):
+            return self._result(asked.latents, arguments)
+        wanted = asked.latents if asked.input_scale == 1.0 else asked.latents / asked.input_scale
+        return self._result(self._handed_at(turn.call, wanted), arguments)
 
-    def _as_scaled_at(self, call: int, asked: Request | StepRequest) -> torch.Tensor:
-        """Return latents that, divided as the loop does at a call, are as the network is to see them.
+    def _handed_at(self, call: int, wanted: torch.Tensor) -> torch.Tensor:
+        """Return latents that, divided as the loop does at a call, are as a network is to see them.
 
         Those of another level (of the paper's inversion) are brought to the scale of the call's. So it does not matter
         how a loop divides: by the scheduler, by a sigma of its own, or what it makes of the undivided ones beside.
         """
-        ratio = self._input_scale(call) / asked.input_scale if isinstance(asked, Request) else 1.0
-        return (
-            asked.latents
-            if ratio == 1.0
-            else (asked.latents.to(working_dtype(asked.latents)) * ratio).to(asked.latents.dtype)
-        )
+        scale = self._input_scale(call)
+        self._handed = wanted if scale == 1.0 else wanted * scale, wanted
+        return self._handed[0]
 
     def _begin_step(self, latents: torch.Tensor) -> None:
         """Tell the algorithm the latents that a step begins with, as the pipeline has them."""
