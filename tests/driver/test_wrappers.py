@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import tiny
 import torch
-from helpers import add_lora
+from helpers import add_lora, close
 from plain_loop import STEPS, STRONG, WEAK, run
 from tiny.variants import build
 
@@ -583,5 +583,5 @@ def test_what_a_network_makes_once_or_a_callback_changes_is_reflected():
     pipe.unet.mid_block.forward = at_steps
     for _ in range(2):
         with reflection(pipe, **GAP):
-            assert torch.equal(run(pipe, call, callback_on_step_end=on_step), expected)
+            close(run(pipe, call, callback_on_step_end=on_step), expected)  # rows are not evaluated alone then
     assert editor.number == 2 * STEPS

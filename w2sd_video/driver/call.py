@@ -20,6 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from w2sd_video.argument_checks import version_of
+from w2sd_video.backends import DENOISERS
 from w2sd_video.branch import Branch
 from w2sd_video.driver.arguments import call_back_after_steps, check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
@@ -237,6 +238,11 @@ class PipelineCall:
         args, kwargs = as_given(arguments, positional)
         return self._loop(self._pipe, *args, **kwargs)
 
+    @property
+    def _is_led(self) -> bool:
+        """Whether anything is not as in a stock call."""
+        return self._settings.is_on or any(branch != Branch() for branch in self._used)
+
     def _check_end(self) -> None:
         """Refuse a result that was not led by the walk."""
         name = type(self._pipe).__name__
@@ -302,11 +308,13 @@ class PipelineCall:
         """Refuse that a callback changes the text where a branch has its own, learnt before the first step."""
         tensors = dict(args[-1]) if args and isinstance(args[-1], dict) else {}
         versions = {name: version_of(tensor) for name, tensor in tensors.items()}
+        parts = {name: getattr(self._pipe, name, None) for name in ("scheduler", "controlnet", *DENOISERS)}
         result = callback(*args, **kwargs)
-        if self._pipe.scheduler is not self._walk.wrapped and self._settings.is_on:
-            raise ValueError(
-                "a callback replaced the pipeline's scheduler in a reflected call; replace it before the call"
-            )
+        for name, part in parts.items():
+            if getattr(self._pipe, name, None) is not part and self._is_led:
+                raise ValueError(
+                    f"a callback replaced the pipeline's {name} in a reflected call; replace it before the call"
+                )
         returned = result.items() if isinstance(result, dict) and self._state.rehearsals else ()
         for name, after in returned:
             is_unchanged = after is tensors.get(name) and version_of(after) == versions.get(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,12 +21,14 @@ from w2sd_video.driver.comparing import copied, differences
 from w2sd_video.driver.guards import Caches
 from w2sd_video.driver.layout import Layout, answered, rows_needed
 from w2sd_video.driver.measuring import CHANGED_SCALE, probe_rows
-from w2sd_video.driver.networks import in_place_of, unswitched
+from w2sd_video.driver.networks import in_place_of, mixes_rows, unswitched
 from w2sd_video.driver.rehearsal import CallState
 from w2sd_video.driver.rows import Arguments, output_like, output_shapes, rows_of, take_rows
 from w2sd_video.driver.signatures import as_given, by_name, named_signature, uncompiled
 from w2sd_video.gaps import Swap, swapped, swaps_of
+from w2sd_video.gaps.lora import lora_scales
 from w2sd_video.reflection_settings import Role
+from w2sd_video.window import Moment
 
 
 class DenoiserSwitch:
@@ -51,10 +54,12 @@ class DenoiserSwitch:
         self._latents_name = next(iter(self._signature.parameters))
         self._branches = branches
         self._state = state
+        self._loras: tuple[Moment | None, list[tuple[Branch, list[Swap]]]] = (None, [])
         self._evaluated_as: list[tuple[Branch, nn.Module, list[Swap]]] = []
         self._forget()
         for branch in branches.values():
-            self._module_and_swaps(branch)
+            module, _ = self._module_and_swaps(branch)
+            self._lora(module, branch)
 
     def _module_and_swaps(self, branch: Branch) -> tuple[nn.Module, list[Swap]]:
         """Return the network that a branch is evaluated with, and what is changed in it meanwhile."""
@@ -64,9 +69,21 @@ class DenoiserSwitch:
         module = branch.weights if isinstance(branch.weights, nn.Module) else self._denoiser
         if module is not self._denoiser:
             check_same_shape(self._denoiser, module)
-        swaps = swaps_of(uncompiled(module), branch)
+        swaps = swaps_of(uncompiled(module), replace(branch, lora=None))
         self._evaluated_as.append((branch, module, swaps))
         return module, swaps
+
+    def _lora(self, module: nn.Module, branch: Branch) -> list[Swap]:
+        """Return the swaps of a branch's LoRA at this step: others may be scaled between steps, which counts."""
+        if branch.lora is None:
+            return []
+        if self._loras[0] is not self._state.moment:
+            self._loras = (self._state.moment, [])
+        known = next((swaps for by, swaps in self._loras[1] if by == branch), None)
+        if known is None:
+            known = lora_scales(uncompiled(module), branch.lora)
+            self._loras[1].append((branch, known))
+        return known
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -83,6 +100,8 @@ class DenoiserSwitch:
         self._counted: tuple[int, int] = (-1, 0)
         self._texts: dict[Any, Arguments] = {}
         self._caches = Caches()
+        self._loras = (None, [])
+        self._mixing: dict[nn.Module, bool] = {}
         self._kept: tuple[int, list[tuple[Branch, dict[int, torch.Tensor]]]] = (-1, [])
 
     def _forward_as_named(self, evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -227,22 +246,35 @@ class DenoiserSwitch:
         total = len(samples)
         if rows == list(range(total)):
             return arguments
-        frames = samples.shape[2] if isinstance(samples, torch.Tensor) and samples.ndim == 5 else 1
-        return {name: take_rows(value, name, rows, total, frames) for name, value in arguments.items()}
+        in_lists = not isinstance(samples, torch.Tensor)
+        frames = samples.shape[2] if not in_lists and samples.ndim == 5 else 1
+        return {name: take_rows(value, name, rows, total, frames, in_lists) for name, value in arguments.items()}
 
     def _with_missing(
         self, arguments: Arguments, rows: range, needed: Iterable[int], kept: dict[int, torch.Tensor]
     ) -> dict[int, torch.Tensor]:
         """Return the rows that there are, with those of an evaluation that are needed and not there."""
         missing = [row for row in rows if row in needed and row not in kept]
-        if missing and self._layout is not None and self._layout.others:
-            missing = list(rows)  # networks of perturbed attention look at all rows at once, to know which these are
+        if missing and self._needs_all_rows():
+            missing = list(rows)
         if missing:
             part = self._with_rows(arguments, [row - rows.start for row in missing])
             evaluated = rows_of(self._evaluate(part, len(missing))[0])
             kept = kept | dict(zip(missing, evaluated, strict=True))
             self._keep(kept)
         return kept
+
+    def _needs_all_rows(self) -> bool:
+        """Return whether a network has to be given all rows of an evaluation, or none.
+
+        Those of perturbed attention look at all of them, to know which are to be perturbed.
+        """
+        if self._layout is not None and self._layout.others:
+            return True
+        module, _ = self._module_and_swaps(self._state.setting(self._branches))
+        if module not in self._mixing:
+            self._mixing[module] = mixes_rows(uncompiled(module))
+        return self._mixing[module]
 
     def _kept_rows(self) -> dict[int, torch.Tensor]:
         """Return the rows that were evaluated at these latents for a branch that differs in guidance at most."""
@@ -261,6 +293,7 @@ class DenoiserSwitch:
         self._state.nfe[self._state.role] += rows
         branch = self._state.setting(self._branches)
         module, swaps = self._module_and_swaps(branch)
+        swaps = swaps + self._lora(module, branch)
         # The other denoiser of a two-stage model has a switch of its own, which this evaluation passes by.
         run = self._forward if module is self._denoiser else unswitched(module)
         self._caches.check(arguments, branch)
@@ -344,13 +377,19 @@ def check_same_shape(denoiser: nn.Module, second: nn.Module) -> None:
     """Refuse a second denoiser that cannot answer in the first one's place.
 
     Raises:
-        ValueError: another class, or another size of what goes in or out; the message names both values.
+        ValueError: another class, another precision, or another size of what goes in or out; the message names both.
     """
     denoiser, second = uncompiled(denoiser), uncompiled(second)
     if not isinstance(second, type(denoiser)):
         raise ValueError(
             f"the second denoiser is a {type(second).__name__}, the pipeline's is a {type(denoiser).__name__}; "
             "both must be of the same class"
+        )
+    precision, other_precision = (getattr(network, "dtype", None) for network in (denoiser, second))
+    if precision != other_precision and not any(map(torch.is_autocast_enabled, ("cuda", "cpu"))):
+        raise ValueError(
+            f"the second denoiser computes in {other_precision}, the pipeline's in {precision}; load both in one "
+            "precision (torch_dtype=...)"
         )
     one, other = getattr(denoiser, "config", {}), getattr(second, "config", {})
     sizes = (

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from w2sd_video.driver.signatures import named_signature, uncompiled
+from w2sd_video.driver.source import functions_of, is_foreign
 from w2sd_video.gaps.swaps import swapped
 
 
@@ -125,3 +126,17 @@ def _is_evaluating(thread: int, network: nn.Module) -> bool:
 def unswitched(network: nn.Module) -> Callable[..., Any]:
     """Return what evaluates a network itself, past a function that stands in its place."""
     return getattr(vars(network).get("_compiled_call_impl") or network.forward, "unswitched", network)
+
+
+def mixes_rows(network: nn.Module) -> bool:
+    """Return whether the rows of an evaluation may look at each other, so that none is to be evaluated alone.
+
+    Those of networks of diffusers do not. A processor or a patch of the user's may (StyleAligned, reference images),
+    and those in pipelines of diffusers do (Text2Video-Zero's, of frames that are rows).
+    """
+    inner = [module for module in network.modules() if module is not network]
+    processors = [type(vars(module).get("processor")).__module__ for module in inner]
+    patches = [vars(module)["forward"] for module in inner if "forward" in vars(module)]
+    return any(is_foreign(name) or name.startswith("diffusers.pipelines.") for name in processors) or bool(
+        functions_of(patches)
+    )

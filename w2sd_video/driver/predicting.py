@@ -171,22 +171,6 @@ class LedWalk(Walk):
         super().__init__(scheduler, settings, state)
         self._loop = loop
         self._first = torch.zeros(0)
-        self._handed = self._first, self._first
-
-    def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Bring latents that were asked for back to what came: as the network wants them, to the last bit."""
-        if self.at == len(self.turns) or not isinstance(self.turns[self.at].asked, StepRequest):
-            return super().scale_model_input(sample, *args, **kwargs)
-        undivided, came = self._handed
-        divided = sample if undivided is came else sample / self._input_scale(self.turns[self.at].call)
-        if undivided is came or undivided.shape[1:] != sample.shape[1:] or len(sample) % len(undivided):
-            return divided
-        copies = len(sample) // len(undivided)
-        return torch.where(sample == torch.cat([undivided] * copies), torch.cat([came] * copies), divided)
-
-    def _input_scale(self, call: int) -> float:
-        """Return what a loop has its latents divided by at a call; some read them undivided too (latent upscaling)."""
-        return self._trajectory.input_scale(self._trajectory.level(self._trajectory.step_at(call)))
 
     def _answering(self) -> Generator[Any, torch.Tensor, torch.Tensor]:
         """Yield what is asked for, and hand out what is sent for it."""
@@ -196,9 +180,7 @@ class LedWalk(Walk):
             timestep = self.wrapped.timesteps[call]
             if state.measures and len(state.layouts) < state.stages:  # the other stage may be the one to evaluate
                 self.turns.append(Turn(call, timestep, ProbeRequest("measure", 0, 1)))
-            scale, came = self._input_scale(call), asked.latents
-            self._handed = came if scale == 1.0 else came * scale, came
-            request = StepRequest(self._handed[0], call, asked.role)
+            request = StepRequest(self._handed_at(call, asked.latents), call, asked.role)
             self.turns.append(Turn(call, timestep, request, begins_call=False))
             prediction = yield request
             self._handed_back.compare()
@@ -218,6 +200,9 @@ class _WatchedWalk(LedWalk):
         is_led = super()._plan(calls)
         self.turns = [turn for turn in self.turns if isinstance(turn.asked, ProbeRequest) and turn.call == calls.start]
         return is_led
+
+    def _asks(self, begin: int) -> list[Turn]:
+        return []  # what is asked of a predictor is asked at the level that the loop is at
 
     def _look(self, turn: Turn, asked: ProbeRequest, arguments: dict[str, Any]) -> torch.Tensor:
         """Look at a turn, and after the last one begin to wait."""

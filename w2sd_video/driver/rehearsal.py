@@ -83,7 +83,7 @@ class CallState:
         probing: the number of the probe turn that is under way; None in all others.
         answered: rows that the evaluations of this turn were answered with, where they are no network's own.
         given: the arguments of the networks in a turn in which they are not run.
-        answering: the denoiser that answered last.
+        answering: the denoiser that answered last in this turn; 0 where none has.
         layouts: what the probe turns have shown, by the denoiser that answered in them.
         stated_scales: the numbers among the call's arguments that are named for guidance or a scale.
         many_rows: whether a sample is made of more than one row, so that its guidance scale has to be changed to tell

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from torch.utils._pytree import tree_leaves
 
 Arguments = dict[str, Any]
 Rows = torch.Tensor | Sequence[torch.Tensor]
@@ -22,7 +23,7 @@ def rows_of(value: Any) -> list[torch.Tensor]:
     return list(value)
 
 
-def take_rows(value: Any, name: str, rows: Sequence[int], total: int, frames: int = 1) -> Any:
+def take_rows(value: Any, name: str, rows: Sequence[int], total: int, frames: int = 1, in_lists: bool = False) -> Any:
     """Return some rows of what is batched in an argument; the rest stays as it is.
 
     Args:
@@ -31,15 +32,17 @@ def take_rows(value: Any, name: str, rows: Sequence[int], total: int, frames: in
         rows: which, in order.
         total: how many rows there are.
         frames: of each row: frame-wise models are given text and residuals of side networks once a frame.
+        in_lists: whether the network is given a list of samples: then a list of so many tensors has one for each. Of
+            one that is given a batch it has several batches (of IP-Adapters, of residuals).
     """
     if name in _NOT_BATCHED:
         return value
     if isinstance(value, Mapping):
-        return {key: take_rows(item, str(key), rows, total, frames) for key, item in value.items()}
-    if isinstance(value, list) and len(value) == total and "residual" not in name and "block_samples" not in name:
+        return {key: take_rows(item, str(key), rows, total, frames, in_lists) for key, item in value.items()}
+    if isinstance(value, list) and len(value) == total and (in_lists or not _holds_tensors(value)):
         return [value[row] for row in rows]
     if isinstance(value, (list, tuple)):
-        return type(value)(take_rows(item, name, rows, total, frames) for item in value)
+        return type(value)(take_rows(item, name, rows, total, frames, in_lists) for item in value)
     if not isinstance(value, torch.Tensor) or value.ndim == 0:
         return value
     if name in _LAYERS_FIRST:
@@ -50,6 +53,10 @@ def take_rows(value: Any, name: str, rows: Sequence[int], total: int, frames: in
         each = rearrange(value, "(rows frames) ... -> rows frames ...", rows=total)
         return rearrange(each[list(rows)], "rows frames ... -> (rows frames) ...")
     return value
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
 
 
 def are_equal(one: Any, other: Any) -> bool:

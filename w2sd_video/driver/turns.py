@@ -12,7 +12,7 @@ from w2sd_video.algorithm import StepRequest
 from w2sd_video.inversions import Request
 from w2sd_video.reflection_settings import Role
 
-Purpose = Literal["watch", "repeat", "watch again", "measure"]
+Purpose = Literal["watch", "repeat", "ask", "watch again", "measure"]
 
 WATCH_TURNS = 4
 """Turns in which a loop is watched: it is handed other latents and has to step from them, then its own ones, twice."""
@@ -26,7 +26,8 @@ class ProbeRequest:
 
     Attributes:
         purpose: ``watch``: that the loop can be led, ``watch again`` at a later step; ``repeat``: that what it keeps
-            does no harm, however often; ``measure``: how it lays its guidance out.
+            does no harm, however often; ``ask``: that its network is told the timestep that it is handed;
+            ``measure``: how it lays its guidance out.
         number: among the turns of its purpose, from 0.
         total: how many these are.
         role: whose evaluation it stands before.
@@ -104,6 +105,12 @@ class Turn:
 def probes(call: int, timestep: torch.Tensor, purpose: Purpose, total: int) -> list[Turn]:
     """Return the turns before a call of the wrapped scheduler in which its loop is looked at."""
     return [Turn(call, timestep, ProbeRequest(purpose, number, total)) for number in range(total)]
+
+
+def asks(call: int, timestep: torch.Tensor, told: torch.Tensor) -> list[Turn]:
+    """Return two turns that differ in the timestep: that of their call, and another one."""
+    requests = [ProbeRequest("ask", number, 2) for number in range(2)]
+    return [Turn(call, of_turn, asked) for of_turn, asked in zip((timestep, told), requests, strict=True)]
 
 
 def with_measures(turns: Sequence[Turn], measured: torch.Tensor) -> list[Turn]:

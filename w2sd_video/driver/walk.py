@@ -28,6 +28,7 @@ from w2sd_video.driver.turns import (
     WATCH_TURNS,
     ProbeRequest,
     Turn,
+    asks,
     probes,
     repeats,
     with_all_watches,
@@ -77,6 +78,7 @@ class Walk:
         self._positional = 0
         self._reflected: frozenset[int] = frozenset()
         self._shown: Turn | None = None
+        self._handed: tuple[torch.Tensor, torch.Tensor] | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self.watch = Watch()
         self.fresh_steps: Callable[[Trajectory], Collection[int]] = lambda trajectory: ()
@@ -109,15 +111,31 @@ class Walk:
         return 0 < self.at < len(self.turns) and not self.turns[self.at - 1].takes_step
 
     def scale_model_input(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Scale latents for the network: by their own level, whatever the timestep that the network is told.
+        """Scale latents for the network, by the level that the loop is at.
 
-        A scheduler that scales nothing is asked too, by pipelines that compare its exact class (Bria).
+        Those that were handed for a request come to it as they were asked for, to the last bit. A scheduler that
+        scales nothing is asked too, by pipelines that compare its exact class (Bria).
         """
-        asked = self.turns[self.at].asked if self.at < len(self.turns) else None
-        if isinstance(asked, Request):
-            return sample if asked.input_scale == 1.0 else sample / asked.input_scale
-        scale = getattr(self.wrapped, "scale_model_input", None)
-        return sample if scale is None else scale(sample, *args, **kwargs)
+        turn = self.turns[self.at] if self.at < len(self.turns) else None
+        if turn and (self._handed or isinstance(turn.asked, Request)):
+            return self._divided(sample, self._input_scale(turn.call))
+        scale_as_stock = getattr(self.wrapped, "scale_model_input", None)
+        return sample if scale_as_stock is None else scale_as_stock(sample, *args, **kwargs)
+
+    def _divided(self, sample: torch.Tensor, scale: float) -> torch.Tensor:
+        if scale == 1.0:
+            return sample
+        if self._handed is None:
+            return sample / scale
+        undivided, wanted = self._handed
+        if undivided.shape[1:] != sample.shape[1:] or len(sample) % len(undivided):
+            return sample / scale
+        copies = len(sample) // len(undivided)
+        return torch.where(sample == torch.cat([undivided] * copies), torch.cat([wanted] * copies), sample / scale)
+
+    def _input_scale(self, call: int) -> float:
+        """Return what a loop has its latents divided by at a call."""
+        return self._trajectory.input_scale(self._trajectory.level(self._trajectory.step_at(call)))
 
     def __deepcopy__(self, memo: Any) -> Any:
         """Refuse to be copied while reflecting: each copy would reflect on its own, against the others."""
@@ -147,6 +165,7 @@ class Walk:
             yield from timesteps[calls.start : calls.stop]
             return
         self._handed_back.forget()
+        self._handed = None
         self.on_loop()
         at, call = 0, calls.start
         self._is_under_way = True
@@ -195,7 +214,7 @@ class Walk:
         self._reflected = reflected_steps(trajectory, self._settings, calls.start).intersection(steps)
         self.reflected_steps = len(self._reflected)
         timesteps, begin = self.wrapped.timesteps, calls.start
-        self.turns = self._probe_turns(begin)
+        probe_turns, self.turns = self._probe_turns(begin), []
         asked_for_call: list[Request | StepRequest] = []
         for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=begin, fresh=self._fresh)):
             if isinstance(asked, Step):
@@ -204,6 +223,7 @@ class Walk:
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
+        self.turns = probe_turns + (self._asks(begin) if probe_turns else []) + self.turns
         if self._state.measures and self._state.stages > 1:
             self.turns = with_measures(self.turns, timesteps[begin])
         self.turns = self._with_later_watches(begin)
@@ -217,6 +237,12 @@ class Walk:
         if self._settings.is_on:
             turns = probes(begin, timestep, "watch", WATCH_TURNS) + repeats(begin, timestep, self.total_steps + 1)
         return turns + (probes(begin, timestep, "measure", PROBE_TURNS) if self._state.measures else [])
+
+    def _asks(self, begin: int) -> list[Turn]:
+        """Return the turns in which is seen whether the network is told another timestep, if it will have to be."""
+        asked = [turn for turn in self.turns if isinstance(turn.asked, Request)]
+        told = [turn.timestep for turn in asked if turn.asked.step != self._trajectory.step_at(turn.call)]  # type: ignore[union-attr]
+        return asks(begin, self.wrapped.timesteps[begin], told[-1]) if told else []
 
     def _with_later_watches(self, begin: int) -> list[Turn]:
         """Return the turns, with those among them in which the loop is watched again."""
@@ -250,7 +276,7 @@ class Walk:
         self._state.role = asked.role if asked else "base"
         self._state.place += not getattr(asked, "shares_latents", False)
         self._state.probing = asked.rows if isinstance(asked, ProbeRequest) else None
-        self._state.answered, self._state.given = [], []
+        self._state.answered, self._state.given, self._state.answering = [], [], 0
         own = self._state.rehearsals.get(None)
         is_first = isinstance(asked, ProbeRequest) and asked.is_first
         self._state.noting = own if is_first and own and not own.calls else None
@@ -269,8 +295,8 @@ class Walk:
         turn = self._checked(turn, arguments)
         self._state.step_taken = turn.takes_step
         arguments["sample"] = self._unedited(turn, arguments)
+        self.watch.check_evaluated(self._state.answering)
         if isinstance(turn.asked, ProbeRequest):
-            self.watch.check_evaluated(self._state.answered)
             result = self._result(self._look(turn, turn.asked, arguments), arguments)
         else:
             result = self._answer(turn, arguments)
@@ -335,6 +361,8 @@ class Walk:
         if asked.purpose == "measure":
             self._measure(asked, arguments["model_output"], latents)
             return latents
+        if asked.purpose == "ask":
+            return self.watch.see_told(asked, latents, self._state.given)
         if asked.is_first:
             level = self._trajectory.level(self._trajectory.step_at(turn.call))
             check_scaling(self.wrapped, latents, turn.timestep, self._trajectory.input_scale(level))
@@ -388,8 +416,24 @@ class Walk:
                     "guidance_scale; leave it out, or reflect the steps before (reflection_steps)"
                 )
             self._drift.note(layout, rows, arguments["model_output"], latents)
+        self._handed = None
         asked = self._algorithm.send(without_variance(arguments["model_output"], latents))
-        return self._take_step(asked, arguments) if isinstance(asked, Step) else self._result(asked.latents, arguments)
+        if isinstance(asked, Step):
+            return self._take_step(asked, arguments)
+        if isinstance(asked, StepRequest):
+            return self._result(asked.latents, arguments)
+        wanted = asked.latents if asked.input_scale == 1.0 else asked.latents / asked.input_scale
+        return self._result(self._handed_at(turn.call, wanted), arguments)
+
+    def _handed_at(self, call: int, wanted: torch.Tensor) -> torch.Tensor:
+        """Return latents that, divided as the loop does at a call, are as a network is to see them.
+
+        Those of another level (of the paper's inversion) are brought to the scale of the call's. So it does not matter
+        how a loop divides: by the scheduler, by a sigma of its own, or what it makes of the undivided ones beside.
+        """
+        scale = self._input_scale(call)
+        self._handed = wanted if scale == 1.0 else wanted * scale, wanted
+        return self._handed[0]
 
     def _begin_step(self, latents: torch.Tensor) -> None:
         """Tell the algorithm the latents that a step begins with, as the pipeline has them."""

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from w2sd_video.driver.comparing import copied, differences
 from w2sd_video.driver.loop_state import LoopState
 from w2sd_video.driver.measuring import probe_rows
+from w2sd_video.driver.rows import Arguments
 from w2sd_video.driver.turns import ProbeRequest
 
 _MOST_TURNS = 60
@@ -34,6 +36,7 @@ class Watch:
         self._loop_state = loop_state
         self._on_watched = on_watched
         self._first = torch.zeros(0)
+        self._given: list[Arguments] = []
 
     @property
     def sees_records(self) -> bool:
@@ -80,6 +83,18 @@ class Watch:
             return probe_rows(0, [latents.shape], asked.number, latents)[0]
         return self._first.clone()  # the pipeline may write into it
 
+    def see_told(self, asked: ProbeRequest, latents: torch.Tensor, given: list[Arguments]) -> torch.Tensor:
+        """Look at what the networks are given at two timesteps, and return the latents as they are handed on.
+
+        Raises:
+            ValueError: the same at both.
+        """
+        if asked.number == 0:
+            self._given = copied(given)
+        elif len(given) == len(self._given) and not any(flag for flag, _ in differences(self._given, given)):
+            raise ValueError(TOLD.format(self.pipeline))
+        return latents
+
     def is_inconclusive(self, asked: ProbeRequest) -> bool:
         """Whether the second of two turns that have to be alike was disturbed, perhaps by another thread's draws."""
         if self._loop_state is None or not (asked.is_of_pair and asked.is_last):
@@ -98,9 +113,9 @@ class Watch:
         if self._loop_state:
             self._loop_state.check()
 
-    def check_evaluated(self, answered: list[Any]) -> None:
-        """Refuse a turn of a pipeline in which no network was asked where the loop runs (ValueError)."""
-        if self.pipeline and not answered:
+    def check_evaluated(self, answering: int) -> None:
+        """Refuse a turn of a pipeline in which its network did not answer where the loop runs (ValueError)."""
+        if self.pipeline and not answering:
             raise ValueError(
                 f"{self.pipeline} does not evaluate its network in every turn of its loop, in the loop's thread, so "
                 "it cannot be reflected"
@@ -121,3 +136,9 @@ def check_scaling(scheduler: Any, latents: torch.Tensor, timestep: torch.Tensor,
             f"{type(scheduler).__name__} scales its input in a way of its own (scale_model_input), so it cannot "
             "be reflected; use the scheduler of diffusers as it is"
         )
+
+
+TOLD = (
+    "{} does not tell its network the timestep that its loop is handed (but one that it looks up by its place, for "
+    'example), so inversion="explicit", which has it told the next one, cannot be had; take another inversion'
+)
