@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from w2sd_video.algorithm import drive, reflected_steps, shift_history
 from w2sd_video.argument_checks import check_callable, check_finite, check_latents, check_like, whole_number
 from w2sd_video.inversions import Request, reflect_step
 from w2sd_video.reflection_settings import Reflection, Role
-from w2sd_video.reuse import HeldGap
+from w2sd_video.reuse import HeldGap, steps_of_changes
 from w2sd_video.sampler import drawing_from
 from w2sd_video.trajectory import Trajectory
 
@@ -35,13 +35,15 @@ class Reflector:
         scheduler: whatever takes the steps, if it keeps its last latents (``last_sample``, as UniPC's corrector does,
             Wan's among them): they are displaced too, or the corrector would undo the reflection.
         generator: for Re-Sampling; a list has one a sample.
+        stage_changes: steps from which on another network answers (the second of Wan 2.2's two), where a gap that is
+            reused is measured anew.
 
     Attributes:
         nfe: calls of ``predict`` so far by role.
 
     Raises:
         TypeError: no function, no trajectory or no settings.
-        ValueError: more reflected steps than steps, or AutoGuidance.
+        ValueError: more reflected steps than steps, a change of stage at none of them, or AutoGuidance.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Reflector:
         *,
         scheduler: Any = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        stage_changes: Collection[int] = (),
     ) -> None:
         settings = Reflection() if settings is None else settings
         check_callable("predict", predict)
@@ -67,7 +70,8 @@ class Reflector:
         self._scheduler = scheduler
         self._draw = drawing_from(generator)
         self._steps = reflected_steps(trajectory, settings)
-        self._held = HeldGap(settings.reuse, settings.carried, sorted(self._steps))
+        fresh = steps_of_changes(stage_changes, trajectory)
+        self._held = HeldGap(settings.reuse, settings.carried, sorted(self._steps), fresh)
 
     def __call__(self, latents: torch.Tensor, i: int) -> torch.Tensor:
         """Return the latents to take step ``i`` from, counted from the noisiest: the reflected ones, or the same.

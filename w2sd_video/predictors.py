@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
@@ -35,12 +35,23 @@ class Predictor:
         scheduler: Any,
         begin: int = 0,
         end: Callable[[], None] | None = None,
+        stage_changes: Callable[[], Collection[int]] = frozenset,
     ) -> None:
         self.latents = latents
         self.scheduler = scheduler
         self.begin = begin
         self._function = function
         self._end = end
+        self._stage_changes = stage_changes
+
+    @property
+    def stage_changes(self) -> Collection[int]:
+        """The steps from which on another network answers (the second of Wan 2.2's two): `sample` looks at them.
+
+        Raises:
+            ValueError: a pipeline of two networks that does not say when they change.
+        """
+        return self._stage_changes()
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, role: Role) -> torch.Tensor:
         """Return a prediction.
@@ -110,7 +121,8 @@ def predictor(pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = 
     if any(cls.__module__.partition(".")[0] == "diffsynth" for cls in type(pipe).__mro__):
         from w2sd_video.driver.diffsynth_call import predictions
 
-        return Predictor(*predictions(pipe, branches, call))
+        function, latents, levels, changes = predictions(pipe, branches, call)
+        return Predictor(function, latents, levels, stage_changes=lambda: changes)
     from w2sd_video.driver.predicting import Loop
 
     before = _OPEN.pop(pipe, lambda: None)()
@@ -123,6 +135,6 @@ def predictor(pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = 
     else:
         loop = Loop(pipe, branches, call)
     _OPEN[pipe] = weakref.ref(loop)
-    predict = Predictor(loop.predicted, loop.latents, loop.scheduler, loop.begin, loop.close)
+    predict = Predictor(loop.predicted, loop.latents, loop.scheduler, loop.begin, loop.close, loop.stage_changes)
     weakref.finalize(predict, loop.end)
     return predict

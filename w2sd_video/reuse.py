@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Sized
 from typing import Literal
 
 import torch
+
+from w2sd_video.argument_checks import whole_number
 
 Carried = Literal["held", "linear"]
 
@@ -55,3 +57,16 @@ def measuring_steps(every: int, steps: Sequence[int], fresh: Collection[int] = (
             measuring.add(step)
             since = 0
     return frozenset(measuring)
+
+
+def steps_of_changes(stage_changes: Collection[int], trajectory: Sized) -> frozenset[int]:
+    """Return the steps at which another network takes over.
+
+    Raises:
+        TypeError: what is no number.
+        ValueError: a step that there is not.
+    """
+    steps = frozenset(whole_number("a step of stage_changes", step, 0) for step in stage_changes)
+    if steps and max(steps) >= len(trajectory):
+        raise ValueError(f"stage_changes must be steps from 0 to {len(trajectory) - 1}, got {max(steps)}")
+    return steps

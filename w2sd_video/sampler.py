@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from w2sd_video.argument_checks import (
 )
 from w2sd_video.inversions import Draw, Request, reflect_step
 from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role, WeakInversion
-from w2sd_video.reuse import Carried
+from w2sd_video.reuse import Carried, steps_of_changes
 from w2sd_video.strength import StrengthSchedule, as_strength
 from w2sd_video.time_grid import set_timesteps
 from w2sd_video.trajectory import Trajectory
@@ -76,6 +76,7 @@ def sample(
     autoguidance_steps: Steps = None,
     autoguidance_gap: Literal["base", "strong"] = "base",
     grid: float = 1.0,
+    stage_changes: Collection[int] | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     callback: Callable[[int, torch.Tensor], None] | None = None,
 ) -> Sampled:
@@ -98,6 +99,8 @@ def sample(
             steps that there are to reflect are counted from there.
         reflection_steps: see ``Reflection``, as of all settings down to ``grid``.
         strength: a number, or a ``StrengthSchedule`` or the name of its file.
+        stage_changes: steps from which on another network answers (the second of Wan 2.2's two), where a gap that is
+            reused is measured anew; None are those that a ``Predictor`` knows of.
         generator: for schedulers whose own step draws noise, and for Re-Sampling; a list has one a sample.
         callback: ``(step, latents)``, called after each step.
 
@@ -145,6 +148,9 @@ def sample(
     trajectory.level_below(0, settings.span)
     if whole_number("begin", begin, 0) >= trajectory.number_of_calls:
         raise ValueError(f"begin must be from 0 to {trajectory.number_of_calls - 1}, got {begin}")
+    if stage_changes is None:
+        stage_changes = getattr(predict, "stage_changes", ()) if settings.reuse > 1 else ()
+    fresh = steps_of_changes(stage_changes, trajectory)
     nfe: Counter[str] = Counter(base=0, strong=0, weak=0)
     are_finite: list[tuple[str, torch.Tensor]] = []
 
@@ -171,7 +177,7 @@ def sample(
         return predicted(loop.scaled(request.latents, timestep), timestep, request.role, step)
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
-        final = drive(w2sd(trajectory, latents, settings, drawing_from(generator), begin), answer)
+        final = drive(w2sd(trajectory, latents, settings, drawing_from(generator), begin, fresh), answer)
     are_finite.append(("the last step", torch.isfinite(final.detach()).all()))
     check_were_finite(are_finite)
     return Sampled(final, dict(nfe))

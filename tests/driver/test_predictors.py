@@ -24,7 +24,16 @@ def call_of(call, generator=None):
     return {**call, "num_inference_steps": STEPS, "generator": generator, "output_type": "latent"}
 
 
-@pytest.mark.parametrize("settings", [{"reflection_steps": 0}, {}, {"inversion": "explicit", "reflection_steps": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reflection_steps": 0},
+        {},
+        {"inversion": "explicit", "reflection_steps": 1},
+        {"inversion": "current", "reuse": 3},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("system", [name for name in SYSTEMS if name != "dit"])
 def test_sample_with_a_predictor_is_the_pipeline_reflected(system, settings):
     pipe, call = SYSTEMS[system]()

@@ -48,3 +48,22 @@ def test_guided_autoguidance_takes_three_rows(build, base):
     with reflection(pipe, base=Branch(guidance_scale=4.7), strong=Branch(), weak=Branch(), reflection_steps=0):
         scaled = pipe(**call, generator=torch.Generator().manual_seed(0))[0]
     torch.testing.assert_close(pushed, scaled, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("build", [tiny.stable_diffusion, tiny.wan, tiny.flux], ids=["batch", "calls", "told"])
+def test_autoguidance_costs_nothing_where_a_window_has_its_gap_off(build):
+    """Without a guidance scale in any branch; the layers are skipped in the second half of the steps."""
+    pipe, call = build()
+    pipe.set_progress_bar_config(disable=True)
+    call = {**call, "num_inference_steps": 6, "output_type": "latent"}
+    weak = Branch(skip_layers=[0], windows={"skip_layers": (0.5, 1.0)})
+    results, evaluations = {}, {}
+    for name, settings in {
+        "late": {"autoguidance_steps": (0.5, 1.0), "weak": Branch(skip_layers=[0])},
+        "window": {"weak": weak},
+    }.items():
+        with reflection(pipe, strong=Branch(), reflection_steps=0, autoguidance=0.7, **settings) as done:
+            results[name] = pipe(**call, generator=torch.Generator().manual_seed(0))[0]
+        evaluations[name] = sum(done.nfe.values())
+    assert evaluations["window"] == evaluations["late"]
+    torch.testing.assert_close(results["window"], results["late"])

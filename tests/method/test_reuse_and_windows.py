@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from w2sd_video import sample
+from w2sd_video import Reflector, sample
 from w2sd_video.reflection_settings import Reflection
 from w2sd_video.strength import StrengthSchedule, log_snr
 from w2sd_video.trajectory import Trajectory
@@ -166,6 +166,30 @@ def test_reuse_costs_a_gap_at_every_kth_step_and_at_the_last():
     )  # fmt: skip
     assert log.count("strong") == log.count("weak") == 2 * 3  # at steps 0, 4 and 8 of 9, and 8 is the last
     assert log.count("base") == STEPS
+
+
+def test_a_gap_is_measured_anew_where_another_network_takes_over():
+    scheduler, levels = levels_of("epsilon")
+    settings = {"inversion": "current", "reuse": 4, "carried": "linear"}
+    predict = predict_for("epsilon", levels, scheduler)
+    told = []
+
+    def predicted(latents, timestep, role):
+        told.extend([scheduler.timesteps.tolist().index(float(timestep))] * (role == "weak"))
+        return predict(latents, timestep, role)
+
+    sample(predicted, noise(), scheduler, num_inference_steps=STEPS, stage_changes=[6], **settings)
+    assert told == [0, 4, 6, 8]
+    del told[:]
+    reflector = Reflector(
+        lambda latents, step, role: predicted(latents, scheduler.timesteps[step], role), Trajectory(scheduler),
+        Reflection(**settings), stage_changes=[6],
+    )  # fmt: skip
+    for step in range(STEPS):
+        reflector(noise(), step)
+    assert told == [0, 4, 6, 8]
+    with pytest.raises(ValueError, match="stage_changes must be steps from 0 to 9, got 10"):
+        sample(predict, noise(), scheduler, num_inference_steps=STEPS, stage_changes=[10], **settings)
 
 
 def test_a_window_of_log_snrs_is_the_same_steps_whatever_their_number():

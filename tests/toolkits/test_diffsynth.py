@@ -278,7 +278,7 @@ INVERSIONS = {
     "explicit": {"inversion": "explicit", "reflection_steps": 2},
     "implicit": {"inversion": "implicit"},
     "autoguidance": {"reflection_steps": 0, "autoguidance": 1.0},
-    "reuse": {"inversion": "current", "reuse": 2, "strength": 0.5},
+    "reuse": {"inversion": "current", "reading": "native", "reuse": 3, "strength": 0.5},
     "rounds": {"rounds": 2, "reflection_steps": (0.0, 0.5)},
 }
 

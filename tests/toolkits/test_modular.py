@@ -218,15 +218,23 @@ def predicted(pipe, call, branches, **settings):
         return sample(predict, predict.latents, predict.scheduler, begin=predict.begin, generator=generator, **settings)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reflection_steps": 2, "inversion": "paper"},
+        {"reflection_steps": 3, "inversion": "current", "reading": "native", "reuse": 3},
+    ],
+    ids=["paper", "reuse"],
+)
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "ltx image to video"])
-def test_sample_with_a_predictor_is_the_pipeline_reflected(name):
+def test_sample_with_a_predictor_is_the_pipeline_reflected(name, settings):
     """Some blocks lay out the latents anew after their loop: then the numbers are the same, in another order."""
     pipe, call = tiny_pipe(name)
     branches = {"strong": Branch(), "weak": Branch(weights=weaker(pipe))}
     before = kept(pipe)
-    with reflection(pipe, **branches, reflection_steps=2, inversion="paper") as reflected:
+    with reflection(pipe, **branches, **settings) as reflected:
         expected = run(pipe, call)
-    result = predicted(pipe, call, branches, reflection_steps=2, inversion="paper")
+    result = predicted(pipe, call, branches, **settings)
     assert torch.equal(result.latents.flatten().sort().values, expected.flatten().sort().values)
     rows = reflected.nfe["base"] // result.nfe["base"]
     assert reflected.nfe == {each: rows * calls for each, calls in result.nfe.items()}

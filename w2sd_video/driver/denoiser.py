@@ -97,7 +97,7 @@ class DenoiserSwitch:
 
     def _forget(self) -> None:
         """Drop what is known of one call of the pipeline."""
-        self._counted: tuple[int, int] = (-1, 0)
+        self._counted: tuple[int, int, int] = (-1, 0, 0)
         self._texts: dict[Any, Arguments] = {}
         self._caches = Caches()
         self._loras = (None, [])
@@ -113,7 +113,7 @@ class DenoiserSwitch:
         return self._answer(by_name(self._signature, args, kwargs))
 
     def _answer(self, arguments: Arguments) -> Any:
-        state, call = self._state, self._number_of_call()
+        state, call = self._state, self._number_of_call(len(arguments[self._latents_name]))
         samples = arguments[self._latents_name] = state.as_asked(arguments[self._latents_name])
         state.answering = id(self._denoiser)
         if state.rehearsing is not None or state.probing is not None:
@@ -139,8 +139,9 @@ class DenoiserSwitch:
 
     def _as_it_is(self, arguments: Arguments, call: int) -> Any:
         """Evaluate all rows, but for those that are at hand, and answer with what the network gives."""
-        samples, first = arguments[self._latents_name], 0 if self._layout is None else self._layout.first_row(call)
-        rows, kept = range(first, first + len(samples)), {} if self._layout is None else self._kept_rows()
+        samples, last = arguments[self._latents_name], self._counted[2]
+        first = last - len(samples) if self._layout is None else self._layout.first_row(call)
+        rows, kept = range(first, first + len(samples)), self._kept_rows()
         if kept.keys().isdisjoint(rows):
             output = self._evaluate(arguments, len(samples))
             self._keep(dict(enumerate(rows_of(output[0]), first)))
@@ -172,11 +173,11 @@ class DenoiserSwitch:
         state.answered.append(rows)
         return rows
 
-    def _number_of_call(self) -> int:
-        """Count the evaluations of one turn, from 0."""
-        turn, count = self._counted
-        count = count + 1 if turn == self._state.request else 0
-        self._counted = (self._state.request, count)
+    def _number_of_call(self, rows: int) -> int:
+        """Count the evaluations of one turn, from 0, and the rows of all of them."""
+        turn, count, total = self._counted
+        count, total = (count + 1, total + rows) if turn == self._state.request else (0, rows)
+        self._counted = (self._state.request, count, total)
         return count
 
     @property

@@ -27,7 +27,7 @@ from w2sd_video.backends.diffsynth import (
     stages_of,
     trajectory_of,
 )
-from w2sd_video.branch import Branch
+from w2sd_video.branch import STAGES, Branch
 from w2sd_video.driver.call import ReflectedPipeline, Run
 from w2sd_video.driver.networks import in_use
 from w2sd_video.driver.rehearsal import RehearsalOver
@@ -104,7 +104,7 @@ def reflecting(
 
 def predictions(
     pipe: Any, branches: Mapping[Role, Branch], call: Mapping[str, Any]
-) -> tuple[Predict, torch.Tensor, Trajectory]:
+) -> tuple[Predict, torch.Tensor, Trajectory, frozenset[int]]:
     """Return ``predict(latents, sigma, role)`` of a pipeline of DiffSynth; `predictor` comes here.
 
     The pipeline is called up to its first step, and no network that denoises is run for it: texts and images are
@@ -116,8 +116,9 @@ def predictions(
         call: the arguments of the pipeline's call.
 
     Returns:
-        The function, the latents that the pipeline begins with, and the levels that it goes through, of which
-        ``sample(predict, latents, trajectory)`` makes what the pipeline would. A sigma is one of those levels.
+        The function, the latents that the pipeline begins with, the levels that it goes through, of which
+        ``sample(predict, latents, trajectory)`` makes what the pipeline would, and the step from which on its second
+        network answers, if it has two. A sigma is one of those levels.
 
     Raises:
         ValueError: as of `reflecting`; when called, a sigma that is none of the levels.
@@ -144,7 +145,14 @@ def predictions(
         network.forget()
         return network.predicted(role, branch, calls, latents, timesteps, step, scale)
 
-    return predict, latents, trajectory
+    return predict, latents, trajectory, _stage_changes(network, timesteps)
+
+
+def _stage_changes(network: Network, timesteps: torch.Tensor) -> frozenset[int]:
+    """Return the step from which on the second of two networks answers; none of a pipeline that has one."""
+    if len(stages_of(network.pipe, "dit")) < len(STAGES):
+        return frozenset()
+    return frozenset([i for i, timestep in enumerate(timesteps) if network.stage_at(timestep)][:1])
 
 
 def _first_step(network: Network, text: tuple[Any, Any] | None) -> tuple[list[Arguments], torch.Tensor]:
@@ -255,9 +263,7 @@ class _Call:
         settings, network = self._settings, self._network
         self._trajectory = trajectory_of(self._pipe.scheduler)
         self._timesteps = self._pipe.scheduler.timesteps.clone()
-        total, fresh = len(self._trajectory), []
-        if settings.reuse > 1 and len(stages_of(self._pipe, "dit")) > 1:
-            fresh = [i for i in range(total) if network.stage_at(self._timesteps[i])][:1]
+        total, fresh = len(self._trajectory), _stage_changes(network, self._timesteps)
         asking = w2sd(self._trajectory, torch.zeros(0), settings, fresh=fresh)
         asked_of_step: list[list[Request | StepRequest]] = [[]]
         for asked in asked_by(asking):
@@ -266,12 +272,12 @@ class _Call:
             else:
                 asked_of_step[-1].append(asked)
         moments = [Moment(i, total, self._trajectory.level(i)) for i in range(total)]
-        self._led = frozenset(
+        self._reflected = reflected_steps(self._trajectory, settings)
+        self._led = self._reflected | {
             i
             for i, moment in enumerate(moments)
             if len(asked_of_step[i]) > 1 or self._branches["base"].at(moment) != Branch()
-        )
-        self._reflected = reflected_steps(self._trajectory, settings)
+        }
         self._moments, self._fresh = moments, fresh
 
     @property

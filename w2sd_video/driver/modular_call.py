@@ -39,7 +39,7 @@ from w2sd_video.driver.parts import (
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.rows import are_equal
 from w2sd_video.driver.signatures import by_name, declared_signature, uncompiled
-from w2sd_video.driver.turns import Turn
+from w2sd_video.driver.turns import ProbeRequest, Turn
 from w2sd_video.driver.walk import presented
 from w2sd_video.gaps.lora import check_loaded
 from w2sd_video.gaps.swaps import attributes_put_back
@@ -378,6 +378,8 @@ class BlocksCall:
     def _told(self, turn: Turn, i: int, t: Any, timesteps: Sequence[Any]) -> dict[str, Any]:
         """Return the number and the timestep of an iteration that the blocks are told."""
         asked = turn.asked
+        if isinstance(asked, ProbeRequest):
+            return {"i": i, "t": t}
         call = asked.call if isinstance(asked, StepRequest) else self._walk.call_of(asked)
         number = call - self._begin
         if number == i:

@@ -14,7 +14,7 @@ from torch import nn
 from w2sd_video.branch import Branch
 from w2sd_video.driver.networks import in_place_of
 from w2sd_video.driver.rehearsal import CallState
-from w2sd_video.driver.rows import Arguments, are_equal
+from w2sd_video.driver.rows import Arguments, are_equal, output_like, output_shapes
 from w2sd_video.driver.signatures import by_name, named_signature, uncompiled
 from w2sd_video.gaps import Swap, swapped, swaps_of
 
@@ -107,6 +107,10 @@ class Networks:
                 with self._evaluating:
                     return evaluate(*args, **kwargs)
             arguments = by_name(signature, args, kwargs)
+            if self._state.probing is not None:
+                samples = arguments[latents_name]
+                zeros = [samples[0].new_zeros(shape) for shape in output_shapes(uncompiled(network), samples)]
+                return output_like(zeros, samples, arguments)
             known = self._known(network, arguments)
             self._number += 1
             if known is not None:

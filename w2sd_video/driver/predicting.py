@@ -23,10 +23,12 @@ from w2sd_video.backends import register, registered
 from w2sd_video.branch import Branch
 from w2sd_video.driver.call import ReflectedPipeline, walking
 from w2sd_video.driver.networks import WAITING_THREADS
+from w2sd_video.driver.parts import stage_changes
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.turns import ProbeRequest, Turn
 from w2sd_video.driver.walk import Walk
 from w2sd_video.reflection_settings import Reflection, Role
+from w2sd_video.trajectory import Trajectory
 
 CLOSED = "the predictor is closed: its block has ended, or another one of its pipeline was made"
 
@@ -71,6 +73,7 @@ class Loop:
         vars(called)["_progress_bar_config"] = {"disable": True}
         for name, second in registered(pipe).items():
             register(called, name, second)
+        self._called = called
         work = (called, branches, dict(arguments), _settings_of_thread())
         self._thread = threading.Thread(target=self._run, args=work, name=f"predictor of {type(pipe).__name__}")
         self._thread.daemon = True
@@ -95,6 +98,10 @@ class Loop:
                 raise RuntimeError(CLOSED)
             self._asked.put(asked)
             return asked.prediction.result().to(latents.dtype)
+
+    def stage_changes(self) -> frozenset[int]:
+        """Return the steps from which on the second of two denoisers works; see `parts.stage_changes`."""
+        return stage_changes(self._called, Trajectory(self.scheduler))
 
     def _call_at(self, timestep: torch.Tensor) -> int:
         """Return the first call of the scheduler at a timestep, or refuse one that it does not go through."""

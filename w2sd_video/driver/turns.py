@@ -12,7 +12,7 @@ from w2sd_video.algorithm import StepRequest
 from w2sd_video.inversions import Request
 from w2sd_video.reflection_settings import Role
 
-Purpose = Literal["watch", "repeat", "ask", "watch again", "measure"]
+Purpose = Literal["watch", "repeat", "ask", "watch again", "measure", "displace"]
 
 WATCH_TURNS = 4
 """Turns in which a loop is watched: it is handed other latents and has to step from them, then its own ones, twice."""
@@ -22,12 +22,13 @@ LATER_WATCH_TURNS = 3
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """A turn in which no network is run, so that it can be seen what the pipeline makes of its evaluations.
+    """A turn in which no network is run, mostly so that it can be seen what the pipeline makes of its evaluations.
 
     Attributes:
         purpose: ``watch``: that the loop can be led, ``watch again`` at a later step; ``repeat``: that what it keeps
             does no harm, however often; ``ask``: that its network is told the timestep that it is handed;
-            ``measure``: how it lays its guidance out.
+            ``measure``: how it lays its guidance out; ``displace``: nothing, but that it goes on with the latents that
+            a gap of an earlier step displaces.
         number: among the turns of its purpose, from 0.
         total: how many these are.
         role: whose evaluation it stands before.
@@ -153,7 +154,7 @@ def with_all_watches(rest: Sequence[Turn], timesteps: torch.Tensor, begin: int) 
         begin: the first call, which has been watched.
     """
     rest = [turn for turn in rest if not (isinstance(turn.asked, ProbeRequest) and turn.asked.purpose == "repeat")]
-    watched = {turn.call for turn in rest if isinstance(turn.asked, ProbeRequest)}
+    watched = {turn.call for turn in rest if isinstance(turn.asked, ProbeRequest) and turn.asked.is_of_pair}
     laid_out = _with_watches(rest, timesteps, {turn.call for turn in rest} - watched - {begin})
     return repeats(begin, timesteps[begin], len(laid_out)) + laid_out
 

@@ -257,8 +257,19 @@ class Walk:
         """Return the turns for one call of the wrapped scheduler, of which the last takes its step."""
         last, trajectory = len(asked_for_call) - 1, self._trajectory
         ends_step = trajectory.step_of_call(call + 1) is not None or call + 1 == trajectory.number_of_calls
-        return [
-            Turn(call, self._timestep_of(asked), asked, number == 0, number == last, number == last and ends_step)
+        is_reflected = trajectory.step_of_call(call) in self._reflected
+        # A gap that is reused asks for nothing, and yet what is evaluated next is at other latents than the loop's.
+        reuses_gap = is_reflected and isinstance(asked_for_call[0], StepRequest)
+        before = probes(call, self.wrapped.timesteps[call], "displace", 1) if reuses_gap else []
+        return before + [
+            Turn(
+                call,
+                self._timestep_of(asked),
+                asked,
+                begins_call=number == 0 and not reuses_gap,
+                takes_step=number == last,
+                ends_step=number == last and ends_step,
+            )
             for number, asked in enumerate(asked_for_call)
         ]
 
@@ -358,6 +369,8 @@ class Walk:
     def _look(self, turn: Turn, asked: ProbeRequest, arguments: dict[str, Any]) -> torch.Tensor:
         """Look at a turn without a network, and return the latents that the loop is to go on with."""
         latents = arguments["sample"]
+        if asked.purpose == "displace":
+            return self._begin_step(latents.clone()).latents
         if asked.purpose == "measure":
             self._measure(asked, arguments["model_output"], latents)
             return latents
@@ -435,13 +448,12 @@ class Walk:
         self._handed = wanted if scale == 1.0 else wanted * scale, wanted
         return self._handed[0]
 
-    def _begin_step(self, latents: torch.Tensor) -> None:
-        """Tell the algorithm the latents that a step begins with, as the pipeline has them."""
+    def _begin_step(self, latents: torch.Tensor) -> Request | StepRequest | Step:
+        """Tell the algorithm the latents that a step begins with, as the pipeline has them; return what it asks for."""
         if self._algorithm is None:
             self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, self._begin, self._fresh)
-            next(self._algorithm)
-        else:
-            self._algorithm.send(latents)
+            return next(self._algorithm)
+        return self._algorithm.send(latents)
 
     def _take_step(self, step: Step, arguments: dict[str, Any]) -> Any:
         """Take the wrapped scheduler's own step, with what it would have been given in a loop of its own."""
