@@ -15,10 +15,10 @@ from w2sd_video.command_parser import OneLineParser, say_interrupted
 if __name__ == "__main__":
     sys.excepthook = say_interrupted
 
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.settings.command_line import DEFAULT_CONFIG
 from w2sd_video.settings.files import packaged_configs
-from w2sd_video.settings.schema import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Addresses that only this machine reaches."""

@@ -33,6 +33,7 @@ from w2sd_video.evaluation.plan import add_options as add_evaluation_options
 from w2sd_video.evaluation.report import REAL, cell_of, sections_of
 from w2sd_video.evaluation.splits import rounds_of
 from w2sd_video.evaluation.statistics import Figure, holm
+from w2sd_video.messages import ConfigError
 from w2sd_video.metrics import load_metric
 from w2sd_video.page import Cell, Column, Page, Table, write_page
 from w2sd_video.rendering.command_errors import errors_in_one_line
@@ -42,7 +43,7 @@ from w2sd_video.rendering.sample import sample_clips, threads_for
 from w2sd_video.rendering.step_cost import duration, measured_cost
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.files import packaged_configs
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.writing import write_whole
 
 METRICS = ("likelihood", "adherence", "kid")

@@ -7,7 +7,7 @@ import torch
 from tiny.dit_moe import dit_moe
 
 from w2sd_video.calibration.latents import check_encodable, encode
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError
 
 
 def _framewise(pipe, latents):

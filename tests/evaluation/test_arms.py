@@ -7,9 +7,9 @@ import pytest
 from running import configured
 
 from w2sd_video.evaluation.arms import ARMS, candidates, check_arms
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.settings.evaluations import at_budget, nfe_of, reflected_steps
-from w2sd_video.settings.schema import ConfigError
 
 MINIATURES = ["animatediff", "cogvideox", "pixart", "dit-moe", "animatediff-lora"]
 TUNED = ("AutoGuidance", "skip-layer", "Z-Sampling", "FSG", "Re-Sampling", "advanced Re-Sampling", "W2SD")

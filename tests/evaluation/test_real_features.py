@@ -11,9 +11,9 @@ from w2sd_video.calibration.real_clips import Clip, clips_of_folder, real_clips
 from w2sd_video.evaluation.kept_features import KeptFeatures, features_of
 from w2sd_video.evaluation.measures import real_against_real, real_of_splits
 from w2sd_video.evaluation.plan import add_options, plan_of
+from w2sd_video.messages import ConfigError
 from w2sd_video.metrics import Distance, load_metric
 from w2sd_video.rendering.video import write_picture
-from w2sd_video.settings.schema import ConfigError
 
 
 def counting(name="d", fails=lambda clip: False):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from w2sd_video.jobs.folder import JobFolder, differences
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError
 
 IDENTITY = {"settings": {"steps": 4, "strength": 1.0}, "files": {"weights": {"a": "12"}}}
 

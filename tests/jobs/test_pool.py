@@ -8,7 +8,7 @@ import pytest
 from workers import MakeWriter
 
 from w2sd_video.jobs.pool import Pool, PoolError, Task, run_tasks, started
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError
 
 MISFORTUNES = ((1, "fails"), (2, "raises"))
 
@@ -107,7 +107,7 @@ def test_one_process_imports_no_ray_and_more_say_what_to_install():
 import sys
 sys.modules["ray"] = None  # as if it were not installed
 from w2sd_video.jobs.pool import Pool, Task, run_tasks
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError
 run_tasks(lambda: abs, [Task("a", -1)], Pool(), lambda task, value: print(value), None)
 try:
     run_tasks(lambda: abs, [Task("a", -1)], Pool(2), None, None)

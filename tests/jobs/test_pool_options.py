@@ -6,7 +6,7 @@ import pytest
 
 from w2sd_video.jobs.pool import Pool
 from w2sd_video.jobs.pool_options import Shard, add_pool_options, pool_of, shard_of
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError
 
 
 def parsed(*words):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from w2sd_video.jobs.pool import TaskFailed
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from w2sd_video import Branch, load_settings, reflection
+from w2sd_video.messages import ConfigError
 from w2sd_video.miniatures import CALL, load_pipeline, load_weak
 from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.settings.command_line import parse
-from w2sd_video.settings.schema import ConfigError
 
 CALLED = """height: 32
 width: 32

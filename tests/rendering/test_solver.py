@@ -8,7 +8,8 @@ import tiny
 import torch
 
 from w2sd_video.driver.solvers import solver_of
-from w2sd_video.settings.schema import ConfigError, ModelConfig, RenderConfig
+from w2sd_video.messages import ConfigError
+from w2sd_video.settings.schema import ModelConfig, RenderConfig
 from w2sd_video.settings.value_checks import check
 from w2sd_video.trajectory import Trajectory
 

@@ -8,6 +8,7 @@ import yaml
 from minimal_configs import MINIMAL, PIPELINE
 
 from w2sd_video.branch import Branch
+from w2sd_video.messages import ConfigError
 from w2sd_video.presets import PRESETS
 from w2sd_video.reflection_settings import Reflection
 from w2sd_video.render import main
@@ -15,7 +16,7 @@ from w2sd_video.settings import command_line as configs
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.evaluations import evaluations, reflected_steps
 from w2sd_video.settings.files import packaged_configs
-from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig
+from w2sd_video.settings.schema import BranchConfig, RenderConfig
 from w2sd_video.settings.words import plan_in_words
 
 

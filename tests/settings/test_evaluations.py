@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from w2sd_video.driver.solvers import solver_of
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.evaluations import at_budget, evaluations, is_exact, nfe_of, reflected_steps
 from w2sd_video.settings.panels import EQUAL_COST, panels
-from w2sd_video.settings.schema import BranchConfig, ConfigError
+from w2sd_video.settings.schema import BranchConfig
 from w2sd_video.trajectory import known_schedulers
 
 RED = "a red circle moving left"

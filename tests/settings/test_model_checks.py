@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from w2sd_video.messages import ConfigError
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.evaluations import evaluations, inversion_of
 from w2sd_video.settings.model_checks import check_plan, limits_of
 from w2sd_video.settings.panels import panels, weak_panel
-from w2sd_video.settings.schema import BranchConfig, ConfigError, ModelConfig
+from w2sd_video.settings.schema import BranchConfig, ModelConfig
 from w2sd_video.settings.words import plan_in_words, steps_in_words
 
 

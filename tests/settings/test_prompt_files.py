@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from w2sd_video.messages import ConfigError
 from w2sd_video.settings.prompt_files import PromptLine, read_prompt_file
-from w2sd_video.settings.schema import ConfigError
 
 
 def read(folder, name, text):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError
 from w2sd_video.tuning.votes import Vote, missing_votes, read_votes, win_figures, win_shares
 
 

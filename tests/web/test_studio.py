@@ -12,9 +12,10 @@ import yaml
 from screen import numbered_clip
 
 from w2sd_video import studio
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.outputs import record_of, write_clips, write_sidecar
 from w2sd_video.rendering.video import read_picture
-from w2sd_video.settings.schema import BranchConfig, ConfigError
+from w2sd_video.settings.schema import BranchConfig
 from w2sd_video.window import Window
 
 gradio = pytest.importorskip("gradio", reason="the studio needs the extra web")

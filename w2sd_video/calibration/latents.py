@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError
 
 _FRAMES_AS_IMAGES = ("AnimateDiff", "Latte")
 """Starts of the names of the pipelines that make videos with the VAE of an image model."""

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from w2sd_video.calibration.real_clips import Clip, check_clips, clips_of_folder, clips_of_world
 from w2sd_video.jobs.pool_options import add_pool_options
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.load import check_device
 from w2sd_video.rendering.video import check_name
 from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.model_checks import check_plan
 from w2sd_video.settings.panels import filled
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import MINIATURE
 from w2sd_video.text_files import parse_json, read_text
 

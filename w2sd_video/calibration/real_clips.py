@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from w2sd_video.calibration.gap import FEWEST_CLIPS
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.inputs import VIDEOS
 from w2sd_video.rendering.video import read_picture, read_video
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import index_of, is_class_conditional, world_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -12,10 +12,9 @@ from tqdm import tqdm
 from w2sd_video.calibration.real_clips import Clip
 from w2sd_video.evaluation.laboratory import spaces_of
 from w2sd_video.jobs.folder import HIDDEN, key_of
-from w2sd_video.messages import first_line
+from w2sd_video.messages import ConfigError, first_line
 from w2sd_video.metrics import Distance
 from w2sd_video.settings.identity import library_versions
-from w2sd_video.settings.schema import ConfigError
 from w2sd_video.writing import read_arrays, write_arrays
 
 _AT_ONCE, _BYTES_AT_ONCE = 256, 2**26

@@ -19,13 +19,14 @@ from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.sample_files import SampleFiles
 from w2sd_video.evaluation.splits import SEEDS, Split
 from w2sd_video.evaluation.statistics import Real, distance_of_set
+from w2sd_video.messages import ConfigError
 from w2sd_video.metrics import OF_FEW_FEATURES, Distance, Metric, MetricUnavailableError, load_metric
 from w2sd_video.metrics.frechet import principal_features
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import LoadError, check_device, load
 from w2sd_video.rendering.sample import reflected
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import MINIATURE
 
 REAL_CLIPS = 8

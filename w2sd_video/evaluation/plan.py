@@ -18,6 +18,7 @@ from w2sd_video.evaluation.sample_files import SampleFiles
 from w2sd_video.evaluation.splits import Split
 from w2sd_video.jobs.folder import HIDDEN, JobFolder, read_record
 from w2sd_video.jobs.pool_options import Shard, add_pool_options
+from w2sd_video.messages import ConfigError
 from w2sd_video.metrics import BIASED, Metric, Score, check_name
 from w2sd_video.rendering.inputs import input_hashes
 from w2sd_video.rendering.job import HASHES
@@ -25,7 +26,7 @@ from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.files import read_config
 from w2sd_video.settings.identity import Hashes, identity_of
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import MINIATURE, world_of
 
 MOST_PROMPTS, MOST_TUNING_PROMPTS = 171, 64

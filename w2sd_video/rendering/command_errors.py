@@ -10,10 +10,9 @@ from contextlib import contextmanager
 
 from w2sd_video.command_parser import INTERRUPTED, fail
 from w2sd_video.jobs.pool import PoolError
-from w2sd_video.messages import first_line, is_disk_full, is_out_of_memory
+from w2sd_video.messages import ConfigError, first_line, is_disk_full, is_out_of_memory
 from w2sd_video.rendering.load import LoadError
 from w2sd_video.rendering.video import VideoError
-from w2sd_video.settings.schema import ConfigError
 
 TRACEBACK = "W2SD_TRACEBACK"
 """An environment variable: where it is set, errors that nobody foresaw show where they come from."""

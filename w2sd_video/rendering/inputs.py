@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.video import read_picture, read_video
 from w2sd_video.settings.identity import Hashes, file_hash
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif")
 """Endings of the files that are read as videos; all others are pictures."""

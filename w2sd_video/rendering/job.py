@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from w2sd_video.jobs.folder import HIDDEN, JobFolder, differences, key_of
 from w2sd_video.jobs.pool import MakeWorker, Pool, Task, run_tasks
 from w2sd_video.jobs.pool_options import Shard
-from w2sd_video.messages import OUT_OF_MEMORY, first_line, is_disk_full, is_out_of_memory
+from w2sd_video.messages import OUT_OF_MEMORY, ConfigError, first_line, is_disk_full, is_out_of_memory
 from w2sd_video.page import write_index
 from w2sd_video.rendering.call_arguments import check_call
 from w2sd_video.rendering.inputs import input_hashes, read_inputs
@@ -34,7 +34,7 @@ from w2sd_video.rendering.sample import reflected, sample_clips, threads_for
 from w2sd_video.settings.evaluations import evaluations, is_exact
 from w2sd_video.settings.identity import Hashes, identity_of
 from w2sd_video.settings.panels import panels
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.writing import PART
 
 LATENTS, HASHES = "latents", "hashes.json"

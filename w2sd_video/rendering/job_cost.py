@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.job import RenderJob, parts_of
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.step_cost import cost_lines, measured_cost
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.panels import panels
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import plan_in_words
 
 

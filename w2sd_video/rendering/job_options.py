@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from w2sd_video.jobs.pool_options import add_pool_options, number_of, pool_asked_for, shard_of
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.job import RenderJob
 from w2sd_video.rendering.job_samples import FIELDS, NAMES, checked_template, samples_of
 from w2sd_video.rendering.video import SUFFIXES
 from w2sd_video.settings.command_line import CommandLine
-from w2sd_video.settings.schema import ConfigError
 
 MOST_SAMPLES, MOST_BATCH = 10_000, 1024
 """Of a prompt, so that no two of its samples have one seed; and of a call, so that a slip is refused."""

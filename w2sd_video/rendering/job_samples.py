@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.video import SUFFIXES
 from w2sd_video.settings.prompt_files import PromptLine
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 
 SEED_STRIDE = 10**4
 """Sample s of a prompt is sampled from the seed of its first sample + 10,000 s, so that more can be added later."""

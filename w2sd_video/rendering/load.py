@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from w2sd_video.messages import first_line
-from w2sd_video.settings.schema import FAMILY_OPTIONS, ConfigError, RenderConfig
+from w2sd_video.messages import ConfigError, first_line
+from w2sd_video.settings.schema import FAMILY_OPTIONS, RenderConfig
 from w2sd_video.settings.sources import locate
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.call_arguments import check_call, known_class
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import check_device, load
 from w2sd_video.rendering.outputs import outputs, write_sample, write_sidecar
 from w2sd_video.rendering.sample import sample_clips, threads_for
 from w2sd_video.settings.panels import panels
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import nfe_in_words, pair_in_words, steps_in_words
 
 

@@ -17,10 +17,11 @@ import jsonargparse
 
 from w2sd_video import __version__
 from w2sd_video.command_parser import fail
+from w2sd_video.messages import ConfigError
 from w2sd_video.presets import PRESETS, Preset
 from w2sd_video.settings.files import packaged_configs, read_config
 from w2sd_video.settings.prompt_files import PromptLine, read_prompt_file
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.value_checks import check
 from w2sd_video.window import Window
 

@@ -10,8 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from w2sd_video.messages import reason_of, shortened, suggest
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.messages import ConfigError, reason_of, shortened, suggest
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.yaml_text import parse_yaml
 from w2sd_video.text_files import parse_json, read_text
 

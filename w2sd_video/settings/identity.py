@@ -12,7 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.messages import ConfigError
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import path_of, read_json, sources_of
 
 OF_A_SAMPLE = ("prompts", "seed", "output", "inputs")

@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping
 
 from w2sd_video.branch import STAGES
-from w2sd_video.messages import first_line
-from w2sd_video.settings.schema import ROLES, BranchConfig, ConfigError, ModelConfig, RenderConfig
+from w2sd_video.messages import ConfigError, first_line
+from w2sd_video.settings.schema import ROLES, BranchConfig, ModelConfig, RenderConfig
 from w2sd_video.settings.sources import (
     MINIATURE,
     class_names,

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from w2sd_video.messages import shortened
-from w2sd_video.settings.schema import ConfigError
+from w2sd_video.messages import ConfigError, shortened
 from w2sd_video.text_files import parse_json, read_text
 
 KEYS = ("prompt", "seed", "negative_prompt", "name", "inputs")

@@ -6,9 +6,9 @@ import functools
 import json
 from itertools import pairwise
 
-from w2sd_video.messages import first_line
+from w2sd_video.messages import ConfigError, first_line
 from w2sd_video.scheduler_levels import known_schedulers, steps_of
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import read_json, scheduler_of
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from w2sd_video.messages import ConfigError as ConfigError  # where it was before
 from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role
 from w2sd_video.reuse import Carried
 from w2sd_video.window import Steps, Window

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from w2sd_video.backends import DENOISERS
-from w2sd_video.messages import first_line, shortened, suggest
+from w2sd_video.messages import ConfigError, first_line, shortened, suggest
 from w2sd_video.miniatures import CALL, folders, not_trained
-from w2sd_video.settings.schema import ConfigError, ModelConfig
+from w2sd_video.settings.schema import ModelConfig
 from w2sd_video.text_files import parse_json, read_text
 
 MINIATURE = "miniature:"

@@ -9,17 +9,9 @@ from typing import Any
 import torch
 
 from w2sd_video.branch import STAGES
-from w2sd_video.messages import suggest
+from w2sd_video.messages import ConfigError, suggest
 from w2sd_video.reflection_settings import Reflection
-from w2sd_video.settings.schema import (
-    FAMILY_OPTIONS,
-    ROLES,
-    BranchConfig,
-    ConfigError,
-    ModelConfig,
-    RenderConfig,
-    stage_scales,
-)
+from w2sd_video.settings.schema import FAMILY_OPTIONS, ROLES, BranchConfig, ModelConfig, RenderConfig, stage_scales
 from w2sd_video.strength import StrengthSchedule
 
 _RANGES: dict[str, tuple[float, float]] = {

@@ -19,12 +19,13 @@ from w2sd_video.evaluation.splits import rounds_of
 from w2sd_video.jobs.folder import JobFolder
 from w2sd_video.jobs.pool import Pool, started
 from w2sd_video.jobs.pool_options import Shard
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import LoadError, check_device
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.sample import threads_for
 from w2sd_video.settings.evaluations import nfe_of
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.tuning.operators import fitted, plain_of
 from w2sd_video.tuning.search import ByMetrics, Search, Tried
 from w2sd_video.tuning.tuning_plan import TuningPlan, nfe_in

@@ -11,11 +11,11 @@ from typing import Any
 
 from w2sd_video.evaluation.arms import without_a_block
 from w2sd_video.evaluation.places import takes_eta
-from w2sd_video.messages import suggest
+from w2sd_video.messages import ConfigError, suggest
 from w2sd_video.reflection_settings import Inversion
 from w2sd_video.settings.evaluations import at_budget, inversion_of, nfe_of
 from w2sd_video.settings.panels import weak_panel
-from w2sd_video.settings.schema import BranchConfig, ConfigError, RenderConfig
+from w2sd_video.settings.schema import BranchConfig, RenderConfig
 from w2sd_video.settings.sources import is_told_guidance, read_json, scheduler_of
 from w2sd_video.time_grid import takes_grid
 

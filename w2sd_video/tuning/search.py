@@ -24,9 +24,9 @@ from w2sd_video.evaluation.samples import over_rounds
 from w2sd_video.evaluation.splits import Split
 from w2sd_video.evaluation.statistics import Real
 from w2sd_video.jobs.folder import key_of
+from w2sd_video.messages import ConfigError
 from w2sd_video.metrics import Metric
 from w2sd_video.settings.evaluations import nfe_of
-from w2sd_video.settings.schema import ConfigError
 from w2sd_video.tuning.operators import Open, Operator, Range, in_words
 
 try:

@@ -11,10 +11,11 @@ from pathlib import Path
 from w2sd_video.evaluation.plan import MOST_ROUNDS, SAMPLES_TO_CHOOSE_ON, Plan, plan_of
 from w2sd_video.evaluation.splits import Split
 from w2sd_video.jobs.pool_options import add_pool_options
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.step_cost import measured_cost
 from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.evaluations import nfe_of
-from w2sd_video.settings.schema import ConfigError, RenderConfig
+from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import MINIATURE
 from w2sd_video.tuning.operators import OPERATORS, Operator, fitted, operators_of, plain_of
 from w2sd_video.tuning.votes import VOTE, Vote, read_votes

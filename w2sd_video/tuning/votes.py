@@ -16,9 +16,8 @@ import numpy as np
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.sample_files import key_of_setting
 from w2sd_video.evaluation.statistics import Figure, figure, resampled
-from w2sd_video.messages import shortened
+from w2sd_video.messages import ConfigError, shortened
 from w2sd_video.metrics import Score
-from w2sd_video.settings.schema import ConfigError
 from w2sd_video.text_files import parse_json, read_text
 
 VOTE = "vote"

@@ -8,11 +8,10 @@ from typing import Any, get_args
 
 import gradio as gr
 
-from w2sd_video.messages import first_line, is_out_of_memory
+from w2sd_video.messages import ConfigError, first_line, is_out_of_memory
 from w2sd_video.reflection_settings import Inversion
 from w2sd_video.rendering.load import LoadError
 from w2sd_video.rendering.video import VideoError
-from w2sd_video.settings.schema import ConfigError
 from w2sd_video.web.workbench import Wish, Workbench
 
 _INVERSIONS = list(get_args(Inversion))

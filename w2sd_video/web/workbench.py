@@ -12,6 +12,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from w2sd_video.messages import ConfigError
 from w2sd_video.page import page_html
 from w2sd_video.page.index import index_page, read_sidecars
 from w2sd_video.page.write import embedded
@@ -28,7 +29,7 @@ from w2sd_video.settings.evaluations import reflected_steps
 from w2sd_video.settings.files import read_config
 from w2sd_video.settings.model_checks import check_plan
 from w2sd_video.settings.scheduler_calls import calls_of_steps
-from w2sd_video.settings.schema import BranchConfig, ConfigError, ModelConfig, RenderConfig
+from w2sd_video.settings.schema import BranchConfig, ModelConfig, RenderConfig
 from w2sd_video.settings.value_checks import check
 from w2sd_video.settings.yaml_text import parse_yaml
 
