@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_right
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from w2sd_video.branch import STAGES
 from w2sd_video.reflection_settings import Inversion, Role, default_inversion
 from w2sd_video.reuse import measuring_steps
-from w2sd_video.settings.scheduler_calls import calls_of_steps
+from w2sd_video.settings.scheduler_calls import calls_by_steps, calls_of_steps
 from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, counted, filled, stage_scales
 from w2sd_video.settings.sources import is_told_guidance, read_json, scheduler_of
 from w2sd_video.window import Window
@@ -29,7 +30,10 @@ def evaluations(config: RenderConfig) -> dict[str, int]:
     Exact, or the most that there can be: see `is_exact`. A model that is not on this machine may share evaluations by
     its usual inversion, and its scheduler counts as one that takes a prediction a step.
     """
-    stages = evaluations_by_stage(config)
+    return _most(evaluations_by_stage(config))
+
+
+def _most(stages: list[dict[str, int]]) -> dict[str, int]:
     return {role: max(stage[role] for stage in stages) for role in ROLES}
 
 
@@ -66,12 +70,14 @@ def at_budget(config: RenderConfig, budget: int) -> RenderConfig | None:
 
     A reflection needs at least as many steps as it spans and one more, or there is none of it. None if no number fits.
     """
+    files = _files_of(config)
 
     def cost(steps: int) -> int:
         """Return the evaluations of so many steps; 0 of so few or so many that they cannot be taken."""
         variant = replace(config, steps=steps)
         try:
-            return nfe_of(variant) if config.reflection_steps == 0 or len(reflected_steps(variant)) else 0
+            is_reflected = len(counted(variant).steps(len(files.calls(steps)))) > 0
+            return sum(_most(_by_stage(variant, files)).values()) if is_reflected or config.reflection_steps == 0 else 0
         except ValueError:
             return 0
 
@@ -84,41 +90,66 @@ def at_budget(config: RenderConfig, budget: int) -> RenderConfig | None:
 
 def evaluations_by_stage(config: RenderConfig) -> list[dict[str, int]]:
     """Return the evaluations by role if all steps were of one stage: for each stage that a branch tells apart."""
+    return _by_stage(config, _files_of(config))
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What the files of a model say, whatever the number of steps.
+
+    Attributes:
+        is_told_guidance: whether guidance is distilled into the network.
+        inversion: as the model has it.
+        calls: predictions that the scheduler takes at each step, by the number of steps.
+    """
+
+    is_told_guidance: bool
+    inversion: Inversion
+    calls: Callable[[int], tuple[int, ...]]
+
+
+def _files_of(config: RenderConfig) -> _Files:
+    return _Files(is_told_guidance(config.model), inversion_of(config), calls_by_steps(config))
+
+
+def _by_stage(config: RenderConfig, files: _Files) -> list[dict[str, int]]:
     branches = [filled(config, getattr(config, role)) for role in ROLES]
     stages_differ = any(
         len(stage_scales(branch.guidance_scale)) == 2 or branch.experts in STAGES for branch in branches
     )
-    return [_evaluations(config, branches, stage) for stage in range(2 if stages_differ else 1)]
+    return [_evaluations(config, files, branches, stage) for stage in range(2 if stages_differ else 1)]
 
 
-def _evaluations(config: RenderConfig, branches: list[BranchConfig], stage: int) -> dict[str, int]:
+def _evaluations(config: RenderConfig, files: _Files, branches: list[BranchConfig], stage: int) -> dict[str, int]:
     """Count the rows of all steps, as the algorithm asks for them: those at the same latents are evaluated once."""
-    embedded, calls, settings = is_told_guidance(config.model), calls_of_steps(config), counted(config)
+    calls, settings = files.calls(config.steps), counted(config)
     reflected, pushed = settings.steps(len(calls)), settings.pushed_steps(len(calls))
     measured = measuring_steps(settings.reuse, reflected), measuring_steps(settings.reuse, pushed)
-    of_role = {role: _in_windows(branch, len(calls)) for role, branch in zip(ROLES, branches, strict=True)}
-    counts, inversion = dict.fromkeys(ROLES, 0), inversion_of(config)
+    of_role = {
+        role: _rows_at_steps(branch, len(calls), stage, files.is_told_guidance)
+        for role, branch in zip(ROLES, branches, strict=True)
+    }
+    counts = dict.fromkeys(ROLES, 0)
 
     def evaluate(roles: list[Role], step: int) -> None:
         """Count what some roles evaluate at the same latents, one after the other."""
-        there: list[tuple[Any, set[str]]] = []
+        there: list[_Rows] = []
         for role in roles:
-            branch = of_role[role][step]
-            key, halves = _but_guidance(branch, stage), _halves(branch, stage, embedded)
-            known = set() if embedded else {half for other, of in there if other == key for half in of}
+            key, halves = of_role[role][step]
+            known = set() if files.is_told_guidance else {half for other, of in there if other == key for half in of}
             counts[role] += len(halves - known)
             there.append((key, halves))
 
     for step, predictions in enumerate(calls):
         for _ in range(config.rounds if step in measured[0] else 0):
-            if inversion in ("current", "implicit"):
+            if files.inversion in ("current", "implicit"):
                 evaluate(["strong", "weak"], step)
-            elif inversion == "resample":
+            elif files.inversion == "resample":
                 evaluate(["strong"], step)
             else:
                 evaluate(["strong"], step)
                 evaluate(["weak"], step)
-            for _ in range(config.iterations - 1 if inversion == "implicit" else 0):
+            for _ in range(config.iterations - 1 if files.inversion == "implicit" else 0):
                 evaluate(["weak"], step)
         for call in range(predictions):
             # A prediction inside a step of the scheduler's is no place at which a gap is kept.
@@ -138,8 +169,12 @@ def inversion_of(config: RenderConfig) -> Inversion:
     return default_inversion(bool(is_flow))
 
 
-def _in_windows(branch: BranchConfig, steps: int) -> list[BranchConfig]:
-    """Return a branch as it is at each step: what is off there is left out. Windows of noise levels count as on."""
+_Rows = tuple[Any, set[str]]
+"""What a branch must have in common with another to share evaluations, and the halves of guidance that it evaluates."""
+
+
+def _rows_at_steps(branch: BranchConfig, steps: int, stage: int, is_told_guidance: bool) -> list[_Rows]:
+    """Return what a branch evaluates at each step; what is off there is left out. Windows of levels count as on."""
     is_on = {
         name: Window(*window).steps(steps)
         for name, window in (branch.windows or {}).items()
@@ -147,9 +182,10 @@ def _in_windows(branch: BranchConfig, steps: int) -> list[BranchConfig]:
     }
 
     @functools.cache
-    def without(*off: str) -> BranchConfig:
+    def without(*off: str) -> _Rows:
         changes: dict[str, Any] = {name: 1.0 if name == "guidance_scale" else None for name in off}
-        return replace(branch, windows=None, **changes)
+        left = replace(branch, windows=None, **changes)
+        return _but_guidance(left, stage), _halves(left, stage, is_told_guidance)
 
     return [without(*(name for name, on in is_on.items() if step not in on)) for step in range(steps)]
 

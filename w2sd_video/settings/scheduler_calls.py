@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from itertools import pairwise
 
 from w2sd_video.messages import ConfigError, first_line
@@ -21,9 +22,14 @@ def calls_of_steps(config: RenderConfig) -> tuple[int, ...]:
     Raises:
         ConfigError: a number of steps that the scheduler cannot take.
     """
+    return calls_by_steps(config)(config.steps)
+
+
+def calls_by_steps(config: RenderConfig) -> Callable[[int], tuple[int, ...]]:
+    """Return `calls_of_steps` of a configuration as a function of the number of steps; its files are read once."""
     name = config.solver or scheduler_of(config.model)
     settings = read_json(config.model.pretrained, "scheduler/scheduler_config.json")
-    return _calls(name, json.dumps(settings, sort_keys=True), config.steps)
+    return functools.partial(_calls, name, json.dumps(settings, sort_keys=True))
 
 
 @functools.cache
