@@ -231,3 +231,43 @@ def test_a_second_network_of_another_precision_is_refused_in_words():
     weak = Branch(weights=copy.deepcopy(pipe.unet).half())
     with pytest.raises(ValueError, match=r"float16.*float32"), reflection(pipe, strong=Branch(), weak=weak):
         pytest.fail("the block was entered")
+
+
+@pytest.mark.parametrize("of_new", [False, True])
+def test_a_callback_that_changes_the_noise_levels_is_refused(of_new):
+    pipe, call = tiny.stable_diffusion()
+    pipe.scheduler = diffusers.EulerDiscreteScheduler(**parts.STABLE)
+
+    def change(pipe, index, timestep, kwargs):
+        if of_new:
+            pipe.scheduler.sigmas = 0.9 * pipe.scheduler.sigmas
+        else:
+            pipe.scheduler.sigmas[index + 1 :] *= 0.9
+        return {}
+
+    stock = run(pipe, call, callback_on_step_end=change)
+    with reflection(pipe, strong=STRONG, weak=WEAK, reflection_steps=0):
+        assert torch.equal(run(pipe, call, callback_on_step_end=change), stock)
+    with reflection(pipe, strong=STRONG, weak=WEAK), pytest.raises(ValueError, match="noise levels changed"):
+        run(pipe, call, callback_on_step_end=change)
+
+
+def test_a_run_is_filled_in_by_all_passes_of_a_subclass():
+    """A small picture first, then a large one from it."""
+
+    class Larger(diffusers.StableDiffusionPipeline):
+        def __call__(self, *args, **kwargs):
+            small = super().__call__(*args, **kwargs).images
+            larger = torch.nn.functional.interpolate(small, scale_factor=2)
+            return super().__call__(*args, **kwargs | {"latents": larger, "height": 32, "width": 32})
+
+    pipe, call = tiny.stable_diffusion()
+    with reflection(pipe, strong=STRONG, weak=WEAK) as done:
+        run(pipe, call)
+    once = copy.deepcopy(done)
+    pipe.__class__ = Larger
+    with reflection(pipe, strong=STRONG, weak=WEAK) as done:
+        for _ in range(2):
+            run(pipe, call)
+            assert done.nfe == {role: 2 * calls for role, calls in once.nfe.items()}
+            assert (done.steps, done.reflected_steps) == (2 * once.steps, 2 * once.reflected_steps)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
+from w2sd_video.argument_checks import version_of
 from w2sd_video.driver.drift import Drift
 from w2sd_video.driver.edits import EDITED, UNKNOWN, Edits
 from w2sd_video.driver.guards import CHANGED_LATER, HandedBack
@@ -73,6 +74,7 @@ class Walk:
         self._state = state
         self._begin = 0
         self._moments: dict[int, Moment] = {}
+        self._levels: list[tuple[int, int]] = []
         self._is_under_way = False
         self._begins_loop = False
         self._positional = 0
@@ -204,7 +206,7 @@ class Walk:
             return False
         self._begin, self.at, self._algorithm, self._begins_loop = calls.start, 0, None, True
         self._probed, self._own_scale, self._drift, self._edits = [], None, Drift(), Edits()
-        self._trajectory = trajectory
+        self._trajectory, self._levels = trajectory, self._marks_of_levels()
         self._fresh = self.fresh_steps(trajectory) if self._settings.reuse > 1 else ()
         steps = [step for step in steps_to_come if trajectory.calls[step] in calls]
         if not steps:
@@ -229,6 +231,11 @@ class Walk:
         self.turns = self._with_later_watches(begin)
         self._announce()
         return True
+
+    def _marks_of_levels(self) -> list[tuple[int, int]]:
+        """Return what tells the tensors that a scheduler keeps its levels in from others, or from later states."""
+        tensors = [getattr(self.wrapped, name, None) for name in ("timesteps", "sigmas", "alphas_cumprod")]
+        return [(id(tensor), version_of(tensor)) for tensor in tensors if isinstance(tensor, torch.Tensor)]
 
     def _probe_turns(self, begin: int) -> list[Turn]:
         """Return the turns at the beginning of a call in which its loop is watched, and its layout measured."""
@@ -436,7 +443,17 @@ class Walk:
         return self._handed[0]
 
     def _begin_step(self, latents: torch.Tensor) -> None:
-        """Tell the algorithm the latents that a step begins with, as the pipeline has them."""
+        """Tell the algorithm the latents that a step begins with, as the pipeline has them.
+
+        Raises:
+            ValueError: the scheduler has other levels than the loop began with.
+        """
+        if self._marks_of_levels() != self._levels:
+            raise ValueError(
+                "the scheduler's timesteps or noise levels changed in the call (by a callback, for example), so a "
+                "reflection would be at others than its steps; change them before the first step, or reflect no step "
+                "(reflection_steps=0)"
+            )
         if self._algorithm is None:
             self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, self._begin, self._fresh)
             next(self._algorithm)
