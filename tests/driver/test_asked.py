@@ -231,3 +231,81 @@ def test_a_second_network_of_another_precision_is_refused_in_words():
     weak = Branch(weights=copy.deepcopy(pipe.unet).half())
     with pytest.raises(ValueError, match=r"float16.*float32"), reflection(pipe, strong=Branch(), weak=weak):
         pytest.fail("the block was entered")
+
+
+@pytest.mark.parametrize("of_new", [False, True])
+def test_a_callback_that_changes_the_noise_levels_is_refused(of_new):
+    pipe, call = tiny.stable_diffusion()
+    pipe.scheduler = diffusers.EulerDiscreteScheduler(**parts.STABLE)
+
+    def change(pipe, index, timestep, kwargs):
+        if of_new:
+            pipe.scheduler.sigmas = 0.9 * pipe.scheduler.sigmas
+        else:
+            pipe.scheduler.sigmas[index + 1 :] *= 0.9
+        return {}
+
+    stock = run(pipe, call, callback_on_step_end=change)
+    with reflection(pipe, strong=STRONG, weak=WEAK, reflection_steps=0):
+        assert torch.equal(run(pipe, call, callback_on_step_end=change), stock)
+    with reflection(pipe, strong=STRONG, weak=WEAK), pytest.raises(ValueError, match="noise levels changed"):
+        run(pipe, call, callback_on_step_end=change)
+
+
+def test_a_run_is_filled_in_by_all_passes_of_a_subclass():
+    """A small picture first, then a large one from it."""
+
+    class Larger(diffusers.StableDiffusionPipeline):
+        def __call__(self, *args, **kwargs):
+            small = super().__call__(*args, **kwargs).images
+            larger = torch.nn.functional.interpolate(small, scale_factor=2)
+            return super().__call__(*args, **kwargs | {"latents": larger, "height": 32, "width": 32})
+
+    pipe, call = tiny.stable_diffusion()
+    with reflection(pipe, strong=STRONG, weak=WEAK) as done:
+        run(pipe, call)
+    once = copy.deepcopy(done)
+    pipe.__class__ = Larger
+    with reflection(pipe, strong=STRONG, weak=WEAK) as done:
+        for _ in range(2):
+            run(pipe, call)
+            assert done.nfe == {role: 2 * calls for role, calls in once.nfe.items()}
+            assert (done.steps, done.reflected_steps) == (2 * once.steps, 2 * once.reflected_steps)
+
+
+class MergesLater(OwnLoop):
+    """It begins with words of its own and goes on with those of the call (PhotoMaker, FaceID)."""
+
+    @torch.no_grad()
+    def __call__(self, prompt, num_inference_steps=6):
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = noise_like((1, 4, 8, 8))
+        words, _ = self.encode_prompt(prompt, "cpu", 1, False)
+        first, _ = self.encode_prompt("a photo", "cpu", 1, False)
+        for i, t in enumerate(self.scheduler.timesteps):
+            prediction = self.unet(latents, t, first if i < 3 else words).sample
+            latents = self.scheduler.step(prediction, t, latents).prev_sample
+        return (latents,)
+
+
+def test_text_that_comes_in_later_beside_a_branch_with_text_is_refused():
+    pipe, call = tiny.stable_diffusion()
+    loop = MergesLater(**pipe.components, requires_safety_checker=False)
+    with reflection(loop, strong=Branch(), weak=Branch(skip_layers=["mid_block"])):
+        loop(call["prompt"])
+    with (
+        reflection(loop, strong=Branch(), weak=Branch(prompt="a blue square")),
+        pytest.raises(ValueError, match="changed in the call"),
+    ):
+        loop(call["prompt"])
+
+
+def test_text_for_evaluations_that_come_in_later_is_refused_in_words():
+    pipe, call = build("StableDiffusion3Pipeline")
+    call |= {"num_inference_steps": 6, "skip_guidance_layers": [0]}
+    call |= {"skip_layer_guidance_start": 0.2, "skip_layer_guidance_stop": 0.7}
+    with (
+        reflection(pipe, strong=Branch(), weak=Branch(prompt="a blue square")),
+        pytest.raises(ValueError, match="more often than in its first step"),
+    ):
+        run(pipe, call, num_inference_steps=6)

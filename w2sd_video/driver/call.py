@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import itertools
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
 from operator import length_hint
@@ -55,7 +56,7 @@ Switch = DenoiserSwitch | CompanionSwitch | ControlSwitch
 
 @dataclass
 class Run:
-    """What happened in the latest call of the pipeline.
+    """What happened in the latest call of the pipeline, in all passes that it makes through its loop.
 
     Attributes:
         nfe: network evaluations a sample by role ("base", "strong", "weak"); a guided prediction counts as two.
@@ -101,7 +102,7 @@ def walking(
         raise ValueError("the pipeline is being reflected already; end that block before beginning another")
     with make_call().prepared():
         pass  # what no call could be given is refused here
-    with of_class(pipe, reflecting_class(type(pipe), loop, make_call)):
+    with of_class(pipe, reflecting_class(type(pipe), loop, make_call, run)):
         yield run
 
 
@@ -363,26 +364,35 @@ class ReflectedPipeline:
     """What a pipeline is an instance of inside a block."""
 
 
-def reflecting_class(original: Any, loop: Any, make_call: Callable[[], ReflectedCall]) -> type:
+def reflecting_class(original: Any, loop: Any, make_call: Callable[[], ReflectedCall], run: Run) -> type:
     """Return a subclass of a pipeline's class, of the same name, in which the calls of its loop are reflected.
 
     They are caught right before the class whose ``__call__`` is the loop, so that a subclass which prepares arguments
     and calls ``super().__call__`` does so as ever. What is made of the class, or copied from the pipeline, is stock.
+    Of a subclass that calls it several times (once more at a larger size, say) the run is filled in by all of them.
     """
     running: list[Any] = []
-    calls_of_loop = 0
+    runs_of_thread: dict[int, list[Run]] = {}
 
     def call_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal calls_of_loop
         if not isinstance(self, ReflectedPipeline):  # a method that was taken inside the block, after it
             return loop.__call__(self, *args, **kwargs)
-        calls_of_loop += 1
-        return make_call().run(args, kwargs, running)
+        try:
+            return make_call().run(args, kwargs, running)
+        finally:
+            if (runs := runs_of_thread.get(threading.get_ident())) is not None:
+                runs.append(replace(run))
 
     def call_to_the_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before = calls_of_loop
-        result = super(Reflecting, self).__call__(*args, **kwargs)
-        if calls_of_loop == before:
+        runs = runs_of_thread[threading.get_ident()] = []
+        try:
+            result = super(Reflecting, self).__call__(*args, **kwargs)
+        finally:
+            del runs_of_thread[threading.get_ident()]
+            run.nfe = {role: sum(one.nfe[role] for one in runs) for role in run.nfe}
+            run.steps = sum(one.steps for one in runs)
+            run.reflected_steps = sum(one.reflected_steps for one in runs)
+        if not runs:
             raise RuntimeError(
                 f"{original.__name__} did not call {loop.__name__}.__call__ by super().__call__: nothing was reflected"
             )

@@ -22,7 +22,7 @@ from w2sd_video.driver.guards import Caches
 from w2sd_video.driver.layout import Layout, answered, rows_needed
 from w2sd_video.driver.measuring import CHANGED_SCALE, probe_rows
 from w2sd_video.driver.networks import in_place_of, mixes_rows, unswitched
-from w2sd_video.driver.rehearsal import CallState
+from w2sd_video.driver.rehearsal import CallState, follows_latents
 from w2sd_video.driver.rows import Arguments, output_like, output_shapes, rows_of, take_rows
 from w2sd_video.driver.signatures import as_given, by_name, named_signature, uncompiled
 from w2sd_video.gaps import Swap, swapped, swaps_of
@@ -98,7 +98,7 @@ class DenoiserSwitch:
     def _forget(self) -> None:
         """Drop what is known of one call of the pipeline."""
         self._counted: tuple[int, int, int] = (-1, 0, 0)
-        self._texts: dict[Any, Arguments] = {}
+        self._texts: dict[Any, tuple[Arguments, set[str]]] = {}
         self._caches = Caches()
         self._loras = (None, [])
         self._mixing: dict[nn.Module, bool] = {}
@@ -313,13 +313,22 @@ class DenoiserSwitch:
         own, other = self._state.rehearsals.get(None), self._state.rehearsals.get(text)
         if own is None or other is None or own is other:
             return arguments
-        key = (text, call)
+        if call >= min(len(own.calls), len(other.calls)):
+            raise ValueError(
+                f"{type(self._pipe).__name__} evaluates its network more often than in its first step, so a branch "
+                "cannot have a text of its own; leave it out"
+            )
+        shown, key = own.calls[call], (text, call)
         if key not in self._texts:
-            self._texts[key] = own.changes(call, other, self._latents_name)
-        for name in self._texts[key]:
-            differs = differences(own.calls[call].get(name), arguments.get(name))
-            self._state.text_differs += [flag for flag, _ in differs]
-        return arguments | self._texts[key]
+            changes, compared = own.changes(call, other, self._latents_name), set(shown)
+            if own.differs(other, self._latents_name):  # else text may come in later, as any of them
+                compared = set(changes)
+            compared = {name for name in compared if not follows_latents(name, self._latents_name)}
+            self._texts[key] = changes, compared
+        changes, compared = self._texts[key]
+        for name in compared:
+            self._state.text_differs += [flag for flag, _ in differences(shown.get(name), arguments.get(name))]
+        return arguments | changes
 
 
 class CompanionSwitch:

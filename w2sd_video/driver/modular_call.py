@@ -79,7 +79,7 @@ def walking_blocks(
         raise ValueError("the pipeline is being reflected already; end that block before beginning another")
     with make_call().prepared():
         pass  # what no call could be given is refused here
-    with of_class(pipe, reflecting_class(original, loop, make_call)):
+    with of_class(pipe, reflecting_class(original, loop, make_call, run)):
         yield run
 
 

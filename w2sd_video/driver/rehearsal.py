@@ -40,6 +40,10 @@ class Rehearsal:
         """
         return _changes(self.calls[call], other.calls[call], latents_name)
 
+    def differs(self, other: Rehearsal, latents_name: str) -> bool:
+        """Return whether another rehearsal gives the denoiser anything else."""
+        return any(self.changes(call, other, latents_name) for call in range(len(self.calls)))
+
     def control_changes(self, other: Rehearsal, latents_name: str) -> Arguments:
         """Return the same for the ControlNet."""
         return _changes(self.control, other.control, latents_name)
@@ -49,10 +53,13 @@ def _changes(shown: Arguments, wanted: Arguments, latents_name: str) -> Argument
     return {
         key: wanted.get(key)
         for key in {**shown, **wanted}
-        if key != latents_name
-        and not any(part in key for part in _FOLLOWS_LATENTS)
-        and not are_equal(shown.get(key), wanted.get(key))
+        if not follows_latents(key, latents_name) and not are_equal(shown.get(key), wanted.get(key))
     }
+
+
+def follows_latents(name: str, latents_name: str) -> bool:
+    """Return whether an argument of a network is the latents, or computed from them or the timestep."""
+    return name in (latents_name, "t") or any(part in name for part in _FOLLOWS_LATENTS)
 
 
 @contextmanager

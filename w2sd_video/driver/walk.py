@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
+from w2sd_video.driver.comparing import copied, differences
 from w2sd_video.driver.drift import Drift
 from w2sd_video.driver.edits import EDITED, UNKNOWN, Edits
 from w2sd_video.driver.guards import CHANGED_LATER, HandedBack
@@ -73,6 +74,8 @@ class Walk:
         self._state = state
         self._begin = 0
         self._moments: dict[int, Moment] = {}
+        self._levels: Any = {}
+        self._levels_differ: list[bool | torch.Tensor] = []
         self._is_under_way = False
         self._begins_loop = False
         self._positional = 0
@@ -204,7 +207,7 @@ class Walk:
             return False
         self._begin, self.at, self._algorithm, self._begins_loop = calls.start, 0, None, True
         self._probed, self._own_scale, self._drift, self._edits = [], None, Drift(), Edits()
-        self._trajectory = trajectory
+        self._trajectory, self._levels, self._levels_differ = trajectory, copied(_levels_of(self.wrapped)), []
         self._fresh = self.fresh_steps(trajectory) if self._settings.reuse > 1 else ()
         steps = [step for step in steps_to_come if trajectory.calls[step] in calls]
         if not steps:
@@ -229,6 +232,23 @@ class Walk:
         self.turns = self._with_later_watches(begin)
         self._announce()
         return True
+
+    def _compare_levels(self) -> None:
+        """Compare the levels that the scheduler has with those that the loop began with, without a wait."""
+        self._levels_differ += [flag for flag, _ in differences(self._levels, _levels_of(self.wrapped))]
+
+    def _check_levels(self) -> None:
+        """Look at what was compared.
+
+        Raises:
+            ValueError: the scheduler had other levels than the loop began with.
+        """
+        if any(self._levels_differ):
+            raise ValueError(
+                "the scheduler's timesteps or noise levels changed in the call (by a callback, for example), so its "
+                "steps were at others than the reflections; change them before the first step, or reflect no step "
+                "(reflection_steps=0)"
+            )
 
     def _probe_turns(self, begin: int) -> list[Turn]:
         """Return the turns at the beginning of a call in which its loop is watched, and its layout measured."""
@@ -316,6 +336,7 @@ class Walk:
         if self.at == len(self.turns):
             self._handed_back.compare()
             self._drift.check(self.watch.pipeline)
+            self._check_levels()
             self.watch.check()
         self._announce()
         if turn.ends_step:
@@ -450,6 +471,7 @@ class Walk:
 
     def _begin_step(self, latents: torch.Tensor) -> Request | StepRequest | Step:
         """Tell the algorithm the latents that a step begins with, as the pipeline has them; return what it asks for."""
+        self._compare_levels()
         if self._algorithm is None:
             self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, self._begin, self._fresh)
             return next(self._algorithm)
@@ -477,6 +499,12 @@ class Walk:
 
             return SchedulerOutput(prev_sample=latents)
         return latents, latents  # whichever the pipeline goes on with: PixArt at one step takes the second
+
+
+def _levels_of(scheduler: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors that a scheduler keeps its timesteps and noise levels in."""
+    values = vars(scheduler)
+    return {name: values[name] for name in ("timesteps", "sigmas", "alphas_cumprod") if name in values}
 
 
 def without_variance(prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
