@@ -33,6 +33,7 @@ from w2sd_video.evaluation.samples import (
     rounds_of,
 )
 from w2sd_video.evaluation.statistics import Real
+from w2sd_video.jobs.folder import JobFolder
 from w2sd_video.jobs.pool import Pool, Run, Task, started
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.metrics import Metric
@@ -99,6 +100,7 @@ def evaluate_into(
     device = "auto" if pool.ray else config.device  # where a cluster is joined may be no such device
     check_before_loading(replace(config, device=device))
     read_inputs(config)
+    JobFolder(folder, {}).check_foreign()
     metrics, missing = load_metrics(plan, str(check_device(device)))
     if plan.warning:
         print(f"w2sd_video.evaluate: {plan.warning}", file=sys.stderr)
