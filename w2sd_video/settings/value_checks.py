@@ -10,6 +10,7 @@ import torch
 
 from w2sd_video.branch import STAGES
 from w2sd_video.messages import suggest
+from w2sd_video.reflection_settings import Reflection
 from w2sd_video.settings.schema import (
     FAMILY_OPTIONS,
     ROLES,
@@ -175,7 +176,8 @@ def _check_reflection(config: RenderConfig) -> None:
     first_unreflectable, steps = max(config.steps - config.span, 0), reflected_steps(config)
     if config.span > config.steps:
         raise ConfigError(f"span {config.span}: must be from 1 to {config.steps}, the number of steps")
-    if config.inversion == "explicit" and len(steps) and steps[-1] >= first_unreflectable:
+    is_by_level = isinstance(config.strength, str) or Reflection(config.reflection_steps).is_by_level
+    if config.inversion == "explicit" and not is_by_level and len(steps) and steps[-1] >= first_unreflectable:
         last = "the last step" if config.span == 1 else f"the last {config.span} steps"
         raise ConfigError(
             f"reflection_steps: the explicit inversion cannot reflect {last}; at most {first_unreflectable}"
@@ -202,7 +204,7 @@ def _check_solver(name: str | None) -> None:
 
 def _check_windows(role: str, branch: BranchConfig) -> None:
     for name, window in (branch.windows or {}).items():
-        if name == "windows" or getattr(branch, name, None) is None:
+        if name == "windows" or getattr(branch, str(name), None) is None:
             raise ConfigError(f"{role}.windows.{name}: is no setting that this branch has")
         if isinstance(window, str):
             if name != "guidance_scale":
