@@ -119,11 +119,12 @@ def reflected_steps(trajectory: Trajectory, settings: Reflection, begin: int = 0
     """Return the steps at which there is a reflection, of those from a call of the scheduler on.
 
     Raises:
-        ValueError: more reflected steps than steps.
+        ValueError: more reflected steps than steps, or a last step that the inversion cannot reflect.
     """
     steps = trajectory.steps_from(begin)
-    in_window = [steps[i] for i in settings.steps(len(steps))]
-    return frozenset(step for step in in_window if settings.reflects_at(trajectory.level(step)))
+    reflected = [i for i in settings.steps(len(steps)) if settings.reflects_at(trajectory.level(steps[i]))]
+    settings.check_levels_below(reflected, len(steps))
+    return frozenset(steps[i] for i in reflected)
 
 
 def pushed_steps(trajectory: Trajectory, settings: Reflection, begin: int = 0) -> frozenset[int]:

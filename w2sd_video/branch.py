@@ -96,7 +96,7 @@ class Branch:
         for name, window in self.windows.items():
             if (
                 name == "windows"
-                or getattr(self, name, None) is None
+                or getattr(self, str(name), None) is None
                 or name not in {field.name for field in fields(self)}
             ):
                 raise ValueError(f"windows has {name!r}, which is no field that this branch sets")

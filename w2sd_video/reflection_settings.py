@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cache
 from typing import Literal, get_args
@@ -150,8 +151,8 @@ class Reflection:
         Of a window of log-SNRs and of a strength for each noise level they are those that may be: see `reflects_at`.
 
         Raises:
-            ValueError: more reflected steps than steps, a span of more, or a last step that this inversion cannot
-                reflect.
+            ValueError: more reflected steps than steps, a span of more, or a last step that is reflected in any case
+                and that this inversion cannot reflect.
         """
         whole_number("the number of steps", total, 0)
         reflected = range(max(total - 1, 0))
@@ -159,13 +160,24 @@ class Reflection:
             reflected = _among("reflection_steps", self.reflection_steps, total)
         if len(reflected) and self.span > total:
             raise ValueError(f"span must be from 1 to {total}, the number of steps; got {self.span}")
+        if not self.is_by_level:
+            self.check_levels_below(reflected, total)
+        return reflected
+
+    @property
+    def is_by_level(self) -> bool:
+        """Whether the levels say too which steps are reflected."""
+        window = self.reflection_steps
+        return isinstance(self.strength, StrengthSchedule) or (isinstance(window, Window) and window.unit == "log_snr")
+
+    def check_levels_below(self, reflected: Sequence[int], total: int) -> None:
+        """Refuse reflected steps, of so many, below which this inversion has no level to ask at (ValueError)."""
         most = total - self.span
         if self.inversion == "explicit" and len(reflected) and reflected[-1] >= most:
             raise ValueError(
                 f"inversion 'explicit' asks for a prediction at the level below, which the last of {total} steps does "
                 f"not have; reflect at most {max(most, 0)} steps"
             )
-        return reflected
 
     def pushed_steps(self, total: int) -> range:
         """Return the steps among ``total`` at which AutoGuidance may be on, counted from the noisiest.

@@ -121,6 +121,7 @@ def test_a_branch_at_a_moment():
         ({"guidance_scale": (0.5, 2)}, ValueError, "0 <= start <= stop <= 1"),
         ({"skip_layers": StrengthSchedule((0.0,), (1.0,))}, ValueError, "only guidance_scale"),
         ([("guidance_scale", (0, 1))], TypeError, "must map names"),
+        ({1: (0, 1)}, ValueError, "has 1, which is no field"),
     ],
 )
 def test_windows_that_make_no_sense_are_refused(windows, error, words):

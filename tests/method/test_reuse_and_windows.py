@@ -168,6 +168,22 @@ def test_reuse_costs_a_gap_at_every_kth_step_and_at_the_last():
     assert log.count("base") == STEPS
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"reflection_steps": Window(-4.0, 2.0, "log_snr")}, {"strength": StrengthSchedule((0.0, 2.0), (1.0, 0.0))}],
+    ids=["window", "strength"],
+)
+def test_the_explicit_inversion_reflects_where_the_levels_leave_the_last_step_out(settings):
+    scheduler, levels = levels_of("epsilon")
+    settings = {"reflection_steps": STEPS, "inversion": "explicit", **settings}
+    predict = predict_for("epsilon", levels, scheduler)
+    result = sample(predict, noise(), scheduler, num_inference_steps=STEPS, **settings)
+    assert 0 < result.nfe["weak"] < STEPS
+    everywhere = settings | {"strength": 1.0, "reflection_steps": Window(-4.0, 20.0, "log_snr")}
+    with pytest.raises(ValueError, match="reflect at most 9 steps"):
+        sample(predict, noise(), scheduler, num_inference_steps=STEPS, **everywhere)
+
+
 def test_a_gap_is_measured_anew_where_another_network_takes_over():
     scheduler, levels = levels_of("epsilon")
     settings = {"inversion": "current", "reuse": 4, "carried": "linear"}

@@ -14,11 +14,12 @@ import pytest
 import yaml
 from processes import ENVIRONMENT
 
-from w2sd_video import load_settings, reflection, render, tune
+from w2sd_video import evaluate, load_settings, reflection, render, tune
+from w2sd_video.evaluation import every_arm
 from w2sd_video.miniatures import CALL, load_pipeline, load_weak
 from w2sd_video.rendering.step_cost import StepCost
 from w2sd_video.rendering.video import read_picture
-from w2sd_video.tuning import tuning_plan
+from w2sd_video.tuning import every_operator, tuning_plan
 
 SMALL = ["--config", "miniature-pixart", "--nfe", "6", "--trials", "4", "--rounds", "2", "--batch", "4"]
 SMALL += ["--number-of-prompts", "4", "--number-of-tuning-prompts", "4", "--shown", "2", "--number-of-seeds", "1"]
@@ -177,6 +178,29 @@ def test_seconds_are_a_budget_that_is_worked_out_once(tmp_path, capsys, monkeypa
     assert tune.main(words) == 0 and "at most 5 NFE a clip" in capsys.readouterr().out
 
 
+def test_too_few_seconds_leave_nothing_behind(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tuning_plan, "measured_cost", lambda config, batch: StepCost(0.01, 0.015, 1.0, 1))
+    words = [*FEW, "--folder", str(tmp_path / "seconds")]
+    words[words.index("--nfe") : words.index("--nfe") + 2] = ["--seconds", "0.016"]
+    with pytest.raises(SystemExit):
+        tune.main(words)
+    assert "--seconds 0.016: a clip takes 0.015 beside" in capsys.readouterr().err
+    assert not (tmp_path / "seconds").exists()
+
+
+@pytest.mark.parametrize("command", [tune, evaluate])
+def test_the_folder_of_something_else_is_refused_before_anything_is_loaded(command, tmp_path, capsys, monkeypatch):
+    def loaded(*_):
+        raise AssertionError("metrics are loaded")
+
+    for module in (every_arm, every_operator):
+        monkeypatch.setattr(module, "load_metrics", loaded)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit):
+        command.main(["--config", "miniature-pixart", "--folder", str(tmp_path / "file")])
+    assert "is a file; name a folder for the job" in capsys.readouterr().err
+
+
 def test_a_dry_run_says_what_it_would_cost_and_makes_nothing(tmp_path, capsys):
     assert tune.main([*SMALL, "--folder", str(tmp_path / "new"), "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -202,6 +226,7 @@ def test_a_dry_run_says_what_it_would_cost_and_makes_nothing(tmp_path, capsys):
         (["--trials", "many"], "--trials 'many': must be a whole number"),
         (["--rounds", "11"], "--rounds 11: must be from 1 to 10"),
         (["--best", "0"], "--best 0: must be from 1 to 100"),
+        (["--search-seed", "-1"], "--search-seed -1: must be from 0 to 4294967295"),
         (["--shard", "0/2"], "--shard: a search proposes settings by what it knows of others; use --workers"),
         (["--steps", "3"], "--steps: the number of steps follows from --nfe or --seconds"),
         (["--budgets", "3"], "--budgets: a search has one budget"),

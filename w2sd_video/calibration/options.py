@@ -19,6 +19,7 @@ from w2sd_video.settings.panels import filled
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import MINIATURE
 from w2sd_video.text_files import parse_json, read_text
+from w2sd_video.window import Window, as_steps
 
 _MOST = {"draws": 1000, "levels": 1000, "number_of_clips": 10**4, "batch": 1024, "ideal": 10**5}
 """The largest value of each number, of which the smallest is 1: beyond what is of use, so that a slip is refused."""
@@ -80,7 +81,11 @@ def calibrated_config(options: argparse.Namespace, config: RenderConfig) -> Rend
         raise ConfigError(
             "window: γ* of each level, which is all that --no-samples finds, knows of none; leave one out"
         )
-    return replace(config, steps=options.levels or config.steps, reflection_steps=window, autoguidance=0.0)
+    steps = options.levels or config.steps
+    within = as_steps("window", window)
+    if isinstance(within, Window) and not within.steps(steps):
+        raise ConfigError(f"window {options.window}: none of {steps} steps is in it; take a longer one")
+    return replace(config, steps=steps, reflection_steps=window, autoguidance=0.0)
 
 
 def clips_of(options: argparse.Namespace, config: RenderConfig) -> Sequence[Clip]:

@@ -25,6 +25,7 @@ from w2sd_video.evaluation.sample_files import SampleFiles, batches_of, key_of_s
 from w2sd_video.evaluation.samples import Samples, failed, joined, results_table
 from w2sd_video.evaluation.splits import Split, rounds_of
 from w2sd_video.evaluation.statistics import Real
+from w2sd_video.jobs.folder import JobFolder
 from w2sd_video.jobs.pool import Pool, Run, Task, started
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.metrics import Metric
@@ -91,6 +92,7 @@ def evaluate_into(
     device = "auto" if pool.ray else config.device  # where a cluster is joined may be no such device
     check_before_loading(replace(config, device=device))
     read_inputs(config)
+    JobFolder(folder, {}).check_foreign()
     metrics, missing = load_metrics(plan, str(check_device(device)))
     if plan.warning:
         print(f"w2sd_video.evaluate: {plan.warning}", file=sys.stderr)

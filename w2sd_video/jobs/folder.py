@@ -60,7 +60,7 @@ class JobFolder:
         """
         with ExitStack() as stack:
             try:
-                self._check_foreign()
+                self.check_foreign()
                 (self.path / HIDDEN).mkdir(parents=True, exist_ok=True)
                 self._lock(stack, shard, shards)
                 with self.writing(IDENTITY) as file:
@@ -77,7 +77,7 @@ class JobFolder:
         Raises:
             ConfigError: a folder of something else, or of a job that was made with other settings.
         """
-        self._check_foreign()
+        self.check_foreign()
         stored = read_record(self.path / IDENTITY)
         if stored != self._plain and any(key != self.key for key in (keys or self._keys)()):
             changes = ", ".join(differences(stored, self._plain)) if stored else f"{IDENTITY} that says how is damaged"
@@ -155,7 +155,7 @@ class JobFolder:
         except OSError:
             pass  # it is not there, or other failures are in it
 
-    def _check_foreign(self) -> None:
+    def check_foreign(self) -> None:
         """Refuse a folder that holds something, but no job."""
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"folder {self.path}: is a file; name a folder for the job")

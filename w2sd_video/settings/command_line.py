@@ -70,7 +70,10 @@ def parse(argv: list[str], command: str | None = "render", add_options: AddOptio
     file = read_config(arguments.config) | (PRESETS[arguments.preset] if arguments.preset else {})
     prompts = file.pop("prompts", None)
     merged = parser.parse_args(argv, namespace=parser.parse_object(file))
-    merged = parser.instantiate(merged)
+    try:
+        merged = parser.instantiate(merged)
+    except ValueError as error:  # of jsonargparse, with that of each type that a value might have had
+        raise ConfigError(" ".join((re.search(r"a window .*", str(error)) or [str(error)])[0].split())) from error
     lines = read_prompt_file(merged.prompts) if merged.prompts else []
     if add_options is None and (detailed := next((line for line in lines if not line.is_plain), None)):
         raise ConfigError(f"{detailed.where}: says more than a prompt, which {command} does not follow")
@@ -105,7 +108,8 @@ def refuse_words(words: Sequence[str], instead: Mapping[str, str]) -> None:
 class _Parser(jsonargparse.ArgumentParser):
     """jsonargparse with dashes in the names of options, switches for truth values, and errors of one line."""
 
-    command: str | None = "render"
+    command: str | None = None
+    """Which the errors are of; None raises them, as those of the parser of a value inside another (a window)."""
 
     def add_argument(self, *names: str, **settings: Any) -> Any:
         if names[0].startswith("--") and "_" in names[0]:
@@ -150,6 +154,7 @@ class _Parser(jsonargparse.ArgumentParser):
         if keys := re.findall(r'Parser key "([^"]+)"', message):
             key = keys[-1]  # the innermost
             given = re.findall(r"(?:Got value|Given value): (.*)", message)[-1:]
+            given = [re.sub(r"Namespace\(class_path=.*?Namespace\((.*?)\).*", r"{\1}", value) for value in given]
             if given and (entry := re.fullmatch(r"NestedArg\(key='(.*)', val=(.*)\)", given[0])):
                 return f"{key}.{entry.group(1)} {entry.group(2)}: must be {_expected(f'{key}.{entry.group(1)}')}"
             return f"{' '.join([key, *given])}: must be {_expected(key)}"

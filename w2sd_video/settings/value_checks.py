@@ -164,13 +164,12 @@ def _check_reflection(config: RenderConfig) -> None:
         _check_window(name, where)
     if config.reuse > 1 and config.inversion.startswith("resample"):
         raise ConfigError(f"reuse {config.reuse}: inversion {config.inversion} has no gap to reuse; leave it at 1")
-    first_unreflectable, steps = (
-        max(config.steps - config.span, 0),
-        Reflection(config.reflection_steps).steps(config.steps),
-    )
+    reflected = Reflection(config.reflection_steps)
+    first_unreflectable, steps = max(config.steps - config.span, 0), reflected.steps(config.steps)
     if config.span > config.steps:
         raise ConfigError(f"span {config.span}: must be from 1 to {config.steps}, the number of steps")
-    if config.inversion == "explicit" and len(steps) and steps[-1] >= first_unreflectable:
+    is_by_level = isinstance(config.strength, str) or reflected.is_by_level
+    if config.inversion == "explicit" and not is_by_level and len(steps) and steps[-1] >= first_unreflectable:
         last = "the last step" if config.span == 1 else f"the last {config.span} steps"
         raise ConfigError(
             f"reflection_steps: the explicit inversion cannot reflect {last}; at most {first_unreflectable}"
@@ -197,7 +196,7 @@ def _check_solver(name: str | None) -> None:
 
 def _check_windows(role: str, branch: BranchConfig) -> None:
     for name, window in (branch.windows or {}).items():
-        if name == "windows" or getattr(branch, name, None) is None:
+        if name == "windows" or getattr(branch, str(name), None) is None:
             raise ConfigError(f"{role}.windows.{name}: is no setting that this branch has")
         if isinstance(window, str):
             if name != "guidance_scale":

@@ -76,6 +76,7 @@ def tune_into(
     device = "auto" if pool.ray else config.device  # where a cluster is joined may be no such device
     check_before_loading(replace(config, device=device))
     read_inputs(config)
+    JobFolder(folder, {}).check_foreign()
     whole = plan.measured
     metrics, missing = load_metrics(whole, str(check_device(device)), "tune")
     for name in plan.metrics:
@@ -83,9 +84,13 @@ def tune_into(
             raise LoadError(f"metric {name}: {missing[name]}")
     kept = kept_features(folder, config, whole)
     real = real_of_splits(metrics, config, whole, plan.metrics, kept)
+    if seconds is not None:
+        with threads_for(config.model.pretrained):
+            plan = replace(plan, nfe=_nfe_of_seconds(folder, config, seconds, whole.batch))
     with open_folder(folder, whole, metrics, config, Shard()) as files, threads_for(config.model.pretrained):
         kept.write()
-        plan = plan if seconds is None else replace(plan, nfe=_nfe_of_seconds(folder, config, seconds, whole.batch))
+        if seconds is not None:
+            JobFolder(folder, {}).write_note(BUDGET, {"seconds": seconds, "nfe": plan.nfe})
         make_worker = MakeLaboratory(
             config,
             files,
@@ -239,9 +244,5 @@ def _plain(config: RenderConfig, nfe: int) -> Candidate:
 
 def _nfe_of_seconds(folder: Path, config: RenderConfig, seconds: float, batch: int) -> int:
     """Return the evaluations that a budget of seconds allows; once worked out they stay, or nothing could go on."""
-    job = JobFolder(folder, {})
-    known = job.note(BUDGET)
-    if known.get("seconds") != seconds:
-        known = {"seconds": seconds, "nfe": nfe_in(config, seconds, batch)}
-        job.write_note(BUDGET, known)
-    return int(known["nfe"])
+    known = JobFolder(folder, {}).note(BUDGET)
+    return int(known["nfe"]) if known.get("seconds") == seconds else nfe_in(config, seconds, batch)

@@ -224,4 +224,4 @@ def _usual_metric(config: RenderConfig) -> list[str]:
 
 def _within(name: str, number: float | None, least: float, most: float) -> None:
     if number is not None and not least <= number <= most:
-        raise ConfigError(f"{name} {number:g}: must be from {least:g} to {most:g}")
+        raise ConfigError(f"{name} {number:.12g}: must be from {least:.12g} to {most:.12g}")
