@@ -13,6 +13,7 @@ from w2sd_video.settings.evaluations import at_budget, evaluations, is_exact, nf
 from w2sd_video.settings.panels import EQUAL_COST, panels
 from w2sd_video.settings.schema import BranchConfig
 from w2sd_video.trajectory import known_schedulers
+from w2sd_video.window import Window
 
 RED = "a red circle moving left"
 
@@ -101,4 +102,5 @@ def test_what_may_be_fewer_is_said_to_be_the_most():
     assert not is_exact(replace(config, strength="levels.json"))
     assert not is_exact(replace(config, autoguidance="levels.json"))
     assert not is_exact(replace(config, base=replace(config.base, windows={"guidance_scale": "levels.json"})))
+    assert not is_exact(replace(config, reflection_steps=Window(-2.0, 1.0, "log_snr")))
     assert not is_exact(replace(config, call={"strength": 0.5}))

@@ -49,10 +49,13 @@ def is_exact(config: RenderConfig) -> bool:
 
 
 def _depends_on_levels(config: RenderConfig) -> bool:
-    """Return whether something is switched by the noise level, in a file, and not by the step."""
+    """Return whether something is switched by the noise level, and not by the step."""
     windows = [window for role in ROLES for window in (getattr(config, role).windows or {}).values()]
+    windows += [config.autoguidance_steps, config.reflection_steps]
     strengths = [config.autoguidance, *([config.strength] if config.reflection_steps != 0 else [])]
-    return any(isinstance(value, str) for value in (*strengths, *windows))
+    return any(isinstance(strength, str) for strength in strengths) or any(
+        isinstance(window, (str, Window)) for window in windows
+    )
 
 
 def reflected_steps(config: RenderConfig) -> range:
