@@ -27,6 +27,7 @@ def w2sd(
     draw: Draw = torch.randn_like,
     begin: int = 0,
     fresh: Collection[int] = (),
+    idle: Collection[int] = (),
 ) -> Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor]:
     """Sample from the noisiest step to the last: yield what is asked for, be sent it, return the last latents.
 
@@ -40,11 +41,12 @@ def w2sd(
         draw: makes the noise of Re-Sampling, like the latents that it is given.
         begin: index among the scheduler's timesteps of the first call; steps are counted from there.
         fresh: steps from which on a gap is another (the second stage of two), so that it is not carried on.
+        idle: steps at which windows leave strong and weak alike, so that there is nothing to reflect.
 
     Raises:
         ValueError: more reflected steps than steps, or a step that cannot be inverted.
     """
-    reflected, pushed = reflected_steps(trajectory, settings, begin), pushed_steps(trajectory, settings, begin)
+    reflected, pushed = reflected_steps(trajectory, settings, begin, idle), pushed_steps(trajectory, settings, begin)
     of_reflection, of_push = (
         HeldGap(settings.reuse, settings.carried, sorted(steps), fresh) for steps in (reflected, pushed)
     )
@@ -115,14 +117,20 @@ class Step:
     displacement: torch.Tensor | None
 
 
-def reflected_steps(trajectory: Trajectory, settings: Reflection, begin: int = 0) -> frozenset[int]:
+def reflected_steps(
+    trajectory: Trajectory, settings: Reflection, begin: int = 0, idle: Collection[int] = ()
+) -> frozenset[int]:
     """Return the steps at which there is a reflection, of those from a call of the scheduler on.
+
+    Steps that are idle are left out; not by Re-Sampling, which makes no weak prediction.
 
     Raises:
         ValueError: more reflected steps than steps, or a last step that the inversion cannot reflect.
     """
     steps = trajectory.steps_from(begin)
     reflected = [i for i in settings.steps(len(steps)) if settings.reflects_at(trajectory.level(steps[i]))]
+    if not settings.inversion.startswith("resample"):
+        reflected = [i for i in reflected if steps[i] not in idle]
     settings.check_levels_below(reflected, len(steps))
     return frozenset(steps[i] for i in reflected)
 

@@ -140,6 +140,16 @@ class Branch:
         return replace(self, guidance_scale=None, windows=None) == replace(other, guidance_scale=None, windows=None)
 
 
+def steps_without_gap(strong: Branch, weak: Branch, moments: Mapping[int, Moment]) -> frozenset[int]:
+    """Return the steps at which windows leave two branches alike, of some whose moments are given.
+
+    Where neither has a window there are none: a gap that is nothing everywhere was asked for.
+    """
+    if not (strong.windows or weak.windows):
+        return frozenset()
+    return frozenset(step for step, moment in moments.items() if strong.at(moment) == weak.at(moment))
+
+
 def _one_or_pair(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) and len(value) == 2 else (value,)
 

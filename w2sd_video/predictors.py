@@ -36,6 +36,7 @@ class Predictor:
         begin: int = 0,
         end: Callable[[], None] | None = None,
         stage_changes: Callable[[], Collection[int]] = frozenset,
+        idle_steps: Callable[[], Collection[int]] = frozenset,
     ) -> None:
         self.latents = latents
         self.scheduler = scheduler
@@ -43,6 +44,7 @@ class Predictor:
         self._function = function
         self._end = end
         self._stage_changes = stage_changes
+        self._idle_steps = idle_steps
 
     @property
     def stage_changes(self) -> Collection[int]:
@@ -52,6 +54,11 @@ class Predictor:
             ValueError: a pipeline of two networks that does not say when they change.
         """
         return self._stage_changes()
+
+    @property
+    def idle_steps(self) -> Collection[int]:
+        """The steps at which windows leave strong and weak alike: `sample` reflects at none of them."""
+        return self._idle_steps()
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, role: Role) -> torch.Tensor:
         """Return a prediction.
@@ -121,8 +128,8 @@ def predictor(pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = 
     if any(cls.__module__.partition(".")[0] == "diffsynth" for cls in type(pipe).__mro__):
         from w2sd_video.driver.diffsynth_call import predictions
 
-        function, latents, levels, changes = predictions(pipe, branches, call)
-        return Predictor(function, latents, levels, stage_changes=lambda: changes)
+        function, latents, levels, changes, idle = predictions(pipe, branches, call)
+        return Predictor(function, latents, levels, stage_changes=lambda: changes, idle_steps=lambda: idle)
     from w2sd_video.driver.predicting import Loop
 
     before = _OPEN.pop(pipe, lambda: None)()
@@ -135,6 +142,7 @@ def predictor(pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = 
     else:
         loop = Loop(pipe, branches, call)
     _OPEN[pipe] = weakref.ref(loop)
-    predict = Predictor(loop.predicted, loop.latents, loop.scheduler, loop.begin, loop.close, loop.stage_changes)
+    steps = loop.stage_changes, loop.idle_steps
+    predict = Predictor(loop.predicted, loop.latents, loop.scheduler, loop.begin, loop.close, *steps)
     weakref.finalize(predict, loop.end)
     return predict

@@ -150,7 +150,7 @@ def sample(
         raise ValueError(f"begin must be from 0 to {trajectory.number_of_calls - 1}, got {begin}")
     if stage_changes is None:
         stage_changes = getattr(predict, "stage_changes", ()) if settings.reuse > 1 else ()
-    fresh = steps_of_changes(stage_changes, trajectory)
+    fresh, idle = steps_of_changes(stage_changes, trajectory), getattr(predict, "idle_steps", ())
     nfe: Counter[str] = Counter(base=0, strong=0, weak=0)
     are_finite: list[tuple[str, torch.Tensor]] = []
 
@@ -177,7 +177,7 @@ def sample(
         return predicted(loop.scaled(request.latents, timestep), timestep, request.role, step)
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
-        final = drive(w2sd(trajectory, latents, settings, drawing_from(generator), begin, fresh), answer)
+        final = drive(w2sd(trajectory, latents, settings, drawing_from(generator), begin, fresh, idle), answer)
     are_finite.append(("the last step", torch.isfinite(final.detach()).all()))
     check_were_finite(are_finite)
     return Sampled(final, dict(nfe))

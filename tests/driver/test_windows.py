@@ -6,7 +6,7 @@ import torch
 from pipelines_table import run
 from tiny.variants import build as build_variant
 
-from w2sd_video import Branch, reflection
+from w2sd_video import Branch, predictor, reflection, sample
 from w2sd_video.strength import StrengthSchedule, log_snr
 from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Moment, Window
@@ -74,23 +74,24 @@ def test_a_schedule_of_guidance_follows_the_noise_level():
 
 
 def test_skipped_layers_are_skipped_in_their_window_only():
-    """Where they are not, the weak branch is the strong one, whose evaluation at the same latents serves both."""
+    """Where they are not, the weak branch is the strong one, and there is nothing to reflect."""
     pipe, call = tiny.cogvideox()
     call = {**call, "num_inference_steps": STEPS}
 
-    def weak_evaluations(weak):
+    def evaluations(weak):
         seen = []
         block = pipe.transformer.transformer_blocks[1].ff
         handle = block.register_forward_hook(lambda *_: seen.append(1))
         with reflection(pipe, strong=Branch(), weak=weak, reflection_steps=STEPS - 1, inversion="current") as done:
             run(pipe, call)
         handle.remove()
-        assert len(seen) == 2 * STEPS - 1  # of base and strong
-        return done.nfe["weak"] // (done.nfe["base"] // STEPS)
+        rows = done.nfe["base"] // STEPS
+        assert len(seen) == STEPS + done.nfe["strong"] // rows, "weak leaves it out"
+        return done.nfe["strong"] // rows, done.nfe["weak"] // rows
 
-    assert weak_evaluations(Branch(skip_layers=[1])) == STEPS - 1
-    assert weak_evaluations(Branch(skip_layers=[1], windows={"skip_layers": (0.5, 1.0)})) == 2  # 3 and 4 of 0 to 4
-    assert weak_evaluations(Branch()) == 0
+    assert evaluations(Branch(skip_layers=[1])) == (STEPS - 1, STEPS - 1)
+    assert evaluations(Branch(skip_layers=[1], windows={"skip_layers": (0.5, 1.0)})) == (2, 2)  # 3 and 4 of 0 to 4
+    assert evaluations(Branch()) == (STEPS - 1, 0), "one evaluation serves both"
 
 
 def test_a_window_of_log_snrs_holds_by_level():
@@ -127,3 +128,35 @@ def test_a_branch_at_a_moment():
 def test_windows_that_make_no_sense_are_refused(windows, error, words):
     with pytest.raises(error, match=words):
         Branch(guidance_scale=3.0, skip_layers=[1], windows=windows)
+
+
+@pytest.mark.parametrize("inversion", ["paper", "explicit", "current", "implicit"])
+def test_where_windows_leave_no_gap_nothing_is_reflected(inversion):
+    """A gap that is on in the later half is that gap, reflected in the later half alone."""
+    pipe, call = tiny.pixart()
+    call = {**call, "num_inference_steps": STEPS}
+
+    def sampled(weak, steps):
+        with reflection(pipe, strong=Branch(), weak=weak, reflection_steps=steps, inversion=inversion) as done:
+            return run(pipe, call), done
+
+    windowed, done = sampled(Branch(skip_layers=[1], windows={"skip_layers": (0.5, 1.0)}), None)
+    expected, done_there = sampled(Branch(skip_layers=[1]), (0.5, 1 - 1 / STEPS))  # the last step is not, usually
+    stock, _ = sampled(Branch(skip_layers=[1]), 0)
+    assert torch.equal(windowed, expected) and not torch.equal(windowed, stock)
+    assert done == done_there and done.reflected_steps == 2
+    nowhere, done = sampled(Branch(skip_layers=[1], windows={"skip_layers": (0.5, 0.5)}), None)
+    assert torch.equal(nowhere, stock) and done.nfe["strong"] == done.nfe["weak"] == done.reflected_steps == 0
+
+
+def test_a_predictor_tells_where_windows_leave_no_gap():
+    pipe, call = tiny.pixart()
+    call = {**call, "num_inference_steps": STEPS, "output_type": "latent"}
+    weak = Branch(skip_layers=[1], windows={"skip_layers": (0.5, 1.0)})
+    with reflection(pipe, strong=Branch(), weak=weak) as done:
+        expected = run(pipe, call)
+    generator = torch.Generator().manual_seed(7)  # as `run` has it
+    with predictor(pipe, strong=Branch(), weak=weak, **call, generator=generator) as predict:
+        sampled = sample(predict, predict.latents, predict.scheduler)
+    torch.testing.assert_close(sampled.latents, expected)
+    assert sampled.nfe["strong"] == 2 and done.reflected_steps == 2

@@ -35,6 +35,15 @@ WAYS = {
     "all but the last": {"rounds": 2},
     "reused": {"reuse": 2, "inversion": "current"},
     "spanning": {"span": 2, "reflection_steps": (0.0, 0.5)},
+    "late gap": {"weak": BranchConfig(guidance_scale=1.0, weights="weak", windows={"weights": (0.5, 1.0)})},
+    "late gap, reused": {
+        "weak": BranchConfig(guidance_scale=1.0, weights="weak", windows={"weights": (0.5, 1.0)}),
+        **{"reuse": 2, "inversion": "current"},
+    },
+    "Re-Sampling beside a late gap": {
+        "weak": BranchConfig(guidance_scale=1.0, weights="weak", windows={"weights": (0.5, 1.0)}),
+        **{"inversion": "resample", "reflection_steps": (0.0, 0.5)},
+    },
     "pushed": {"reflection_steps": 0, "autoguidance": 1.0, "autoguidance_steps": (0.5, 1.0)},
     "late guidance": {
         "reflection_steps": (0.0, 0.5),

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from w2sd_video.argument_checks import version_of
 from w2sd_video.backends import DENOISERS
-from w2sd_video.branch import Branch
+from w2sd_video.branch import Branch, steps_without_gap
 from w2sd_video.driver.arguments import call_back_after_steps, check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import CompanionSwitch, DenoiserSwitch
@@ -231,6 +231,7 @@ class PipelineCall:
         walk.draw = drawing_as(arguments.get("generator"))
         walk.on_turn = Momentum(self._pipe).after_turn
         walk.fresh_steps = partial(stage_changes, self._pipe)
+        walk.idle_steps = partial(steps_without_gap, self._branches["strong"], self._branches["weak"])
         walk.watch = Watch(
             type(self._pipe).__name__, LoopState(self._pipe, PipelineCall._call.__code__), self._check_control
         )

@@ -27,7 +27,7 @@ from w2sd_video.backends.diffsynth import (
     stages_of,
     trajectory_of,
 )
-from w2sd_video.branch import STAGES, Branch
+from w2sd_video.branch import STAGES, Branch, steps_without_gap
 from w2sd_video.driver.call import ReflectedPipeline, Run
 from w2sd_video.driver.networks import in_use
 from w2sd_video.driver.rehearsal import RehearsalOver
@@ -104,7 +104,7 @@ def reflecting(
 
 def predictions(
     pipe: Any, branches: Mapping[Role, Branch], call: Mapping[str, Any]
-) -> tuple[Predict, torch.Tensor, Trajectory, frozenset[int]]:
+) -> tuple[Predict, torch.Tensor, Trajectory, frozenset[int], frozenset[int]]:
     """Return ``predict(latents, sigma, role)`` of a pipeline of DiffSynth; `predictor` comes here.
 
     The pipeline is called up to its first step, and no network that denoises is run for it: texts and images are
@@ -117,8 +117,8 @@ def predictions(
 
     Returns:
         The function, the latents that the pipeline begins with, the levels that it goes through, of which
-        ``sample(predict, latents, trajectory)`` makes what the pipeline would, and the step from which on its second
-        network answers, if it has two. A sigma is one of those levels.
+        ``sample(predict, latents, trajectory)`` makes what the pipeline would, the step from which on its second
+        network answers, if it has two, and the steps at which windows leave no gap. A sigma is one of those levels.
 
     Raises:
         ValueError: as of `reflecting`; when called, a sigma that is none of the levels.
@@ -145,7 +145,13 @@ def predictions(
         network.forget()
         return network.predicted(role, branch, calls, latents, timesteps, step, scale)
 
-    return predict, latents, trajectory, _stage_changes(network, timesteps)
+    moments = dict(enumerate(_moments_of(trajectory)))
+    idle = steps_without_gap(branches["strong"], branches["weak"], moments)
+    return predict, latents, trajectory, _stage_changes(network, timesteps), idle
+
+
+def _moments_of(trajectory: Trajectory) -> list[Moment]:
+    return [Moment(step, len(trajectory), trajectory.level(step)) for step in range(len(trajectory))]
 
 
 def _stage_changes(network: Network, timesteps: torch.Tensor) -> frozenset[int]:
@@ -263,22 +269,22 @@ class _Call:
         settings, network = self._settings, self._network
         self._trajectory = trajectory_of(self._pipe.scheduler)
         self._timesteps = self._pipe.scheduler.timesteps.clone()
-        total, fresh = len(self._trajectory), _stage_changes(network, self._timesteps)
-        asking = w2sd(self._trajectory, torch.zeros(0), settings, fresh=fresh)
+        moments, fresh = _moments_of(self._trajectory), _stage_changes(network, self._timesteps)
+        idle = steps_without_gap(self._branches["strong"], self._branches["weak"], dict(enumerate(moments)))
+        asking = w2sd(self._trajectory, torch.zeros(0), settings, fresh=fresh, idle=idle)
         asked_of_step: list[list[Request | StepRequest]] = [[]]
         for asked in asked_by(asking):
             if isinstance(asked, Step):
                 asked_of_step.append([])
             else:
                 asked_of_step[-1].append(asked)
-        moments = [Moment(i, total, self._trajectory.level(i)) for i in range(total)]
-        self._reflected = reflected_steps(self._trajectory, settings)
+        self._reflected = reflected_steps(self._trajectory, settings, idle=idle)
         self._led = self._reflected | {
             i
             for i, moment in enumerate(moments)
             if len(asked_of_step[i]) > 1 or self._branches["base"].at(moment) != Branch()
         }
-        self._moments, self._fresh = moments, fresh
+        self._moments, self._fresh, self._idle = moments, fresh, idle
 
     @property
     def _is_on(self) -> bool:
@@ -321,7 +327,8 @@ class _Call:
         """Tell the algorithm the latents that a step begins with, and return what it asks for."""
         if self._algorithm is None:
             assert self._trajectory is not None
-            self._algorithm = w2sd(self._trajectory, sample, self._settings, self._draw, fresh=self._fresh)
+            steps = 0, self._fresh, self._idle
+            self._algorithm = w2sd(self._trajectory, sample, self._settings, self._draw, *steps)
             return next(self._algorithm)
         return self._algorithm.send(sample)
 

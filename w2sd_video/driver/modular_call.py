@@ -21,7 +21,7 @@ from torch import nn
 from w2sd_video.algorithm import StepRequest
 from w2sd_video.backends import DENOISERS
 from w2sd_video.backends.modular import Guiders, denoise_loops, is_guided, reason_against, with_reflection
-from w2sd_video.branch import Branch
+from w2sd_video.branch import Branch, steps_without_gap
 from w2sd_video.driver.arguments import check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.call import ReflectedPipeline, Run, of_class, reflecting_class, second_of
 from w2sd_video.driver.denoiser import check_same_shape
@@ -249,6 +249,7 @@ class BlocksCall:
                 check_no_own_timesteps(arguments, self._settings.grid)
             self._walk.draw = drawing_as(arguments.get("generator"))
             self._walk.fresh_steps = partial(stage_changes, self._pipe)
+            self._walk.idle_steps = partial(steps_without_gap, self._branches["strong"], self._branches["weak"])
             try:
                 self._parts["_blocks"] = with_reflection(self._pipe._blocks, self._iterate, is_quiet=True)
                 self._rehearse(components, arguments, given)

@@ -20,7 +20,7 @@ import torch
 from w2sd_video.algorithm import StepRequest
 from w2sd_video.argument_checks import check_latents
 from w2sd_video.backends import register, registered
-from w2sd_video.branch import Branch
+from w2sd_video.branch import Branch, steps_without_gap
 from w2sd_video.driver.call import ReflectedPipeline, walking
 from w2sd_video.driver.networks import WAITING_THREADS
 from w2sd_video.driver.parts import stage_changes
@@ -29,6 +29,7 @@ from w2sd_video.driver.turns import ProbeRequest, Turn
 from w2sd_video.driver.walk import Walk
 from w2sd_video.reflection_settings import Reflection, Role
 from w2sd_video.trajectory import Trajectory
+from w2sd_video.window import Moment
 
 CLOSED = "the predictor is closed: its block has ended, or another one of its pipeline was made"
 
@@ -68,6 +69,7 @@ class Loop:
         self._answering: Future[torch.Tensor] | None = None
         self._one_at_a_time = threading.Lock()
         self._led = _led if led is None else led
+        self._pair = branches["strong"], branches["weak"]
         called = copy.copy(pipe)
         vars(called)["scheduler"] = copy.deepcopy(getattr(pipe, "scheduler", None))
         vars(called)["_progress_bar_config"] = {"disable": True}
@@ -102,6 +104,13 @@ class Loop:
     def stage_changes(self) -> frozenset[int]:
         """Return the steps from which on the second of two denoisers works; see `parts.stage_changes`."""
         return stage_changes(self._called, Trajectory(self.scheduler))
+
+    def idle_steps(self) -> frozenset[int]:
+        """Return the steps at which windows leave strong and weak alike."""
+        trajectory = Trajectory(self.scheduler)
+        steps = trajectory.steps_from(self.begin)
+        moments = {step: Moment(place, len(steps), trajectory.level(step)) for place, step in enumerate(steps)}
+        return steps_without_gap(*self._pair, moments)
 
     def _call_at(self, timestep: torch.Tensor) -> int:
         """Return the first call of the scheduler at a timestep, or refuse one that it does not go through."""

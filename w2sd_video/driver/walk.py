@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -80,11 +80,13 @@ class Walk:
         self._begins_loop = False
         self._positional = 0
         self._reflected: frozenset[int] = frozenset()
+        self._idle: Collection[int] = ()
         self._shown: Turn | None = None
         self._handed: tuple[torch.Tensor, torch.Tensor] | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self.watch = Watch()
         self.fresh_steps: Callable[[Trajectory], Collection[int]] = lambda trajectory: ()
+        self.idle_steps: Callable[[Mapping[int, Moment]], Collection[int]] = lambda moments: ()
         self._drift = Drift()
         self._handed_back, self._edits, self._undoes_edits = HandedBack(), Edits(), undoes_edits
         state.as_asked = self._as_asked
@@ -214,12 +216,14 @@ class Walk:
             raise ValueError(f"the pipeline begins at timestep {calls.start} of {calls.stop}: no step is left")
         self.total_steps = len(steps)
         self._moments = {call: self._moment_of(call, steps[0], len(steps)) for call in calls}
-        self._reflected = reflected_steps(trajectory, self._settings, calls.start).intersection(steps)
+        self._idle = self.idle_steps({step: self._moments[trajectory.calls[step]] for step in steps})
+        self._reflected = reflected_steps(trajectory, self._settings, calls.start, self._idle).intersection(steps)
         self.reflected_steps = len(self._reflected)
         timesteps, begin = self.wrapped.timesteps, calls.start
         probe_turns, self.turns = self._probe_turns(begin), []
         asked_for_call: list[Request | StepRequest] = []
-        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, begin=begin, fresh=self._fresh)):
+        nothing, draw = torch.zeros(0), torch.randn_like
+        for asked in asked_by(w2sd(trajectory, nothing, self._settings, draw, begin, self._fresh, self._idle)):
             if isinstance(asked, Step):
                 if asked.call in calls:
                     self.turns += self._turns_of(asked.call, asked_for_call)
@@ -473,7 +477,8 @@ class Walk:
         """Tell the algorithm the latents that a step begins with, as the pipeline has them; return what it asks for."""
         self._compare_levels()
         if self._algorithm is None:
-            self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, self._begin, self._fresh)
+            steps = self._begin, self._fresh, self._idle
+            self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, *steps)
             return next(self._algorithm)
         return self._algorithm.send(latents)
 

@@ -126,19 +126,22 @@ def _by_stage(config: RenderConfig, files: _Files) -> list[dict[str, int]]:
 def _evaluations(config: RenderConfig, files: _Files, branches: list[BranchConfig], stage: int) -> dict[str, int]:
     """Count the rows of all steps, as the algorithm asks for them: those at the same latents are evaluated once."""
     calls, settings = files.calls(config.steps), counted(config)
-    reflected, pushed = settings.steps(len(calls)), settings.pushed_steps(len(calls))
+    of_role = {role: _at_steps(branch, len(calls)) for role, branch in zip(ROLES, branches, strict=True)}
+    reflected, pushed = list(settings.steps(len(calls))), settings.pushed_steps(len(calls))
+    if (branches[1].windows or branches[2].windows) and not files.inversion.startswith("resample"):
+        reflected = [step for step in reflected if of_role["strong"][step] != of_role["weak"][step]]
     measured = measuring_steps(settings.reuse, reflected), measuring_steps(settings.reuse, pushed)
-    of_role = {
-        role: _rows_at_steps(branch, len(calls), stage, files.is_told_guidance)
-        for role, branch in zip(ROLES, branches, strict=True)
+    rows = {
+        id(branch): (_but_guidance(branch, stage), _halves(branch, stage, files.is_told_guidance))
+        for branch in {id(branch): branch for of_steps in of_role.values() for branch in of_steps}.values()
     }
     counts = dict.fromkeys(ROLES, 0)
 
     def evaluate(roles: list[Role], step: int) -> None:
         """Count what some roles evaluate at the same latents, one after the other."""
-        there: list[_Rows] = []
+        there: list[tuple[Any, set[str]]] = []
         for role in roles:
-            key, halves = of_role[role][step]
+            key, halves = rows[id(of_role[role][step])]
             known = set() if files.is_told_guidance else {half for other, of in there if other == key for half in of}
             counts[role] += len(halves - known)
             there.append((key, halves))
@@ -172,12 +175,8 @@ def inversion_of(config: RenderConfig) -> Inversion:
     return default_inversion(bool(is_flow))
 
 
-_Rows = tuple[Any, set[str]]
-"""What a branch must have in common with another to share evaluations, and the halves of guidance that it evaluates."""
-
-
-def _rows_at_steps(branch: BranchConfig, steps: int, stage: int, is_told_guidance: bool) -> list[_Rows]:
-    """Return what a branch evaluates at each step; what is off there is left out. Windows of levels count as on."""
+def _at_steps(branch: BranchConfig, steps: int) -> list[BranchConfig]:
+    """Return a branch as it is at each step: what is off there is left out. Windows of levels count as on."""
     is_on = {
         name: Window(*window).steps(steps)
         for name, window in (branch.windows or {}).items()
@@ -185,10 +184,9 @@ def _rows_at_steps(branch: BranchConfig, steps: int, stage: int, is_told_guidanc
     }
 
     @functools.cache
-    def without(*off: str) -> _Rows:
+    def without(*off: str) -> BranchConfig:
         changes: dict[str, Any] = {name: 1.0 if name == "guidance_scale" else None for name in off}
-        left = replace(branch, windows=None, **changes)
-        return _but_guidance(left, stage), _halves(left, stage, is_told_guidance)
+        return replace(branch, windows=None, **changes)
 
     return [without(*(name for name, on in is_on.items() if step not in on)) for step in range(steps)]
 
