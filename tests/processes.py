@@ -1,5 +1,7 @@
-"""Commands that tests run in processes of their own: their environment, what they hear, and workers that are killed."""
+"""Commands that tests run: in this process, or in ones of their own, what these hear, and workers that are killed."""
 
+import contextlib
+import io
 import os
 import random
 import signal
@@ -9,6 +11,17 @@ from pathlib import Path
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 OF_A_USER = {name: value for name, value in ENVIRONMENT.items() if name != "W2SD_TRACEBACK"}
 """In which an error that nobody foresaw is one line, as a user sees it."""
+
+
+def run_here(main, argv):
+    """Run a command in this process, which has torch already; return its exit code and what it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            code = main(list(argv))
+        except SystemExit as ended:
+            code = ended.code
+    return code or 0, printed.getvalue()
 
 
 def hears_ctrl_c():

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from processes import ENVIRONMENT, kill_workers_of
+from processes import ENVIRONMENT, kill_workers_of, run_here
 
+from w2sd_video import evaluate
 from w2sd_video.settings.command_line import parse
 
 COMMON = (
@@ -40,6 +41,8 @@ def command(folder, *options):
 
 def run(folder, *options):
     """Run an evaluation to its end; return its exit code and what it printed."""
+    if "--workers" not in options:
+        return run_here(evaluate.main, ["--folder", str(folder), *options])
     done = subprocess.run(command(folder, *options), capture_output=True, text=True, env=ENVIRONMENT)
     return done.returncode, done.stdout + done.stderr
 

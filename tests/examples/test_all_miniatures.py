@@ -81,7 +81,7 @@ def test_what_a_pattern_names_and_cannot_be_measured_is_left_out():
         "device": "auto",
         "against": "strong",
         "batch": None,
-        "rounds": None,
+        "rounds": 4,
         "workers": None,
         "gpus_per_worker": None,
     }

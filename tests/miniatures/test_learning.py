@@ -106,7 +106,7 @@ def test_every_stage_trains_and_what_comes_out_makes_pipelines_that_render(tmp_p
         if track != "scenes_dit_moe":
             load_weak(pipe)
     configs = configurations(folder)
-    assert len(configs) == 12 and {path.stem for path in (folder / "configs").iterdir()} == set(configs)
+    assert len(configs) == 14 and {path.stem for path in (folder / "configs").iterdir()} == set(configs)
     for name in configs:
         loaded = load(parse(["--config", str(folder / "configs" / f"{name}.yaml")]).config)
         has_second = "dit-moe" not in name and "lora" not in name

@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from processes import OF_A_USER
+from processes import OF_A_USER, run_here
+
+from w2sd_video import render
 
 TIMES = ("seconds", "date")
 """What differs between two runs in a record; the page says them too."""
@@ -19,10 +21,9 @@ def command(folder, *options):
     return [sys.executable, "-m", "w2sd_video.render", "--output", f"{folder}/", *options]
 
 
-def run(folder, *options, **settings):
+def run(folder, *options):
     """Run a job to its end; return its exit code and what it printed."""
-    done = subprocess.run(command(folder, *options), capture_output=True, text=True, env=OF_A_USER, **settings)
-    return done.returncode, done.stdout + done.stderr
+    return run_here(render.main, ["--output", f"{folder}/", *options])
 
 
 def run_and_kill(folder, options, kills, seed):

@@ -5,7 +5,6 @@ The number of kills is small unless asked for: ``python -m pytest -m kills tests
 
 import functools
 import resource
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -34,8 +33,7 @@ def prompts_file(tmp_path, monkeypatch):
 def undisturbed_run(options):
     """Return what a run that nothing disturbs leaves; it is made once for all tests."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy("prompts.txt", folder)
-        code, said = run("undisturbed", *options, cwd=folder)
+        code, said = run(Path(folder, "undisturbed"), *options)
         assert code == 0, said
         return contents(Path(folder, "undisturbed"))
 
@@ -83,8 +81,10 @@ def test_a_full_disk_ends_a_job_which_goes_on_when_there_is_room():
     def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 
-    code, said = run("killed", *PICTURES, preexec_fn=small_files)
-    assert code == 1 and "no space is left to write to" in said.splitlines()[-1]
+    limited = subprocess.run(
+        command("killed", *PICTURES), stderr=subprocess.PIPE, text=True, env=OF_A_USER, preexec_fn=small_files
+    )
+    assert limited.returncode == 1 and "no space is left to write to" in limited.stderr.splitlines()[-1]
     assert [name for name in leftovers("killed") if ".part" in name] == []
     check_the_same(PICTURES)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from processes import ENVIRONMENT
+from processes import ENVIRONMENT, run_here
 
 from w2sd_video import evaluate, load_settings, reflection, render, tune
 from w2sd_video.evaluation import every_arm
@@ -31,14 +31,9 @@ FEW = [*SMALL, "--operators", "guidance", "W2SD"]
 def searched(tmp_path_factory):
     """Return the folder of a search of every operator, and what it printed."""
     folder = tmp_path_factory.mktemp("tune") / "search"
-    done = run(folder, *SMALL, "--also", "adherence")
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
-
-
-def run(folder, *words):
-    command = [sys.executable, "-m", "w2sd_video.tune", *words, "--folder", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    code, said = run_here(tune.main, [*SMALL, "--also", "adherence", "--folder", str(folder)])
+    assert code == 0, said
+    return folder, said
 
 
 def rows(file):
@@ -104,7 +99,7 @@ def test_a_configuration_renders_and_a_script_makes_the_same_of_it(searched, nam
 
 
 def test_a_search_that_was_killed_goes_on_and_finds_the_same(tmp_path):
-    assert run(tmp_path / "whole", *FEW).returncode == 0
+    assert tune.main([*FEW, "--folder", str(tmp_path / "whole")]) == 0
     command = [sys.executable, "-m", "w2sd_video.tune", *FEW, "--folder", str(tmp_path / "killed")]
     for wanted in (3, 9):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
@@ -113,7 +108,7 @@ def test_a_search_that_was_killed_goes_on_and_finds_the_same(tmp_path):
         assert process.poll() is None, "it was to be killed in the middle"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert run(tmp_path / "killed", *FEW).returncode == 0
+    assert tune.main([*FEW, "--folder", str(tmp_path / "killed")]) == 0
     for name in ("trials.csv", "best.yaml", "front.svg", "search.svg"):
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text(), name
     of_samples = [rows(tmp_path / name / "results.csv") for name in ("killed", "whole")]
