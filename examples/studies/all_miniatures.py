@@ -2,7 +2,7 @@
 
 It is `w2sd_video.evaluate` for each configuration, into a folder of its own, and then a table that holds all of them,
 with p-values by Holm's correction over everything in it. Started again it goes on where it stopped. New miniatures join
-by their names. Run: python examples/studies/all_miniatures.py --device cuda --workers 8 --gpus_per_worker 0.125
+by their names. Run: python examples/studies/all_miniatures.py --device cuda --workers 16 --gpus_per_worker 0.06
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _FLOPS = 10e12
 """Operations a second of an H100 in float32 at sizes like these, about a fifth of what it can."""
 _LAUNCH, _BESIDE = 5e-6, 0.3
 """Seconds that it takes to start a kernel of a GPU, and of a call of 512 clips beside its networks."""
-_BATCH, _ROUNDS, _BATCH_OF_GPU, _WORKERS_OF_GPU = 64, 4, 512, 8
+_BATCH, _BATCH_OF_GPU, _WORKERS_OF_GPU = 64, 512, 16
 _EMPTY = Cell("", np.nan)
 
 
@@ -80,7 +80,7 @@ def main(
     budgets: tuple[PositiveInt, ...] = (6, 10, 20, 40),
     samples: PositiveInt = 1000,
     tuning_samples: PositiveInt = 500,
-    rounds: PositiveInt | None = None,
+    rounds: PositiveInt = 4,
     arms: tuple[str, ...] = tuple(ARMS),
     against: str = "CFG",
     metrics: tuple[str, ...] = METRICS,
@@ -100,7 +100,7 @@ def main(
         budgets: network evaluations a clip.
         samples: of each arm in the report, at least.
         tuning_samples: of each setting where one is chosen, at least.
-        rounds: parts in which settings are looked at where one is chosen; 4 on a CPU and 1 on a GPU unless given.
+        rounds: parts in which settings are looked at where one is chosen, the worse half given up after each.
         arms: what is compared.
         against: what the others are compared with.
         metrics: the first chooses settings.
@@ -160,7 +160,7 @@ def _study(name: str, options: argparse.Namespace) -> Study:
     words = ["--against", options.against, "--budgets", *map(str, options.budgets)]
     words += ["--arms", *options.arms] if tuple(options.arms) != tuple(ARMS) else []  # of all of them some may not fit
     words += ["--metrics", *options.metrics, "--batch", str(options.batch or (_BATCH_OF_GPU if is_gpu else _BATCH))]
-    words += ["--rounds", str(options.rounds or (1 if is_gpu else _ROUNDS))]  # for a GPU few clips cost what many do
+    words += ["--rounds", str(options.rounds)]
     for option in ("number_of_prompts", "number_of_tuning_prompts", "workers", "gpus_per_worker"):
         if (value := getattr(options, option)) is not None:
             words += [f"--{option.replace('_', '-')}", str(value)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ from w2sd_video.miniatures.learning import scene_networks as networks
 from w2sd_video.miniatures.learning.bench import HELPER, MAIN
 from w2sd_video.miniatures.learning.packs import read_pack
 from w2sd_video.miniatures.learning.scene_stages import LORA_LAYERS, LORA_RANK
-from w2sd_video.miniatures.learning.stage_list import STAGES
+from w2sd_video.miniatures.learning.stage_list import SEEDS, STAGES
 from w2sd_video.miniatures.learning.stage_loop import State, TrainingError
 from w2sd_video.miniatures.scene_judges import JUDGES, SceneJudge
 from w2sd_video.miniatures.training.models import cogvideox_scheduler, ddim_scheduler
@@ -230,19 +231,24 @@ def _fashion(states: Mapping[str, State], folder: Path) -> str:
     return _said(states, "fashion-dit", {"transformer_weak": weak})
 
 
-def _fashion_two(states: Mapping[str, State], folder: Path) -> str:
+def _fashion_two(
+    states: Mapping[str, State],
+    folder: Path,
+    strong: str = "fashion-two-strong",
+    weak: str = "fashion-two-weak",
+) -> str:
     def network() -> Any:
         return networks.fashion_dit(*networks.TWO_CLASSES)
 
     pipe = _named(
-        transformer=_filled(network(), states, "fashion-two-strong"),
+        transformer=_filled(network(), states, strong),
         vae=_image_vae(states, "fashion-vae", networks.FASHION_SIZE),
         scheduler=ddim_scheduler(),
         id2label={0: " or ".join(fashion.TWO)},
     )
-    weak = _filled(network(), states, "fashion-two-weak")
-    _save(folder, pipe, transformer_weak=weak)
-    return _said(states, "fashion-two-strong", {"transformer_weak": weak})
+    second = _filled(network(), states, weak)
+    _save(folder, pipe, transformer_weak=second)
+    return _said(states, strong, {"transformer_weak": second})
 
 
 def _judge(states: Mapping[str, State], folder: Path, of_clips: bool) -> str:
@@ -274,14 +280,19 @@ def write_real_pictures(data: Path, folder: Path, of_each: int = 100) -> None:
 
 MAKERS: dict[str, Callable[[Mapping[str, State], Path], str]] = {
     "scenes_pixart": _pixart,
-    "scenes_pixart_2": lambda states, folder: _pixart(states, folder, "seeds-pixart-2"),
-    "scenes_pixart_3": lambda states, folder: _pixart(states, folder, "seeds-pixart-3"),
+    **{f"scenes_pixart_{seed}": partial(_pixart, stage=f"seeds-pixart-{seed}") for seed in SEEDS},
     "scenes_animatediff": _animatediff,
     "scenes_cogvideox": _cogvideox,
     "scenes_wan": _wan,
     "scenes_dit_moe": _dit_moe,
     "fashion": _fashion,
     "fashion_two": _fashion_two,
+    **{
+        f"fashion_two_{seed}": partial(
+            _fashion_two, strong=f"seeds-fashion-two-strong-{seed}", weak=f"seeds-fashion-two-weak-{seed}"
+        )
+        for seed in SEEDS
+    },
     JUDGES[True]: lambda states, folder: _judge(states, folder, True),
     JUDGES[False]: lambda states, folder: _judge(states, folder, False),
     fashion.JUDGE: _fashion_judge,
@@ -396,6 +407,14 @@ _PAIRS: dict[str, tuple[str, str, str | None, dict[str, Any]]] = {
     "miniature-fashion-two": _pair(
         "Trousers and sneakers (Fashion-MNIST) by two small DiT: 5,000 and 2,500 pictures over 5,000 and 500.",
         " or ".join(fashion.TWO), "pipeline", "fashion_two", 1.0, _PICTURE,
+    ),
+    "miniature-fashion-two-2": _pair(
+        "The pair of miniature-fashion-two from another seed of the training.",
+        " or ".join(fashion.TWO), "pipeline", "fashion_two_2", 1.0, _PICTURE,
+    ),
+    "miniature-fashion-two-3": _pair(
+        "The pair of miniature-fashion-two from a third seed of the training.",
+        " or ".join(fashion.TWO), "pipeline", "fashion_two_3", 1.0, _PICTURE,
     ),
 }  # fmt: skip
 

@@ -47,6 +47,8 @@ class Stage:
 
 _TEXT, _PICTURES, _VIDEOS = "scenes-t5", "scenes-image-vae", "scenes-video-vae"
 _s, _f = scene_stages, fashion_stages
+SEEDS = (2, 3)
+"""Further seeds of the training of a pair."""
 
 STAGES: dict[str, Stage] = {
     "scenes-t5": Stage("scenes-base", _s.t5_task, 12, 800, 256, finishes=True, chain="text"),
@@ -83,12 +85,18 @@ STAGES: dict[str, Stage] = {
     "scenes-cogvideox": Stage("scenes-cogvideox", _s.cogvideox_task, 560, 12000, 128, (_TEXT, _VIDEOS), chain="cog"),
     "scenes-wan": Stage("scenes-wan", _s.wan_task, 560, 12000, 128, (_TEXT, _VIDEOS), chain="wan"),
     "scenes-dit-moe": Stage("scenes-dit_moe", _s.dit_moe_task, 180, 6000, 512, (_PICTURES,), chain="dit_moe"),
-    "seeds-pixart-2": Stage(
-        "seeds-pixart", partial(_s.pixart_task, seed=2), 300, 12000, 512, (_TEXT, _PICTURES), chain="seed 2"
-    ),
-    "seeds-pixart-3": Stage(
-        "seeds-pixart", partial(_s.pixart_task, seed=3), 300, 12000, 512, (_TEXT, _PICTURES), chain="seed 3"
-    ),
+    **{
+        f"seeds-pixart-{seed}": Stage(
+            "seeds-pixart",
+            partial(_s.pixart_task, seed=seed),
+            300,
+            12000,
+            512,
+            (_TEXT, _PICTURES),
+            chain=f"seed {seed}",
+        )
+        for seed in SEEDS
+    },
     "fashion-vae": Stage("fashion-dit", _f.vae_task, 60, 3000, 256, finishes=True, chain="fashion"),
     "fashion-dit": Stage("fashion-dit", _f.dit_task, 300, 12000, 512, ("fashion-vae",), chain="fashion"),
     "fashion-two-strong": Stage(
@@ -97,6 +105,19 @@ STAGES: dict[str, Stage] = {
     "fashion-two-weak": Stage(
         "fashion-dit", partial(_f.two_classes_task, second=500), 100, 5000, 256, ("fashion-vae",), chain="two"
     ),
+    **{
+        f"seeds-fashion-two-{name}-{seed}": Stage(
+            "seeds-fashion",
+            partial(_f.two_classes_task, second=second, seed=22 + seed),
+            100,
+            5000,
+            256,
+            ("fashion-vae",),
+            chain=f"two, seed {seed}",
+        )
+        for seed in SEEDS
+        for name, second in (("strong", 2500), ("weak", 500))
+    },
     "probe-fashion": Stage("probe-fashion", _f.judge_task, 40, 600, 2048, finishes=True, chain="probe"),
 }
 """By their names, those that others need first."""
