@@ -257,9 +257,9 @@ def test_packs_that_are_too_large_too_many_or_damaged_are_refused_and_nothing_is
     with pytest.raises(TrainingError, match=r"the pack scenes-wan has 18\.0 MiB; a file may have 16"):
         packs.write_packs(tmp_path / "stages", tmp_path / "packs", ["scenes-wan"])
     assert not (tmp_path / "packs").exists()
-    with pytest.raises(TrainingError, match="9 packs, but a run may leave 8 files; train fewer groups"):
+    with pytest.raises(TrainingError, match="10 packs, but a run may leave 8 files; train fewer groups"):
         packs.check_count(STAGES)
-    packs.check_count(name for name in STAGES if STAGES[name].group != "probe")
+    packs.check_count(name for name in STAGES if STAGES[name].group not in ("probe", "seeds"))
     (tmp_path / "packs").mkdir()
     (tmp_path / "packs/scenes-wan.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(TrainingError, match=r"scenes-wan\.safetensors is no pack of the training, or damaged"):
@@ -364,7 +364,7 @@ def test_a_dry_run_says_what_each_stage_will_take_and_leaves_nothing(tiny_stages
         (["--out", "OUT", "--device", "tpu"], 1, "device tpu: there is none of that name; use cpu, cuda or auto"),
         (["--out", "OUT", "--device", "meta"], 1, "device meta: use cpu, cuda or auto"),
         (["--out", "OUT", "--stage", "fashion", "--device", "cpu"], 1, "apt-get download dataset-fashion-mnist"),
-        (["--out", "OUT", "--stage", *GROUPS, "--fashion-mnist", "DATA", "--device", "cpu"], 1, "9 packs"),
+        (["--out", "OUT", "--stage", *GROUPS, "--fashion-mnist", "DATA", "--device", "cpu"], 1, "10 packs"),
         (["--out", "OUT", "--resume", "OUT"], 1, "holds no packs"),
         (["--assemble", "OUT"], 2, "--assemble: name the packs with --weights"),
         (["--assemble", "OUT", "--weights", "OUT"], 1, "holds no packs"),
