@@ -11,9 +11,10 @@ nothing at the end. --resume goes on from packs of another folder. Killed at any
 
 makes pipelines and the configurations of their pairs of that; W2SD_MINIATURES=PIPELINES has every command find them.
 
-Stages have the names of networks and of groups: scenes (15 networks), seeds (two more seeds of a pair), fashion (real
-pictures, --fashion-mnist), probe (their judge, by EfficientNet-Lite0). --dry-run says what each will take. What a stage
-needs is trained first, unless it is there. On a CPU batches are an eighth as large, and stages are best run one by one.
+Stages have the names of networks and of groups: scenes (15 networks), fashion (real pictures, --fashion-mnist), probe
+(their judge, by EfficientNet-Lite0), seeds (a pair of scenes and one of fashion from two more seeds). --dry-run says
+what each will take. What a stage needs is trained first, unless it is there. On a CPU batches are an eighth as large,
+and stages are best run one by one.
 
 The sprites' stages, in the order they need each other, with their planned minutes on one CPU core (--scale):
 
