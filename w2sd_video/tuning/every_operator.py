@@ -77,35 +77,34 @@ def tune_into(
     check_before_loading(replace(config, device=device))
     read_inputs(config)
     JobFolder(folder, {}).check_foreign()
-    whole = plan.measured
-    metrics, missing = load_metrics(whole, str(check_device(device)), "tune")
+    metrics, missing = load_metrics(plan, str(check_device(device)), "tune")
     for name in plan.metrics:
         if name in missing:
             raise LoadError(f"metric {name}: {missing[name]}")
-    kept = kept_features(folder, config, whole)
-    real = real_of_splits(metrics, config, whole, plan.metrics, kept)
+    kept = kept_features(folder, config, plan)
+    real = real_of_splits(metrics, config, plan, plan.metrics, kept)
     if seconds is not None:
         with threads_for(config.model.pretrained):
-            plan = replace(plan, nfe=_nfe_of_seconds(folder, config, seconds, whole.batch))
-    with open_folder(folder, whole, metrics, config, Shard()) as files, threads_for(config.model.pretrained):
+            plan = replace(plan, nfe=_nfe_of_seconds(folder, config, seconds, plan.batch))
+    with open_folder(folder, plan, metrics, config, Shard()) as files, threads_for(config.model.pretrained):
         kept.write()
         if seconds is not None:
             JobFolder(folder, {}).write_note(BUDGET, {"seconds": seconds, "nfe": plan.nfe})
         make_worker = MakeLaboratory(
             config,
             files,
-            {metric.name: whole.sources[metric.name] for metric in metrics},
+            {metric.name: plan.sources[metric.name] for metric in metrics},
             {},
-            whole.shown,
+            plan.shown,
             metrics if pool.is_this_process else None,
         )
-        rounds = [plan.voted] if plan.is_voted else rounds_of(whole.tuning, plan.rounds)
+        rounds = [plan.voted] if plan.is_voted else rounds_of(plan.tuning, plan.rounds)
         most = plan.trials * len(plan.operators) * sum(split.samples for split in rounds)
         with (
             started(make_worker, pool) as run,
             tqdm(total=most, desc="samples, at most", unit="clip", smoothing=0.02) as bar,
         ):
-            work = Work(files, run, Shard(), whole.batch, bar.update)
+            work = Work(files, run, Shard(), plan.batch, bar.update)
             searched = [metric for metric in metrics if metric.name in plan.metrics]
             higher = {metric.name: metric.higher_is_better for metric in searched}
             plain = _plain(config, plan.nfe)
@@ -123,14 +122,13 @@ def tune_into(
             tried = search.tried()
             chosen, best = chosen_of(tried, higher, plan.best)
             chosen = {PLAIN: plain, **chosen}
-            work.make([(candidate, whole.report) for candidate in chosen.values()])
+            work.make([(candidate, plan.report) for candidate in chosen.values()])
             results = [
-                reported(candidate, 0, work.read, whole.report, metrics, real["report"])
-                for candidate in chosen.values()
+                reported(candidate, 0, work.read, plan.report, metrics, real["report"]) for candidate in chosen.values()
             ]
             asked = [(one.candidate, split) for one in tried if one.candidate for split in rounds]
             asked = [(one, split) for one, split in asked if not work.missing([(one, split)])]
-            asked += [(candidate, whole.report) for candidate in chosen.values()]
+            asked += [(candidate, plan.report) for candidate in chosen.values()]
             sampled = [(one, split, work.read(one, split)) for one, split in asked]
         write_whole(folder / "results.csv", results_table(sampled, files.scores))
         findings = Findings(plan, metrics, searched, missing, tried, search.importances(), results, best)
@@ -202,7 +200,7 @@ def _by_votes(
         return Tuned(_to_vote(page, f"{len(unknown)} settings, round {begun} of {plan.trials}"), work.failures())
     chosen, best = chosen_of(tried, higher, plan.best)
     chosen = {PLAIN: plain, **chosen}
-    report = plan.measured.report
+    report = plan.report
     work.make([(candidate, report) for candidate in chosen.values()])
     labels = {label_of(candidate): candidate for candidate in chosen.values()}
     of_report = [vote for vote in votes if vote.prompt in report.prompts]

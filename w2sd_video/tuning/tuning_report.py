@@ -80,7 +80,7 @@ def write_tuning_report(folder: Path, config: RenderConfig, findings: Findings, 
     higher = {each.name: each.higher_is_better for each in findings.searched}
     differences = differences_of(results, findings.best, findings.rivals, higher)
     operators = {name: _operator_of(name, findings) for name in findings.best}
-    report, tuning = plan.measured.report, plan.measured.tuning
+    report, tuning = plan.report, plan.tuning
     verdict = in_words(differences, operators, metric.name, len(report.prompts), GUIDANCE in findings.rivals)
     text = (
         f"{config.model.pretrained}, {pair_in_words(config)}; at most {plan.nfe} NFE a clip, searched by "
@@ -114,7 +114,7 @@ def write_tuning_report(folder: Path, config: RenderConfig, findings: Findings, 
     page = Page(
         title="The best settings at a budget",
         text=f"{verdict} {text}.",
-        groups=_groups(report, candidates, clip_file, plan.measured.shown),
+        groups=_groups(report, candidates, clip_file, plan.shown),
         tables=tables,
         plots=plots,
         notes=notes,
