@@ -66,12 +66,12 @@ def main(argv: list[str] | None = None) -> int:
         if findings is None:
             print(f"left     nothing of this shard ({parts}); without --shard the same command writes {output}")
             return 0
-        counted = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
+        counts = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
         pair = {role: asdict(filled(config, getattr(config, role))) for role in ("strong", "weak")}
-        record = {"pair": pair, "model": asdict(config.model), "counts": counted, **findings.plain()}
+        record = {"pair": pair, "model": asdict(config.model), "counts": counts, **findings.plain()}
         write_whole(output, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         shutil.rmtree(parts)
-        print(report(findings, config, counted))
+        print(report(findings, config, counts))
         print(f"\nwritten to {output}")
     return 0
 

@@ -24,7 +24,7 @@ from w2sd_video.calibration.real_clips import Clip
 from w2sd_video.calibration.report import Findings
 from w2sd_video.calibration.tilt import balance, tilt
 from w2sd_video.jobs.folder import JobFolder
-from w2sd_video.jobs.pool import Pool, Run, Task, TaskFailed, started
+from w2sd_video.jobs.pool import Pool, RunTasks, Task, TaskFailed, started
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.messages import ConfigError, first_line
 from w2sd_video.rendering.call_arguments import call_arguments, check_call
@@ -227,7 +227,7 @@ def calibrate_pair(
         )
 
 
-def _find(run: Run, parts: Parts, todo: Sequence[Part], bar: tqdm[Any]) -> None:
+def _find(run: RunTasks, parts: Parts, todo: Sequence[Part], bar: tqdm[Any]) -> None:
     """Compare the parts that are not there; the first that fails ends it, for without it there is no result."""
 
     def on_done(task: Task, _: None) -> None:

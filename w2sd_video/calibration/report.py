@@ -54,18 +54,18 @@ class Findings:
         return self.gap.plain() | findings | self.schedule.plain()
 
 
-def report(findings: Findings, config: RenderConfig, counted: Mapping[str, Any]) -> str:
+def report(findings: Findings, config: RenderConfig, counts: Mapping[str, Any]) -> str:
     """Return the tables and the verdict in Markdown.
 
     Args:
         findings: of the pair.
         config: names the pair.
-        counted: the numbers of "clips" and "draws".
+        counts: the numbers of "clips" and "draws".
     """
     calibration, tilts = findings.gap, findings.tilts
     rows = [
         pair_in_words(config),
-        f"{config.model.pretrained}: {counted['clips']} clips, {counted['draws']} draws of noise, "
+        f"{config.model.pretrained}: {counts['clips']} clips, {counts['draws']} draws of noise, "
         f"{calibration.total} steps",
         "",
         "| step | log SNR | error of strong | of weak | gap | strength γ* (95 %) | gain at γ* | gain at 1 "

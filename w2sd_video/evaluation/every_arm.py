@@ -26,7 +26,7 @@ from w2sd_video.evaluation.samples import Samples, failed, joined, results_table
 from w2sd_video.evaluation.splits import Split, rounds_of
 from w2sd_video.evaluation.statistics import Real
 from w2sd_video.jobs.folder import JobFolder
-from w2sd_video.jobs.pool import Pool, Run, Task, started
+from w2sd_video.jobs.pool import Pool, RunTasks, Task, started
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.metrics import Metric
 from w2sd_video.rendering.inputs import read_inputs
@@ -119,9 +119,7 @@ def evaluate_into(
         if outcome is not None and shard.count == 1:
             outcome = replace(outcome, real=real_against_real(metrics, config, plan, real["report"], kept))
             kept.write()
-            table = write_report(
-                folder, config, plan, metrics, missing, outcome, lambda one, place: files.clip_file(one.config, place)
-            )
+            table = write_report(folder, config, plan, metrics, missing, outcome, files.clip_file)
             write_whole(folder / "results.csv", results_table(work.measured(), files.scores))
         return Evaluation(table, work.failures(), work.unfinished)
 
@@ -206,7 +204,7 @@ class Work:
     """
 
     def __init__(
-        self, files: SampleFiles, run: Run, shard: Shard, batch: int, on_samples: Callable[[int], object]
+        self, files: SampleFiles, run: RunTasks, shard: Shard, batch: int, on_samples: Callable[[int], object]
     ) -> None:
         self.shard, self.unfinished = shard, 0
         self._files, self._run, self._batch, self._on_samples = files, run, batch, on_samples

@@ -30,7 +30,8 @@ _EMBEDDED_AT_MOST = 32 * 2**20
 """Bytes of clips that the page holds itself; more of them it names, and they must be moved with it."""
 REAL = "real clips"
 """Name of the row of real clips that are measured as if they were an arm."""
-ClipFile = Callable[[Candidate, int], Path]
+ClipFile = Callable[[RenderConfig, int], Path]
+"""Where the clip of a setting and a prompt is kept, by the prompt's number among all."""
 
 
 def write_report(
@@ -53,7 +54,7 @@ def write_report(
         metrics: by which.
         missing: why other metrics could not be had, by name.
         outcome: what was found.
-        clip_file: returns where the clip of a setting and a prompt of the report is kept.
+        clip_file: see ``ClipFile``.
     """
     select = next(metric for metric in metrics if metric.name == plan.select)
     results = outcome.results
@@ -280,7 +281,11 @@ def _candidate_columns(candidate: Candidate) -> list[Any]:
 def _groups(plan: Plan, results: Sequence[Result], clip_file: ClipFile, folder: Path) -> list[Group]:
     """Return the clips that are shown: of the first prompts and their first seed, at the largest budget, by arm."""
     at_budget = [result for result in results if result.candidate.budget == plan.budgets[-1]]
-    shown = [(place, result, clip_file(result.candidate, place)) for place in range(plan.shown) for result in at_budget]
+    shown = [
+        (place, result, clip_file(result.candidate.config, plan.report.first + place))
+        for place in range(plan.shown)
+        for result in at_budget
+    ]
     shown = [(place, result, file) for place, result, file in shown if file.exists()]
     is_embedded = sum(file.stat().st_size for _, _, file in shown) <= _EMBEDDED_AT_MOST
     clips: dict[int, list[Clip]] = {}

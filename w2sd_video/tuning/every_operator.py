@@ -14,6 +14,7 @@ from w2sd_video.evaluation.comparison import Result, reported
 from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.measures import MakeLaboratory, kept_features, load_metrics, real_of_splits
 from w2sd_video.evaluation.plan import open_folder
+from w2sd_video.evaluation.report import ClipFile
 from w2sd_video.evaluation.samples import results_table
 from w2sd_video.evaluation.splits import rounds_of
 from w2sd_video.jobs.folder import JobFolder
@@ -29,7 +30,7 @@ from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.tuning.operators import fitted, plain_of
 from w2sd_video.tuning.search import ByMetrics, Search, Tried
 from w2sd_video.tuning.tuning_plan import TuningPlan, nfe_in
-from w2sd_video.tuning.tuning_report import ClipFile, Findings, write_ballot, write_tuning_report
+from w2sd_video.tuning.tuning_report import Findings, write_ballot, write_tuning_report
 from w2sd_video.tuning.verdict import PLAIN
 from w2sd_video.tuning.votes import VOTES, ByVotes, label_of, missing_votes, win_figures
 from w2sd_video.writing import write_whole
@@ -39,7 +40,7 @@ JOURNAL, BUDGET = "search.journal", "budget.json"
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Tuning:
     """What a search came to.
 
     Attributes:
@@ -53,7 +54,7 @@ class Tuned:
 
 def tune_into(
     folder: Path, config: RenderConfig, plan: TuningPlan, seconds: float | None = None, pool: Pool | None = None
-) -> Tuned:
+) -> Tuning:
     """Search the best setting of a configuration, and write everything into a folder.
 
     What was sampled and tried in the folder before is not done again.
@@ -133,7 +134,7 @@ def tune_into(
         write_whole(folder / "results.csv", results_table(sampled, files.scores))
         findings = Findings(plan, metrics, searched, missing, tried, search.importances(), results, best)
         words = write_tuning_report(folder, config, findings, files.clip_file)
-        return Tuned(words, _failures(results))
+        return Tuning(words, _failures(results))
 
 
 def chosen_of(
@@ -187,7 +188,7 @@ def _beats(one: np.ndarray, other: np.ndarray) -> bool:
 
 def _by_votes(
     folder: Path, config: RenderConfig, plan: TuningPlan, plain: Candidate, work: Work, clip_file: ClipFile
-) -> Tuned:
+) -> Tuning:
     """Go on with a search by votes as far as those that there are lead, and write the page for the next ones."""
     votes, higher = plan.votes, {VOTES.name: True}
     search = Search(folder / JOURNAL, plan.operators, higher, plan.nfe, [plan.voted], plan.seed, at_a_time=1)
@@ -197,7 +198,7 @@ def _by_votes(
     if unknown:
         page = write_ballot(folder, plan.voted, [plain, *unknown], clip_file)
         begun = max(1, round(len(tried) / len(plan.operators)) + 1)
-        return Tuned(_to_vote(page, f"{len(unknown)} settings, round {begun} of {plan.trials}"), work.failures())
+        return Tuning(_to_vote(page, f"{len(unknown)} settings, round {begun} of {plan.trials}"), work.failures())
     chosen, best = chosen_of(tried, higher, plan.best)
     chosen = {PLAIN: plain, **chosen}
     report = plan.report
@@ -206,14 +207,14 @@ def _by_votes(
     of_report = [vote for vote in votes if vote.prompt in report.prompts]
     if missing := missing_votes(of_report, labels):
         page = write_ballot(folder, report, list(labels.values()), clip_file)
-        return Tuned(_to_vote(page, f"the report, {len(missing)} settings without a vote"), work.failures())
+        return Tuning(_to_vote(page, f"the report, {len(missing)} settings without a vote"), work.failures())
     figures = win_figures(of_report, list(labels), label_of(plain))
     results = [
         Result(candidate, 0, work.read(candidate, report), {VOTES.name: figures[label_of(candidate)]})
         for candidate in chosen.values()
     ]
     findings = Findings(plan, [VOTES], [VOTES], {}, tried, search.importances(), results, best)
-    return Tuned(write_tuning_report(folder, config, findings, clip_file), _failures(results))
+    return Tuning(write_tuning_report(folder, config, findings, clip_file), _failures(results))
 
 
 def _failures(results: Sequence[Result]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Picture
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import Result
 from w2sd_video.evaluation.plot import as_svg, drawn
-from w2sd_video.evaluation.report import cell_of, clip_of, columns_of, sections_of, size_of
+from w2sd_video.evaluation.report import ClipFile, cell_of, clip_of, columns_of, sections_of, size_of
 from w2sd_video.evaluation.splits import Split
 from w2sd_video.evaluation.statistics import pareto_front
 from w2sd_video.metrics import Metric
@@ -26,13 +26,12 @@ from w2sd_video.settings.schema import RenderConfig, stage_scales
 from w2sd_video.settings.words import pair_in_words
 from w2sd_video.tuning.search import NO_STEPS, Tried
 from w2sd_video.tuning.tuning_plan import TuningPlan
-from w2sd_video.tuning.verdict import CONFIDENCE, GUIDANCE, PLAIN, Difference, differences_of, in_words
+from w2sd_video.tuning.verdict import CONFIDENCE, GUIDANCE, PLAIN, Difference, differences_of, verdict_in_words
 from w2sd_video.tuning.votes import VOTE, label_of
 from w2sd_video.writing import write_whole
 
 BEST, SETTINGS = "best.yaml", "settings"
 """Names of the configuration that the search chose, and of the folder of all that are reported."""
-ClipFile = Callable[[RenderConfig, int], Path]
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,14 @@ def write_tuning_report(folder: Path, config: RenderConfig, findings: Findings, 
         folder: of the search.
         config: the configuration.
         findings: what was found.
-        clip_file: returns where the clip of a setting and a prompt of the report is kept.
+        clip_file: see ``ClipFile``.
     """
     plan, metric, results = findings.plan, findings.searched[0], findings.results
     higher = {each.name: each.higher_is_better for each in findings.searched}
     differences = differences_of(results, findings.best, findings.rivals, higher)
     operators = {name: _operator_of(name, findings) for name in findings.best}
     report, tuning = plan.report, plan.tuning
-    verdict = in_words(differences, operators, metric.name, len(report.prompts), GUIDANCE in findings.rivals)
+    verdict = verdict_in_words(differences, operators, metric.name, len(report.prompts), GUIDANCE in findings.rivals)
     text = (
         f"{config.model.pretrained}, {pair_in_words(config)}; at most {plan.nfe} NFE a clip, searched by "
         f"{', '.join(name.replace('_', ' ') for name in higher)} on {size_of(tuning)}, "
