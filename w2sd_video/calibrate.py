@@ -33,9 +33,9 @@ from w2sd_video.calibration.report import report
 from w2sd_video.jobs.pool_options import pool_asked_for, shard_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.outputs import print_config
-from w2sd_video.rendering.video import write_whole
 from w2sd_video.settings.command_line import DEFAULT_CONFIG, parse
-from w2sd_video.settings.panels import filled
+from w2sd_video.settings.schema import filled
+from w2sd_video.writing import write_whole
 
 __getattr__ = names_of("w2sd_video.calibrate")  # a command is named __main__ when it runs
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from w2sd_video.evaluation.arms import nfe_of
 from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.value_checks import check
 from w2sd_video.tuning.operators import (
     OPERATORS,

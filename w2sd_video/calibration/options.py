@@ -15,8 +15,7 @@ from w2sd_video.rendering.load import check_device
 from w2sd_video.rendering.video import check_name
 from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.model_checks import check_plan
-from w2sd_video.settings.panels import filled
-from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.schema import RenderConfig, filled
 from w2sd_video.settings.sources import MINIATURE
 from w2sd_video.text_files import parse_json, read_text
 from w2sd_video.window import Window, as_steps

@@ -32,8 +32,7 @@ from w2sd_video.rendering.inputs import input_hashes, read_inputs
 from w2sd_video.rendering.load import check_device, load
 from w2sd_video.rendering.sample import branch_of, sample_clips, threads_for
 from w2sd_video.settings.identity import identity_of
-from w2sd_video.settings.panels import filled
-from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.schema import RenderConfig, filled
 from w2sd_video.window import as_steps
 from w2sd_video.writing import keys_in, read_arrays, remove_unfinished, write_arrays
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from w2sd_video._moved import names_of
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import Outcome, RealAgainstReal, Result, judge_of
 from w2sd_video.evaluation.plan import Plan
@@ -19,12 +20,13 @@ from w2sd_video.evaluation.splits import Split
 from w2sd_video.evaluation.statistics import Figure, pareto_front
 from w2sd_video.metrics import Distance, Metric
 from w2sd_video.page import Cell, Clip, Column, Group, Page, Table, embedded, write_page
-from w2sd_video.page.write import TEMPLATE as TEMPLATE  # where it was before
 from w2sd_video.rendering.outputs import machine, plain, today, versions
 from w2sd_video.rendering.video import read_video
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import pair_in_words
 from w2sd_video.writing import write_whole
+
+__getattr__ = names_of(__name__)
 
 _EMBEDDED_AT_MOST = 32 * 2**20
 """Bytes of clips that the page holds itself; more of them it names, and they must be moved with it."""
