@@ -18,6 +18,7 @@ from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.plot import drawn
 from w2sd_video.evaluation.splits import Split
 from w2sd_video.evaluation.statistics import Figure, pareto_front
+from w2sd_video.markdown import markdown_table
 from w2sd_video.metrics import Distance, Metric
 from w2sd_video.page import Cell, Clip, Column, Group, Page, Table, embedded, write_page
 from w2sd_video.rendering.outputs import machine, plain, today, versions
@@ -173,15 +174,11 @@ def columns_of(metrics: Sequence[Metric]) -> list[Column]:
 
 def sections_of(tables: Sequence[Table]) -> list[str]:
     """Return the lines of tables in Markdown, each below its title."""
-    return [line for table in tables for line in (f"**{table.title}**", "", *markdown_of(table), "")]
-
-
-def markdown_of(table: Table) -> list[str]:
-    """Return the lines of a table in Markdown."""
-    head = [column.name for column in table.columns]
-    rows = [[cell.text for cell in row] for row in table.rows]
-    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
-    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
+    lines: list[str] = []
+    for table in tables:
+        names, texts = [column.name for column in table.columns], [[cell.text for cell in row] for row in table.rows]
+        lines += [f"**{table.title}**", "", *markdown_table(names, texts), ""]
+    return lines
 
 
 def _notes(outcome: Outcome, missing: Mapping[str, str], select: Metric, plan: Plan) -> list[str]:
