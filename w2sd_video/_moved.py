@@ -45,6 +45,7 @@ TAKEN_OUT: dict[str, tuple[str, ...]] = {
     "calibrate": ("calibration.pair",),
     "calibration": ("calibration.gap", "calibration.tilt", "calibration.resampling"),
     "evaluation.arms": ("evaluation.places",),
+    "evaluation.plan": ("evaluation.work",),
     "evaluation.report": ("page.write",),
     "evaluation.samples": ("evaluation.splits", "evaluation.sample_files", "evaluation.laboratory"),
     "evaluate": ("evaluation.every_arm", "evaluation.measures"),

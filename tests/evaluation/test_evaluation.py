@@ -11,7 +11,6 @@ from scipy import stats
 from w2sd_video.evaluation import laboratory as sampling
 from w2sd_video.evaluation.arms import Candidate, candidates
 from w2sd_video.evaluation.comparison import choose, choose_in_rounds, compare, reported, tuning_samples
-from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.laboratory import Laboratory, spaces_of
 from w2sd_video.evaluation.sample_files import SampleFiles, key_of_setting
 from w2sd_video.evaluation.samples import Samples, results_table
@@ -27,6 +26,7 @@ from w2sd_video.evaluation.statistics import (
     pareto_front,
     win_rate,
 )
+from w2sd_video.evaluation.work import Work
 from w2sd_video.jobs.pool import Pool, run_tasks
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.metrics import Distance, Score, load_metric

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from w2sd_video._moved import names_of
 from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
 from w2sd_video.evaluation.arms import ARMS, candidates, check_arms
-from w2sd_video.evaluation.laboratory import spaces_of
-from w2sd_video.evaluation.sample_files import SampleFiles
 from w2sd_video.evaluation.splits import Split
-from w2sd_video.jobs.folder import HIDDEN, JobFolder, read_record
-from w2sd_video.jobs.pool_options import Shard, add_pool_options
+from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.messages import ConfigError
-from w2sd_video.metrics import BIASED, Metric, Score, check_name
-from w2sd_video.rendering.inputs import input_hashes
-from w2sd_video.rendering.job import HASHES
+from w2sd_video.metrics import BIASED, check_name
 from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.files import read_config
-from w2sd_video.settings.identity import Hashes, identity_of
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import MINIATURE, world_of
+
+__getattr__ = names_of(__name__)
 
 MOST_PROMPTS, MOST_TUNING_PROMPTS = 171, 64
 """Prompts of the report, and those on which settings are chosen, unless given: as far as there are as many."""
@@ -279,44 +275,6 @@ def _warning(select: str, tuning: Split) -> str:
         f"each setting is tried on {samples} samples only, and chance decides among those that are near each other; "
         f"--number-of-tuning-seeds {enough} makes {SAMPLES_TO_CHOOSE_ON} of them"
     )
-
-
-@contextmanager
-def open_folder(
-    folder: Path, plan: Measurement, metrics: Sequence[Metric], config: RenderConfig, shard: Shard
-) -> Iterator[SampleFiles]:
-    """Make the folder of an evaluation, or see that it is one to go on with, and keep it for this run.
-
-    Arms and budgets may differ from the last time: what was measured stays as it is.
-
-    Args:
-        folder: of the evaluation.
-        plan: what is measured.
-        metrics: those that can be had.
-        config: W2SD as it is configured.
-        shard: which part of the work is this run's.
-
-    Raises:
-        ConfigError: the folder of another evaluation or of something else, one in use, or one that cannot be written.
-    """
-    hashes: Hashes = read_record(folder / HIDDEN / HASHES) or {}
-    splits = (plan.tuning, plan.report)
-    identity = {
-        **identity_of(config, hashes),
-        "inputs": input_hashes(config, hashes),
-        "metrics": {metric.name: plan.sources[metric.name] for metric in metrics},
-        "prompts": {split.name: list(split.prompts) for split in splits},
-        "seeds": {split.name: split.seeds for split in splits},
-        "batch": plan.batch,
-    }
-    job = JobFolder(folder, identity)
-    scores = tuple(metric.name for metric in metrics if isinstance(metric, Score))
-    files = SampleFiles(folder, job.key, scores, tuple(spaces_of(metrics)))
-    with job.opened(shard.index, shard.count, files.keys):
-        job.write_note(HASHES, hashes)
-        for name in ("samples", "clips"):
-            (folder / name).mkdir(exist_ok=True)
-        yield files
 
 
 def _usual_metrics(config: RenderConfig) -> list[str]:

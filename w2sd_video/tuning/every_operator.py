@@ -11,16 +11,16 @@ from tqdm import tqdm
 
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import Result, reported
-from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.measures import MakeLaboratory, kept_features, load_metrics, real_of_splits
-from w2sd_video.evaluation.plan import open_folder
-from w2sd_video.evaluation.report import ClipFile
+from w2sd_video.evaluation.sample_files import SampleFiles
 from w2sd_video.evaluation.samples import results_table
-from w2sd_video.evaluation.splits import rounds_of
+from w2sd_video.evaluation.statistics import Real
+from w2sd_video.evaluation.work import Work, open_folder
 from w2sd_video.jobs.folder import JobFolder
 from w2sd_video.jobs.pool import Pool, started
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.messages import ConfigError
+from w2sd_video.metrics import Metric
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import LoadError, check_device
 from w2sd_video.rendering.prompts import check_before_loading
@@ -99,42 +99,15 @@ def tune_into(
             plan.shown,
             metrics if pool.is_this_process else None,
         )
-        rounds = [plan.voted] if plan.is_voted else rounds_of(plan.tuning, plan.rounds)
-        most = plan.trials * len(plan.operators) * sum(split.samples for split in rounds)
+        most = plan.trials * len(plan.operators) * sum(split.samples for split in plan.parts)
         with (
             started(make_worker, pool) as run,
             tqdm(total=most, desc="samples, at most", unit="clip", smoothing=0.02) as bar,
         ):
             work = Work(files, run, Shard(), plan.batch, bar.update)
-            searched = [metric for metric in metrics if metric.name in plan.metrics]
-            higher = {metric.name: metric.higher_is_better for metric in searched}
-            plain = _plain(config, plan.nfe)
             if plan.is_voted:
-                return _by_votes(folder, config, plan, plain, work, files.clip_file)
-            search = Search(
-                folder / JOURNAL,
-                plan.operators,
-                higher,
-                plan.nfe,
-                rounds,
-                plan.seed,
-            )
-            search.run(plan.trials, work.make, ByMetrics(work, searched, real["tuning"], rounds))
-            tried = search.tried()
-            chosen, best = chosen_of(tried, higher, plan.best)
-            chosen = {PLAIN: plain, **chosen}
-            work.make([(candidate, plan.report) for candidate in chosen.values()])
-            results = [
-                reported(candidate, 0, work.read, plan.report, metrics, real["report"]) for candidate in chosen.values()
-            ]
-            asked = [(one.candidate, split) for one in tried if one.candidate for split in rounds]
-            asked = [(one, split) for one, split in asked if not work.missing([(one, split)])]
-            asked += [(candidate, plan.report) for candidate in chosen.values()]
-            sampled = [(one, split, work.read(one, split)) for one, split in asked]
-        write_whole(folder / "results.csv", results_table(sampled, files.scores))
-        findings = Findings(plan, metrics, searched, missing, tried, search.importances(), results, best)
-        words = write_tuning_report(folder, config, findings, files.clip_file)
-        return Tuning(words, _failures(results))
+                return _by_votes(config, plan, work, files)
+            return _by_metrics(config, plan, work, files, metrics, missing, real)
 
 
 def chosen_of(
@@ -186,12 +159,41 @@ def _beats(one: np.ndarray, other: np.ndarray) -> bool:
     return bool((one >= other).all() and (one > other).any())
 
 
-def _by_votes(
-    folder: Path, config: RenderConfig, plan: TuningPlan, plain: Candidate, work: Work, clip_file: ClipFile
+def _by_metrics(
+    config: RenderConfig,
+    plan: TuningPlan,
+    work: Work,
+    files: SampleFiles,
+    metrics: Sequence[Metric],
+    missing: Mapping[str, str],
+    real: Mapping[str, Mapping[str, Real]],
 ) -> Tuning:
+    """Search to the end, sample the best from other prompts, and write what was found."""
+    searched = [metric for metric in metrics if metric.name in plan.metrics]
+    higher = {metric.name: metric.higher_is_better for metric in searched}
+    plain = _plain(config, plan.nfe)
+    search = Search(files.folder / JOURNAL, plan.operators, higher, plan.nfe, plan.parts, plan.seed)
+    search.run(plan.trials, work.make, ByMetrics(work, searched, real["tuning"], plan.parts))
+    tried = search.tried()
+    chosen, best = chosen_of(tried, higher, plan.best)
+    chosen = {PLAIN: plain, **chosen}
+    work.make([(candidate, plan.report) for candidate in chosen.values()])
+    results = [reported(candidate, 0, work.read, plan.report, metrics, real["report"]) for candidate in chosen.values()]
+    asked = [(one.candidate, split) for one in tried if one.candidate for split in plan.parts]
+    asked = [(one, split) for one, split in asked if not work.missing([(one, split)])]
+    asked += [(candidate, plan.report) for candidate in chosen.values()]
+    sampled = [(one, split, work.read(one, split)) for one, split in asked]
+    write_whole(files.folder / "results.csv", results_table(sampled, files.scores))
+    findings = Findings(plan, metrics, searched, missing, tried, search.importances(), results, best)
+    words = write_tuning_report(files.folder, config, findings, files.clip_file)
+    return Tuning(words, _failures(results))
+
+
+def _by_votes(config: RenderConfig, plan: TuningPlan, work: Work, files: SampleFiles) -> Tuning:
     """Go on with a search by votes as far as those that there are lead, and write the page for the next ones."""
-    votes, higher = plan.votes, {VOTES.name: True}
-    search = Search(folder / JOURNAL, plan.operators, higher, plan.nfe, [plan.voted], plan.seed, at_a_time=1)
+    folder, clip_file = files.folder, files.clip_file
+    votes, higher, plain = plan.votes, {VOTES.name: True}, _plain(config, plan.nfe)
+    search = Search(folder / JOURNAL, plan.operators, higher, plan.nfe, plan.parts, plan.seed, at_a_time=1)
     work.make([(plain, plan.voted)])
     unknown = search.run(plan.trials, work.make, ByVotes(votes, label_of(plain)))
     tried = search.tried()

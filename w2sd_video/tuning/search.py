@@ -19,10 +19,10 @@ import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import real_of, value_of
-from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.samples import over_rounds
 from w2sd_video.evaluation.splits import Split
 from w2sd_video.evaluation.statistics import Real
+from w2sd_video.evaluation.work import Work
 from w2sd_video.jobs.folder import key_of
 from w2sd_video.messages import ConfigError
 from w2sd_video.metrics import Metric

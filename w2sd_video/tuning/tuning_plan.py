@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from w2sd_video.evaluation.plan import MOST_ROUNDS, Measurement, measurement_of, metrics_of
-from w2sd_video.evaluation.splits import Split
+from w2sd_video.evaluation.splits import Split, rounds_of
 from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.step_cost import measured_cost
@@ -71,6 +71,11 @@ class TuningPlan(Measurement):
     def voted(self) -> Split:
         """The prompts of the search of which clips are voted on."""
         return Split("vote", self.tuning.prompts[: self.shown], self.tuning.first, 1)
+
+    @property
+    def parts(self) -> list[Split]:
+        """The prompts of the search, in the parts in which they are looked at."""
+        return [self.voted] if self.is_voted else rounds_of(self.tuning, self.rounds)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
