@@ -22,6 +22,7 @@ from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.files import read_config
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import MINIATURE, world_of
+from w2sd_video.settings.value_checks import check_range
 
 __getattr__ = names_of(__name__)
 
@@ -316,6 +317,5 @@ def _real_clips(folder: Path, config: RenderConfig) -> list[Clip]:
 
 def _within(name: str, number: int | None, default: int, most: int, least: int = 1) -> int:
     number = default if number is None else number
-    if not least <= number <= most:
-        raise ConfigError(f"{name} {number}: must be from {least} to {most}")
+    check_range(name, number, least, most)
     return number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import yaml
 
 from w2sd_video._moved import names_of
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.comparison import Outcome, RealAgainstReal, Result, judge_of
+from w2sd_video.evaluation.comparison import Outcome, RealAgainstReal, front_of, judge_of
 from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.plot import drawn
 from w2sd_video.evaluation.splits import Split
-from w2sd_video.evaluation.statistics import Figure, pareto_front
+from w2sd_video.evaluation.statistics import Figure
 from w2sd_video.markdown import markdown_table
 from w2sd_video.metrics import Distance, Metric
 from w2sd_video.page import Cell, Clip, Column, Group, Page, Table, embedded, write_page
@@ -61,10 +62,7 @@ def write_report(
     """
     select = next(metric for metric in metrics if metric.name == plan.select)
     results = outcome.results
-    on_front = pareto_front(
-        [(float(result.candidate.nfe), result.figures[select.name].value) for result in results],
-        select.higher_is_better,
-    )
+    on_front = front_of(results, select)
     second: Metric | None = judge_of(metrics)
     if second is select:
         second = next((metric for metric in metrics if isinstance(metric, Distance)), None)
@@ -81,10 +79,11 @@ def write_report(
     tables = [_table(outcome, on_front, budget, metrics, plan) for budget in plan.budgets]
     notes = _notes(outcome, missing, select, plan)
     markdown = "\n".join([text, "", *sections_of(tables), *(f"- {note}" for note in notes)])
+    at_largest_budget = [result.candidate for result in results if result.candidate.budget == plan.budgets[-1]]
     page = Page(
         title="W2SD at equal cost",
         text=f"{text}.",
-        groups=_groups(plan, results, clip_file, folder),
+        groups=groups_of(plan.report, plan.shown, at_largest_budget, clip_file, folder, _EMBEDDED_AT_MOST),
         tables=tables,
         plots=plots,
         notes=notes,
@@ -277,21 +276,36 @@ def _candidate_columns(candidate: Candidate) -> list[Any]:
     return [candidate.arm, candidate.setting, candidate.budget, candidate.config.steps, candidate.nfe]
 
 
-def _groups(plan: Plan, results: Sequence[Result], clip_file: ClipFile, folder: Path) -> list[Group]:
-    """Return the clips that are shown: of the first prompts and their first seed, at the largest budget, by arm."""
-    at_budget = [result for result in results if result.candidate.budget == plan.budgets[-1]]
-    shown = [
-        (place, result, clip_file(result.candidate.config, plan.report.first + place))
-        for place in range(plan.shown)
-        for result in at_budget
+def groups_of(
+    split: Split,
+    shown: int,
+    candidates: Sequence[Candidate],
+    clip_file: ClipFile,
+    folder: Path,
+    embedded_at_most: float = math.inf,
+) -> list[Group]:
+    """Return the clips of settings that are shown: of the first prompts and their first seed.
+
+    Args:
+        split: the prompts.
+        shown: of how many of them.
+        candidates: the settings.
+        clip_file: see ``ClipFile``; of one that is not there nothing is shown.
+        folder: of the page.
+        embedded_at_most: bytes that the page holds itself; it names the files of more, beside it.
+    """
+    files = [
+        (number, candidate, clip_file(candidate.config, number))
+        for number in range(split.first, split.first + min(shown, len(split.prompts)))
+        for candidate in candidates
     ]
-    shown = [(place, result, file) for place, result, file in shown if file.exists()]
-    is_embedded = sum(file.stat().st_size for _, _, file in shown) <= _EMBEDDED_AT_MOST
+    files = [(number, candidate, file) for number, candidate, file in files if file.exists()]
+    is_embedded = sum(file.stat().st_size for _, _, file in files) <= embedded_at_most
     clips: dict[int, list[Clip]] = {}
-    for place, result, file in shown:
+    for number, candidate, file in files:
         address = embedded(file) if is_embedded else file.relative_to(folder).as_posix()
-        clips.setdefault(place, []).append(clip_of(result.candidate, file, address))
-    return [Group(plan.report.prompts[place], plan.report.first + place, clips[place]) for place in clips]
+        clips.setdefault(number, []).append(clip_of(candidate, file, address))
+    return [Group(split.prompts[number - split.first], number, clips[number]) for number in clips]
 
 
 def clip_of(candidate: Candidate, file: Path, address: str) -> Clip:

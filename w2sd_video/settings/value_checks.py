@@ -56,7 +56,7 @@ def check(config: RenderConfig) -> None:
     """
     _check_leaves("", dataclasses.asdict(config))
     for name, (low, high) in _RANGES.items():
-        _check_range(name, getattr(config, name), low, high)
+        check_range(name, getattr(config, name), low, high)
     if config.base.guidance_scale is None:
         raise ConfigError("base.guidance_scale: is needed; 1 switches guidance off")
     if not config.model.pretrained:
@@ -126,16 +126,17 @@ def _check_attention(name: str) -> None:
             raise ConfigError(f"model.attention: {error}") from error
 
 
-def _check_range(name: str, value: float | None, low: float, high: float) -> None:
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Refuse a number that is out of range (ConfigError); one that is not given is in it."""
     if value is not None and not (math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name} {value}: must be from {low} to {high}")
 
 
 def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
     for scale in stage_scales(branch.guidance_scale):
-        _check_range(f"{role}.guidance_scale", scale, *_SCALES)
+        check_range(f"{role}.guidance_scale", scale, *_SCALES)
     for name in ("control_scale", "ip_adapter_scale"):
-        _check_range(f"{role}.{name}", getattr(branch, name), *_SCALES)
+        check_range(f"{role}.{name}", getattr(branch, name), *_SCALES)
     if model.family != "pipeline" and (len(stage_scales(branch.guidance_scale)) == 2 or branch.experts in STAGES):
         raise ConfigError(
             f"{role}: two stages (a pair of guidance scales, experts high, low) need model.family pipeline"
@@ -158,7 +159,7 @@ def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
             raise ConfigError(
                 f"{role}.lora {name!r}: not among model.lora ({', '.join(model.lora) or 'there are none'})"
             )
-        _check_range(f"{role}.lora.{name}", scale, *_SCALES)
+        check_range(f"{role}.lora.{name}", scale, *_SCALES)
 
 
 def _check_reflection(config: RenderConfig) -> None:
@@ -173,7 +174,7 @@ def _check_reflection(config: RenderConfig) -> None:
         if isinstance(settings[name], str):
             settings[name] = _schedule(name, settings[name])
         else:
-            _check_range(name, settings[name], *_STRENGTHS)
+            check_range(name, settings[name], *_STRENGTHS)
     try:
         Reflection(**settings).steps(config.steps)
     except (TypeError, ValueError) as error:

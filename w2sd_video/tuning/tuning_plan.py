@@ -17,6 +17,7 @@ from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import MINIATURE
+from w2sd_video.settings.value_checks import check_range
 from w2sd_video.tuning.operators import OPERATORS, Operator, fitted, operators_of, plain_of
 from w2sd_video.tuning.votes import VOTE, Vote, read_votes
 
@@ -130,7 +131,7 @@ def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str)
         raise ConfigError(f"--shard: {_NOT_FOLLOWED['--shard']}")
     if options.nfe is not None and options.seconds is not None:
         raise ConfigError("--nfe and --seconds: are both a budget; leave one out")
-    _within("--seconds", options.seconds, 1e-3, 10**6)
+    check_range("--seconds", options.seconds, 1e-3, 10**6)
     metrics = options.metric or _usual_metric(config)
     names = [metric.partition("=")[0] for metric in metrics]
     if len(set(names)) < len(names):
@@ -145,9 +146,9 @@ def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str)
         ("--rounds", MOST_ROUNDS, options.rounds),
         ("--best", 100, options.best),
     ):
-        _within(option, value, 1, most)
-    _within("--search-seed", options.search_seed, 0, 2**32 - 1)
-    _within("--shown", options.shown, 2 if is_voted else 0, 1000)
+        check_range(option, value, 1, most)
+    check_range("--search-seed", options.search_seed, 0, 2**32 - 1)
+    check_range("--shown", options.shown, 2 if is_voted else 0, 1000)
     operators, missing = operators_of(config, tuple(dict.fromkeys(options.operators or OPERATORS)))
     sources, select = ({}, VOTE) if is_voted else metrics_of(config, [*metrics, *options.also], names[0])
     measurement = measurement_of(options, config, name, sources, select)
@@ -199,7 +200,7 @@ def _nfe_asked_for(options: argparse.Namespace, config: RenderConfig) -> int:
     if options.seconds is not None:
         return 0
     nfe = nfe_of(config) if options.nfe is None else int(options.nfe)
-    _within("--nfe", nfe, 1, 10**4)
+    check_range("--nfe", nfe, 1, 10**4)
     if fitted(plain_of(config), nfe) is None:
         of_a_step = nfe_of(replace(plain_of(config), steps=1))
         raise ConfigError(f"--nfe {nfe}: a step of this configuration takes {of_a_step}; give at least that")
@@ -210,8 +211,3 @@ def _usual_metric(config: RenderConfig) -> list[str]:
     if config.model.pretrained.startswith(MINIATURE):
         return ["likelihood"]
     raise ConfigError("--metric: none given; name one, such as clip_score, or vote, to choose by eye")
-
-
-def _within(name: str, number: float | None, least: float, most: float) -> None:
-    if number is not None and not least <= number <= most:
-        raise ConfigError(f"{name} {number:.12g}: must be from {least:.12g} to {most:.12g}")

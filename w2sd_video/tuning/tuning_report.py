@@ -14,11 +14,10 @@ import yaml
 from matplotlib.figure import Figure as Picture
 
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.comparison import Result
+from w2sd_video.evaluation.comparison import Result, front_of
 from w2sd_video.evaluation.plot import as_svg, drawn
-from w2sd_video.evaluation.report import ClipFile, cell_of, clip_of, columns_of, sections_of, size_of
+from w2sd_video.evaluation.report import ClipFile, cell_of, clip_of, columns_of, groups_of, sections_of, size_of
 from w2sd_video.evaluation.splits import Split
-from w2sd_video.evaluation.statistics import pareto_front
 from w2sd_video.metrics import Metric
 from w2sd_video.page import Cell, Column, Group, Page, Table, embedded, write_page
 from w2sd_video.rendering.outputs import machine, plain, today, versions
@@ -86,10 +85,7 @@ def write_tuning_report(folder: Path, config: RenderConfig, findings: Findings, 
         f"{', '.join(name.replace('_', ' ') for name in higher)} on {size_of(tuning)}, "
         f"reported on {size_of(report)} others"
     )
-    on_front = pareto_front(
-        [(float(result.candidate.nfe), result.figures[metric.name].value) for result in results],
-        metric.higher_is_better,
-    )
+    on_front = front_of(results, metric)
     tables = [
         _results_table(findings, on_front),
         *(_differences_table(each, differences, findings) for each in findings.searched),
@@ -113,7 +109,7 @@ def write_tuning_report(folder: Path, config: RenderConfig, findings: Findings, 
     page = Page(
         title="The best settings at a budget",
         text=f"{verdict} {text}.",
-        groups=_groups(report, candidates, clip_file, plan.shown),
+        groups=groups_of(report, plan.shown, list(candidates.values()), clip_file, folder),
         tables=tables,
         plots=plots,
         notes=notes,
@@ -291,14 +287,3 @@ def _trials_csv(findings: Findings) -> str:
         setting = each.candidate.setting if each.candidate else ""
         rows.writerow([each.operator, each.number, each.state, steps, nfe, each.samples, *scores, setting])
     return text.getvalue()
-
-
-def _groups(report: Split, candidates: Mapping[str, Candidate], clip_file: ClipFile, shown: int) -> list[Group]:
-    """Return the clips that are shown: of the first prompts and their first seed."""
-    groups = []
-    for place, prompt in enumerate(report.prompts[:shown]):
-        files = {name: clip_file(candidate.config, report.first + place) for name, candidate in candidates.items()}
-        clips = [clip_of(candidates[name], file, embedded(file)) for name, file in files.items() if file.exists()]
-        if clips:
-            groups.append(Group(prompt, report.first + place, clips))
-    return groups
