@@ -32,8 +32,8 @@ from tiny import parts
 from tiny.variants import build
 
 from w2sd_video import Branch, reflection
-from w2sd_video.rendering.video import write_whole
 from w2sd_video.scheduler_levels import known_schedulers
+from w2sd_video.writing import write_whole
 
 OUT = Path(__file__).parent.parent / "docs" / "reference" / "pipelines.md"
 STRONG, WEAK = Branch(guidance_scale=4.0), Branch(guidance_scale=1.0)

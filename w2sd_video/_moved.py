@@ -33,7 +33,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "plan": ("settings.model_checks", "settings.evaluations", "settings.panels"),
     "probe": ("calibration.noised_clips", "calibration.moments"),
     "sources": ("settings.sources",),
-    "video": ("rendering.video", "rendering.sheets"),
+    "video": ("rendering.video", "rendering.sheets", "writing"),
     **{f"miniatures.{name}": (f"miniatures.training.{name}",) for name in _TRAINING},
     **{f"miniatures.train_{name}": (f"miniatures.training.train_{name}",) for name in _TRACKS},
 }
@@ -44,6 +44,9 @@ TAKEN_OUT: dict[str, tuple[str, ...]] = {
     "backends.loading": ("backends.loading",),
     "calibrate": ("calibration.pair",),
     "calibration": ("calibration.gap", "calibration.tilt", "calibration.resampling"),
+    "evaluation.arms": ("evaluation.places",),
+    "evaluation.plan": ("evaluation.work",),
+    "evaluation.report": ("page.write",),
     "evaluation.samples": ("evaluation.splits", "evaluation.sample_files", "evaluation.laboratory"),
     "evaluate": ("evaluation.every_arm", "evaluation.measures"),
     "miniatures.train": ("miniatures.training.stages",),
@@ -51,6 +54,7 @@ TAKEN_OUT: dict[str, tuple[str, ...]] = {
         *("rendering.load", "rendering.sample", "rendering.call_arguments", "rendering.inputs", "rendering.prompts"),
         "messages",
     ),
+    "rendering.video": ("writing",),
     "sampler": ("algorithm", "inversions"),
     "settings": ("settings.schema", "settings.evaluations", "settings.value_checks", "messages"),
 }
@@ -61,6 +65,7 @@ RENAMED = {
     "ClipWalk": "Probe",
     "asked_by": "requests_of",
     "check_device": "pick_device",
+    "key_of_setting": "key_of",
     "moments_of_clips": "probe",
     "plan_in_words": "describe",
 }

@@ -33,9 +33,9 @@ from w2sd_video.calibration.report import report
 from w2sd_video.jobs.pool_options import pool_asked_for, shard_of
 from w2sd_video.rendering.command_errors import errors_in_one_line
 from w2sd_video.rendering.outputs import print_config
-from w2sd_video.rendering.video import write_whole
 from w2sd_video.settings.command_line import DEFAULT_CONFIG, parse
-from w2sd_video.settings.panels import filled
+from w2sd_video.settings.schema import filled
+from w2sd_video.writing import write_whole
 
 __getattr__ = names_of("w2sd_video.calibrate")  # a command is named __main__ when it runs
 
@@ -66,12 +66,12 @@ def main(argv: list[str] | None = None) -> int:
         if findings is None:
             print(f"left     nothing of this shard ({parts}); without --shard the same command writes {output}")
             return 0
-        counted = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
+        counts = {"clips": len(clips), "draws": options.draws, "seed": config.seed, "source": options.clips or "world"}
         pair = {role: asdict(filled(config, getattr(config, role))) for role in ("strong", "weak")}
-        record = {"pair": pair, "model": asdict(config.model), "counts": counted, **findings.plain()}
+        record = {"pair": pair, "model": asdict(config.model), "counts": counts, **findings.plain()}
         write_whole(output, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         shutil.rmtree(parts)
-        print(report(findings, config, counted))
+        print(report(findings, config, counts))
         print(f"\nwritten to {output}")
     return 0
 

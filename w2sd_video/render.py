@@ -45,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _render_job(job: RenderJob) -> int:
     """Make the samples of a job and the page that shows them, say what became of them, and return the exit code."""
-    outcome = render_job(job)
-    print(outcome.in_words(job.folder))
-    return 1 if outcome.failed else 0
+    rendered = render_job(job)
+    print(rendered.in_words(job.folder))
+    return 1 if rendered.failed else 0
 
 
 if __name__ == "__main__":

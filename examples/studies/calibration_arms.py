@@ -24,10 +24,10 @@ from w2sd_video.miniatures.training.diffusion import Noising, v_loss
 from w2sd_video.miniatures.training.fit import Budget, fit
 from w2sd_video.miniatures.training.train_pixart import masked_embeddings
 from w2sd_video.rendering.sample import sample_clips
-from w2sd_video.rendering.video import write_whole
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import locate
 from w2sd_video.strength import StrengthSchedule
+from w2sd_video.writing import write_whole
 
 Arm = dict[str, np.ndarray]
 SCORES = ("adherence", "likelihood")

@@ -253,7 +253,7 @@ TABLE = [
     ("render|--reflection-steps|{start: 0}", "reflection_steps {start=0.0, stop=None, unit='steps'}: must be a whole"),
     ("render|--reflection-steps|{start: 0, stop: 1, unit: step}", "reflection_steps {'start': 0, 'stop': 1, 'unit'"),
     ("render|--reflection-steps|{start: 0, end: 1}", "reflection_steps {'start': 0, 'end': 1}: must be a whole number"),
-    ("render --config window_of_one.yaml", "weak.windows.1: is no setting that this branch has"),
+    ("render --config window_of_one.yaml", "weak: windows has 1, which is no field that this branch sets"),
     ("calibrate|--config|miniature-pixart|--window|[0.5, 0.52]", "window [0.5, 0.52]: none of 10 steps is in it"),
     ("calibrate|--window|{start: 0}", "w2sd_video.calibrate: reflection_steps {start=0.0"),
     ("calibrate --draws x", "--draws 'x': must be a whole number"),

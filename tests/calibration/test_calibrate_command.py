@@ -60,7 +60,7 @@ def test_a_strength_is_written_with_the_window_that_it_is_for(tmp_path, capsys):
     [
         (["--window", "3"], "window 3: must be fractions"),
         (["--window", "[0.5, 1]", "--no-samples"], "leave one out"),
-        (["--window", "[0.5, 0.1]"], "must be [start, stop]"),
+        (["--window", "[0.5, 0.1]"], "must be (start, stop)"),
         (["--window", "[0, 0.1]", "--levels", "2"], "window [0, 0.1]: none of 2 steps is in it"),
     ],
 )

@@ -137,7 +137,7 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         case ["python", "-m", "w2sd_video.calibrate", *rest]:
             check_calibrate(rest, monkeypatch)
         case ["python", "-m", "w2sd_video.tune", *rest]:
-            reached_tuned = w2sd_video.tuning.every_operator.Tuned("")
+            reached_tuned = w2sd_video.tuning.every_operator.Tuning("")
             monkeypatch.setattr(
                 w2sd_video.tuning.every_operator, "tune_into", lambda *given: reached.append(given) or reached_tuned
             )

@@ -11,9 +11,8 @@ from scipy import stats
 from w2sd_video.evaluation import laboratory as sampling
 from w2sd_video.evaluation.arms import Candidate, candidates
 from w2sd_video.evaluation.comparison import choose, choose_in_rounds, compare, reported, tuning_samples
-from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.laboratory import Laboratory, spaces_of
-from w2sd_video.evaluation.sample_files import SampleFiles, key_of
+from w2sd_video.evaluation.sample_files import SampleFiles, key_of_setting
 from w2sd_video.evaluation.samples import Samples, results_table
 from w2sd_video.evaluation.splits import Split, rounds_of
 from w2sd_video.evaluation.statistics import (
@@ -27,6 +26,7 @@ from w2sd_video.evaluation.statistics import (
     pareto_front,
     win_rate,
 )
+from w2sd_video.evaluation.work import Work
 from w2sd_video.jobs.pool import Pool, run_tasks
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.metrics import Distance, Score, load_metric
@@ -39,9 +39,9 @@ RED, BLUE = "a red circle moving left", "a blue square moving up"
 
 def test_a_key_is_of_what_changes_the_samples_alone():
     config = configured("pixart")
-    assert key_of(config) == key_of(replace(config, prompts=["other"], seed=5, output="a.mp4"))
+    assert key_of_setting(config) == key_of_setting(replace(config, prompts=["other"], seed=5, output="a.mp4"))
     others = [replace(config, strength=0.5), replace(config, steps=9), replace(config, weak=config.strong)]
-    assert len({key_of(one) for one in [config, *others]}) == 4
+    assert len({key_of_setting(one) for one in [config, *others]}) == 4
 
 
 def work_of(folder, pipe, names=("adherence", "frechet_distance"), batch=3, shown=0, shard=None):

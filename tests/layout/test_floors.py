@@ -22,6 +22,7 @@ METHOD = (
         "inversions",
         "levels",
         "loops",
+        "markdown",
         "messages",
         "presets",
         "reflection_settings",

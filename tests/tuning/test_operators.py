@@ -6,13 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from w2sd_video.evaluation.arms import nfe_of
 from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.settings.command_line import parse
+from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.value_checks import check
-from w2sd_video.tuning.operators import OPERATORS, Range, fitted, has_weak_model, in_words, operators_of, plain_of
+from w2sd_video.tuning.operators import (
+    OPERATORS,
+    Range,
+    fitted,
+    has_weak_model,
+    operators_of,
+    plain_of,
+    values_in_words,
+)
 
 GRIDDED = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 """Solvers of the search that take a grid of timesteps; the DDIM of the miniatures does not."""
@@ -110,7 +118,7 @@ def test_plain_is_the_configuration_without_reflection_and_autoguidance():
 
 def test_words_leave_out_what_has_no_effect():
     values = {"guidance_scale": 1.0, "guidance_start": 0.5, "solver": "DDIMScheduler", "grid": 1.5, "eta": 0.25}
-    assert in_words(values) == "guidance scale 1, solver DDIMScheduler, eta 0.25"
+    assert values_in_words(values) == "guidance scale 1, solver DDIMScheduler, eta 0.25"
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_a_dry_run_says_what_it_would_cost_and_makes_nothing(tmp_path, capsys):
     [
         (["--nfe", "0"], "--nfe 0: must be from 1 to 10000"),
         (["--nfe", "4", "--seconds", "1"], "--nfe and --seconds: are both a budget; leave one out"),
-        (["--seconds", "-1"], "--seconds -1: must be from 0.001"),
+        (["--seconds", "-1"], "--seconds -1.0: must be from 0.001"),
         (["--config", "miniature-animatediff", "--nfe", "1"], "--nfe 1: a step of this configuration takes 2"),
         (["--operators", "guidanse"], "unknown operator 'guidanse'; did you mean 'guidance'?"),
         (["--metric", "likelyhood"], "unknown metric 'likelyhood'; did you mean 'likelihood'?"),

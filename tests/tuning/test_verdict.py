@@ -10,7 +10,7 @@ from w2sd_video.evaluation.samples import Samples
 from w2sd_video.evaluation.statistics import Real, distance_of_set, mean
 from w2sd_video.metrics import load_metric
 from w2sd_video.settings.command_line import parse
-from w2sd_video.tuning.verdict import differences_of, in_words, intervals_by_holm
+from w2sd_video.tuning.verdict import differences_of, intervals_by_holm, verdict_in_words
 
 CONFIG = parse(["a red circle moving left", "--config", "miniature-pixart"]).config
 
@@ -75,11 +75,11 @@ def test_the_verdict_names_a_winner_or_says_that_there_is_none():
     results = [result("plain", noise, 3), result("guidance", noise + 0.5, 4), result("W2SD", noise + 0.9, 5)]
     told = differences_of(results, ["W2SD"], ["plain", "guidance"], {"likelihood": True})
     assert [one.is_better for one in told] == [True, True]
-    assert in_words(told, {"W2SD": "W2SD"}, "likelihood", 20, True).startswith(
+    assert verdict_in_words(told, {"W2SD": "W2SD"}, "likelihood", 20, True).startswith(
         "W2SD beats plain guidance here: by +0.4"
     )
     turned = differences_of(results, ["W2SD"], ["plain", "guidance"], {"likelihood": False})
-    said = in_words(turned, {"W2SD": "W2SD"}, "likelihood", 20, True)
+    said = verdict_in_words(turned, {"W2SD": "W2SD"}, "likelihood", 20, True)
     assert said.startswith("Nothing beats plain guidance here (likelihood, 20 other prompts); the best that was tried")
     assert "W2SD, is worse than the configuration without reflection" in said
 
@@ -88,7 +88,9 @@ def test_guidance_itself_does_not_beat_guidance():
     noise = np.random.default_rng(4).normal(0, 0.1, 20)
     results = [result("plain", noise, 3), result("guidance", noise + 0.5, 4), result("guidance 2", noise + 0.9, 5)]
     told = differences_of(results, ["guidance 2"], ["plain", "guidance"], {"likelihood": True})
-    assert in_words(told, {"guidance 2": "guidance"}, "likelihood", 20, True).startswith("Nothing beats plain guidance")
+    assert verdict_in_words(told, {"guidance 2": "guidance"}, "likelihood", 20, True).startswith(
+        "Nothing beats plain guidance"
+    )
 
 
 def test_a_setting_is_not_compared_with_itself():

@@ -212,7 +212,7 @@ def test_no_file_of_this_machine_is_served(open_studio, workbench):
         ({"weak": "guidance_scale: 2.0\nwindows: {guidance_scale: mine.csv}"}, "weak.windows: a file of strengths"),
         ({"steps": 2.5}, "steps 2.5: must be a whole number"),
         ({"strength": 99.0}, "strength 99.0: must be from"),
-        ({"start": 0.8, "stop": 0.2}, "a window must be"),
+        ({"start": 0.8, "stop": 0.2}, "a window of reflection_steps must be"),
         ({"prompt": " "}, "is not a text"),
     ],
 )

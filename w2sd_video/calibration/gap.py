@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from w2sd_video.calibration.moments import Moments
-from w2sd_video.calibration.resampling import RESAMPLES, weightings, with_interval
+from w2sd_video.calibration.resampling import RESAMPLES, weightings, with_ends, with_interval
 from w2sd_video.strength import StrengthSchedule, log_snr
 
 MOST = 4.0
@@ -135,8 +135,7 @@ def calibrate(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> Ca
     if not gap.any():
         raise ValueError("strong and weak predict the same: the pair has no gap; let the branches differ")
     weights = weightings(clips, resamples, seed)
-    best, *resampled = _strength(weights, product, gap)
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    best, low, high = with_ends(_strength(weights, product, gap))
     mean_error, mean_gap, mean_product = error.mean(1), gap.mean(1), product.mean(1)
     results = [
         LevelResult(

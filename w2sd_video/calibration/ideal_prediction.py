@@ -18,7 +18,7 @@ import torch
 from w2sd_video.calibration.latents import encode
 from w2sd_video.calibration.moments import Moments
 from w2sd_video.calibration.real_clips import real_clips
-from w2sd_video.calibration.resampling import weightings
+from w2sd_video.calibration.resampling import RESAMPLES, weightings, with_ends
 from w2sd_video.levels import Level
 from w2sd_video.settings.schema import RenderConfig
 
@@ -104,7 +104,7 @@ def ideal_of(
     return ideal
 
 
-def corrected_cosines(moments: Moments, resamples: int = 2000, seed: int = 0) -> list[CorrectedCosine]:
+def corrected_cosines(moments: Moments, resamples: int = RESAMPLES, seed: int = 0) -> list[CorrectedCosine]:
     """Return the corrected cosine of each level.
 
     Args:
@@ -124,7 +124,6 @@ def corrected_cosines(moments: Moments, resamples: int = 2000, seed: int = 0) ->
     distance = along.clip(0) ** 2 / size
     # A resample without a gap or a distance has a cosine of 0, not 0 / 0.
     cosine = np.clip(product / np.sqrt(gap * distance).clip(1e-300), -1, 1)
-    ends = np.percentile(cosine[1:], [2.5, 97.5], axis=0)
     effective = np.median(moments.ideal[2], axis=(1, 2))
-    rows = zip(cosine[0], *ends, distance[0] / error[0], along[0] / size[0], effective, strict=True)
+    rows = zip(*with_ends(cosine), distance[0] / error[0], along[0] / size[0], effective, strict=True)
     return [CorrectedCosine(*map(float, row)) for row in rows]

@@ -15,9 +15,9 @@ from w2sd_video.rendering.load import check_device
 from w2sd_video.rendering.video import check_name
 from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.model_checks import check_plan
-from w2sd_video.settings.panels import filled
-from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.schema import RenderConfig, filled
 from w2sd_video.settings.sources import MINIATURE
+from w2sd_video.settings.value_checks import check_range
 from w2sd_video.text_files import parse_json, read_text
 from w2sd_video.window import Window, as_steps
 
@@ -70,9 +70,7 @@ def calibrated_config(options: argparse.Namespace, config: RenderConfig) -> Rend
         ConfigError: a number out of range, or an output that cannot be written or is no calibration.
     """
     for name, most in _MOST.items():
-        value = getattr(options, name)
-        if value is not None and not 1 <= value <= most:
-            raise ConfigError(f"{name} {value}: must be from 1 to {most}")
+        check_range(name, getattr(options, name), 1, most)
     _check_output(Path(options.output))
     window = config.reflection_steps if options.window else None
     if isinstance(window, int):

@@ -24,7 +24,7 @@ from w2sd_video.calibration.real_clips import Clip
 from w2sd_video.calibration.report import Findings
 from w2sd_video.calibration.tilt import balance, tilt
 from w2sd_video.jobs.folder import JobFolder
-from w2sd_video.jobs.pool import Pool, Run, Task, TaskFailed, started
+from w2sd_video.jobs.pool import Pool, RunTasks, Task, TaskFailed, started
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.messages import ConfigError, first_line
 from w2sd_video.rendering.call_arguments import call_arguments, check_call
@@ -32,8 +32,7 @@ from w2sd_video.rendering.inputs import input_hashes, read_inputs
 from w2sd_video.rendering.load import check_device, load
 from w2sd_video.rendering.sample import branch_of, sample_clips, threads_for
 from w2sd_video.settings.identity import identity_of
-from w2sd_video.settings.panels import filled
-from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.schema import RenderConfig, filled
 from w2sd_video.window import as_steps
 from w2sd_video.writing import keys_in, read_arrays, remove_unfinished, write_arrays
 
@@ -227,7 +226,7 @@ def calibrate_pair(
         )
 
 
-def _find(run: Run, parts: Parts, todo: Sequence[Part], bar: tqdm[Any]) -> None:
+def _find(run: RunTasks, parts: Parts, todo: Sequence[Part], bar: tqdm[Any]) -> None:
     """Compare the parts that are not there; the first that fails ends it, for without it there is no result."""
 
     def on_done(task: Task, _: None) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from w2sd_video.calibration.gap import Calibration, LevelResult
+from w2sd_video.calibration.gap import Calibration
 from w2sd_video.calibration.ideal_prediction import CorrectedCosine
 from w2sd_video.calibration.resampling import Estimate
+from w2sd_video.markdown import markdown_table
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import pair_in_words
 from w2sd_video.strength import StrengthSchedule
@@ -54,56 +55,69 @@ class Findings:
         return self.gap.plain() | findings | self.schedule.plain()
 
 
-def report(findings: Findings, config: RenderConfig, counted: Mapping[str, Any]) -> str:
+def report(findings: Findings, config: RenderConfig, counts: Mapping[str, Any]) -> str:
     """Return the tables and the verdict in Markdown.
 
     Args:
         findings: of the pair.
         config: names the pair.
-        counted: the numbers of "clips" and "draws".
+        counts: the numbers of "clips" and "draws".
     """
-    calibration, tilts = findings.gap, findings.tilts
-    rows = [
+    calibration = findings.gap
+    lines = [
         pair_in_words(config),
-        f"{config.model.pretrained}: {counted['clips']} clips, {counted['draws']} draws of noise, "
+        f"{config.model.pretrained}: {counts['clips']} clips, {counts['draws']} draws of noise, "
         f"{calibration.total} steps",
         "",
-        "| step | log SNR | error of strong | of weak | gap | strength γ* (95 %) | gain at γ* | gain at 1 "
-        "| cosine, at least | verdict |" + (" tilt (95 %) |" if tilts else ""),
-        "|---|---|---|---|---|---|---|---|---|---|" + ("---|" if tilts else ""),
+        *_levels(findings),
     ]
-    rows += [_row(level) for level in calibration.levels]
-    for number, tilt in enumerate(tilts):  # below five lines: a title of three and the head of two
-        rows[5 + number] += f" {tilt.value:+.3f} ({tilt.low:+.3f} to {tilt.high:+.3f}) |"
     if left_out := calibration.total - len(calibration.levels):
-        rows += ["", f"Left out: {left_out} step(s) without signal, where no prediction can be read as noise."]
+        lines += ["", f"Left out: {left_out} step(s) without signal, where no prediction can be read as noise."]
     if findings.cosines:
-        rows += ["", *_cosines(findings)]
-    return "\n".join([*rows, "", *verdict(calibration), *tilt_in_words(findings)])
+        lines += ["", *_cosines(findings)]
+    return "\n".join([*lines, "", *verdict(calibration), *tilt_in_words(findings)])
 
 
-def _row(level: LevelResult) -> str:
-    return (
-        f"| {level.step} | {level.log_snr:.2f} | {level.strong_error:.4f} | {level.weak_error:.4f} | {level.gap:.5f} "
-        f"| {level.strength:.2f} ({level.low:.2f} to {level.high:.2f}) | {level.gain:+.2%} | {level.gain_at_one:+.2%} "
-        f"| {level.cosine:+.3f} | {level.verdict} |"
-    )
+def _levels(findings: Findings) -> list[str]:
+    """Return the table of the noise levels."""
+    head = ["step", "log SNR", "error of strong", "of weak", "gap", "strength γ* (95 %)", "gain at γ*", "gain at 1"]
+    head += ["cosine, at least", "verdict", *(["tilt (95 %)"] if findings.tilts else [])]
+    rows = [
+        [
+            str(level.step),
+            f"{level.log_snr:.2f}",
+            f"{level.strong_error:.4f}",
+            f"{level.weak_error:.4f}",
+            f"{level.gap:.5f}",
+            f"{level.strength:.2f} ({level.low:.2f} to {level.high:.2f})",
+            f"{level.gain:+.2%}",
+            f"{level.gain_at_one:+.2%}",
+            f"{level.cosine:+.3f}",
+            level.verdict,
+            *map(_signed, findings.tilts[number : number + 1]),
+        ]
+        for number, level in enumerate(findings.gap.levels)
+    ]
+    return markdown_table(head, rows)
 
 
 def _cosines(findings: Findings) -> list[str]:
     """Return the table of the cosines with the ideal prediction, as a bank of clips tells it."""
+    head = ["step", "log SNR", "distance to the ideal, share of strong's error, at least", "effective clips", "fit"]
+    head += ["cosine, at least", "cosine without the noise's own variance (95 %)"]
     rows = [
-        "| step | log SNR | distance to the ideal, share of strong's error, at least | effective clips | fit "
-        "| cosine, at least | cosine without the noise's own variance (95 %) |",
-        "|---|---|---|---|---|---|---|",
+        [
+            str(level.step),
+            f"{level.log_snr:.2f}",
+            f"{cosine.distance:.1%}",
+            f"{cosine.effective:.1f}",
+            f"{cosine.fit:.2f}",
+            f"{level.cosine:+.3f}",
+            f"{'' if cosine.is_estimate else 'at most '}{_signed(cosine)}",
+        ]
+        for level, cosine in zip(findings.gap.levels, findings.cosines, strict=True)
     ]
-    for level, cosine in zip(findings.gap.levels, findings.cosines, strict=True):
-        rows.append(
-            f"| {level.step} | {level.log_snr:.2f} | {cosine.distance:.1%} | {cosine.effective:.1f} | {cosine.fit:.2f} "
-            f"| {level.cosine:+.3f} | {'' if cosine.is_estimate else 'at most '}{cosine.value:+.3f} "
-            f"({cosine.low:+.3f} to {cosine.high:+.3f}) |"
-        )
-    return rows
+    return markdown_table(head, rows)
 
 
 def tilt_in_words(findings: Findings) -> list[str]:
@@ -137,7 +151,7 @@ def _in_words(window: Window) -> str:
     )
 
 
-def _signed(estimate: Estimate) -> str:
+def _signed(estimate: Estimate | CorrectedCosine) -> str:
     return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
 
 

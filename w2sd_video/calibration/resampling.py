@@ -31,7 +31,12 @@ def weightings(clips: int, resamples: int, seed: int) -> np.ndarray:
     return np.vstack([even, np.random.default_rng(seed).multinomial(clips, even, size=resamples) / clips])
 
 
+def with_ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the first of some values, (1 + resamples, ...), and the ends of the 95 % interval of the others."""
+    low, high = np.percentile(values[1:], [2.5, 97.5], axis=0)
+    return values[0], low, high
+
+
 def with_interval(values: np.ndarray) -> Estimate:
     """Return the first of some values, with the 95 % interval of the others."""
-    low, high = np.percentile(values[1:], [2.5, 97.5])
-    return Estimate(float(values[0]), float(low), float(high))
+    return Estimate(*map(float, with_ends(values)))

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from w2sd_video.evaluation.places import EARLY as EARLY  # they were here in version 0.2
-from w2sd_video.evaluation.places import LATE as LATE
+from w2sd_video._moved import names_of
 from w2sd_video.evaluation.places import SETTINGS, Settings, at_places, is_guided
 from w2sd_video.messages import ConfigError, suggest
 from w2sd_video.presets import PRESETS
-from w2sd_video.settings.evaluations import at_budget
-from w2sd_video.settings.evaluations import nfe_of as nfe_of  # where it was in version 0.2
+from w2sd_video.settings.evaluations import at_budget, nfe_of
 from w2sd_video.settings.panels import panels, weak_panel
 from w2sd_video.settings.schema import BranchConfig, RenderConfig, stage_scales
 from w2sd_video.settings.sources import denoiser_of, is_told_guidance
+
+__getattr__ = names_of(__name__)
 
 GUIDANCE_SCALES = (2.0, 3.0, 5.0, 1.5, 4.0, 7.0)
 """The scales of plain guidance, past what the miniatures' configurations have."""

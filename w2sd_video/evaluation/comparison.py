@@ -12,7 +12,7 @@ import numpy as np
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.samples import Samples, over_rounds
 from w2sd_video.evaluation.splits import Split
-from w2sd_video.evaluation.statistics import Figure, Real, holm, measured, value_of_set, win_rate
+from w2sd_video.evaluation.statistics import Figure, Real, holm, measured, pareto_front, value_of_set, win_rate
 from w2sd_video.metrics import Metric, Score
 
 Measure = Callable[[Candidate, Split], Samples]
@@ -210,6 +210,12 @@ def compare(results: Sequence[Result], against: str, metrics: Sequence[Metric], 
 def _corrected(results: Sequence[Result], metric: str) -> list[float]:
     """Return the p-value of each result's difference by a metric, corrected; NaN where there is none."""
     return holm([result.differences[metric].p_value if result.differences else np.nan for result in results])
+
+
+def front_of(results: Sequence[Result], metric: Metric) -> list[bool]:
+    """Return which results are on the Pareto front of a metric over network evaluations."""
+    points = [(float(result.candidate.nfe), result.figures[metric.name].value) for result in results]
+    return pareto_front(points, metric.higher_is_better)
 
 
 def judge_of(metrics: Sequence[Metric]) -> Score | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,14 +18,15 @@ from w2sd_video.evaluation.measures import (
     real_against_real,
     real_of_splits,
 )
-from w2sd_video.evaluation.plan import Plan, open_folder
+from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.report import write_report
-from w2sd_video.evaluation.sample_files import SampleFiles, batches_of, key_of_setting
-from w2sd_video.evaluation.samples import Samples, failed, joined, results_table
-from w2sd_video.evaluation.splits import Split, rounds_of
+from w2sd_video.evaluation.sample_files import key_of_setting
+from w2sd_video.evaluation.samples import results_table
+from w2sd_video.evaluation.splits import rounds_of
 from w2sd_video.evaluation.statistics import Real
+from w2sd_video.evaluation.work import Work, open_folder
 from w2sd_video.jobs.folder import JobFolder
-from w2sd_video.jobs.pool import Pool, Run, Task, started
+from w2sd_video.jobs.pool import Pool, started
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.metrics import Metric
 from w2sd_video.rendering.inputs import read_inputs
@@ -34,7 +34,7 @@ from w2sd_video.rendering.load import check_device
 from w2sd_video.rendering.prompts import check_before_loading
 from w2sd_video.rendering.sample import threads_for
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.writing import remove_unfinished, write_whole
+from w2sd_video.writing import write_whole
 
 Arms = Sequence[tuple[str, int, list[Candidate]]]
 """Name, budget and settings of each arm at each budget."""
@@ -119,9 +119,7 @@ def evaluate_into(
         if outcome is not None and shard.count == 1:
             outcome = replace(outcome, real=real_against_real(metrics, config, plan, real["report"], kept))
             kept.write()
-            table = write_report(
-                folder, config, plan, metrics, missing, outcome, lambda one, place: files.clip_file(one.config, place)
-            )
+            table = write_report(folder, config, plan, metrics, missing, outcome, files.clip_file)
             write_whole(folder / "results.csv", results_table(work.measured(), files.scores))
         return Evaluation(table, work.failures(), work.unfinished)
 
@@ -192,88 +190,3 @@ def evaluate(
         results.append(reported(best, len(settings), work.read, plan.report, metrics, real["report"]))
     results = compare(results, plan.against, metrics, len(plan.report.prompts))
     return Outcome(results, tuned, [f"{arm} at {budget} NFE" for arm, budget, settings in arms if not settings])
-
-
-class Work:
-    """Has batches made that are not there, and reads those that are.
-
-    Args:
-        files: of the samples.
-        run: has tasks done.
-        shard: which of the batches are this run's to make.
-        batch: samples a batch.
-        on_samples: told how many samples are there, more by more.
-    """
-
-    def __init__(
-        self, files: SampleFiles, run: Run, shard: Shard, batch: int, on_samples: Callable[[int], object]
-    ) -> None:
-        self.shard, self.unfinished = shard, 0
-        self._files, self._run, self._batch, self._on_samples = files, run, batch, on_samples
-        self._asked: list[tuple[Candidate, Split]] = []
-        if shard.count == 1:  # or else another shard may be writing
-            self._remove_leftovers()
-
-    def make(self, asked: Sequence[tuple[Candidate, Split]]) -> None:
-        """Make what is missing of settings on a split, or this shard's part of it."""
-        self._asked += asked
-        self._run(self._tasks(asked), self._on_done, self._on_failed)
-
-    def make_all(self, asked: Sequence[tuple[Candidate, Split]]) -> bool:
-        """Make what is missing of settings on a split; return False where batches of other shards are still missing."""
-        self.make(asked)
-        self.unfinished = self.missing(asked) if self.shard.count > 1 else 0
-        return not self.unfinished
-
-    def missing(self, asked: Sequence[tuple[Candidate, Split]]) -> int:
-        """Return how many batches of settings on a split are not there."""
-        batches = (batch for one, split in asked for batch in batches_of(one.config, split, self._batch))
-        return sum(self._files.read(batch) is None for batch in batches)
-
-    def read(self, candidate: Candidate, split: Split) -> Samples:
-        """Return what was measured of a setting on a split; of what is gone in the meantime that it is."""
-        return joined(
-            [
-                self._files.read(batch) or failed(batch.places_and_seeds, "its file was removed or damaged meanwhile")
-                for batch in batches_of(candidate.config, split, self._batch)
-            ]
-        )
-
-    def measured(self) -> Iterator[tuple[Candidate, Split, Samples]]:
-        """Yield everything that was asked for, by budget and arm."""
-        for one, split in sorted(self._asked, key=lambda asked: asked[0].budget):
-            yield one, split, self.read(one, split)
-
-    def failures(self) -> list[str]:
-        """Return why there are no samples, and how many of which arms, a line for each reason."""
-        arms: dict[str, Counter[str]] = {}
-        for one, split in self._asked:
-            for batch in batches_of(one.config, split, self._batch):
-                samples = self._files.read(batch)
-                for error in samples.error[~samples.there].tolist() if samples else ():
-                    arms.setdefault(error, Counter())[one.arm] += 1
-        return [f"{counts.total()} sample(s) of {', '.join(counts)}: {error}" for error, counts in arms.items()]
-
-    def _tasks(self, asked: Iterable[tuple[Candidate, Split]]) -> Iterator[Task]:
-        """Yield a task for each batch of this shard that is not there, or of which samples failed."""
-        every = [batch for one, split in asked for batch in batches_of(one.config, split, self._batch)]
-        batches = {batch.name: batch for batch in every}  # arms have settings in common
-        self._on_samples(sum(len(batch.places_and_seeds) for batch in every if batches[batch.name] is not batch))
-        for name, batch in self.shard.of(batches.items()):
-            samples = self._files.read(batch)
-            if samples is not None and samples.there.all():
-                self._on_samples(len(samples.there))
-            else:
-                yield Task(name, batch)
-
-    def _on_done(self, task: Task, _: None) -> None:
-        self._on_samples(len(task.work.places_and_seeds))
-
-    def _on_failed(self, task: Task, reason: str) -> None:
-        self._files.write(task.work, failed(task.work.places_and_seeds, reason))
-        self._on_done(task, None)
-
-    def _remove_leftovers(self) -> None:
-        """Remove what a run that was killed had not finished."""
-        for name in (".", "samples", "clips"):
-            remove_unfinished(self._files.folder / name)

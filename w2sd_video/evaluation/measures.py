@@ -15,7 +15,7 @@ from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.evaluation.comparison import RealAgainstReal
 from w2sd_video.evaluation.kept_features import KeptFeatures, features_of
 from w2sd_video.evaluation.laboratory import Laboratory
-from w2sd_video.evaluation.plan import Plan
+from w2sd_video.evaluation.plan import Measurement
 from w2sd_video.evaluation.sample_files import SampleFiles
 from w2sd_video.evaluation.splits import SEEDS, Split
 from w2sd_video.evaluation.statistics import Real, distance_of_set
@@ -46,7 +46,7 @@ class MakeLaboratory:
     Attributes:
         config: of the model.
         files: where samples are kept.
-        sources: of the metrics, by name; see ``Plan``.
+        sources: of the metrics, by name; see ``Measurement``.
         settings: that will be sampled, by what they are called.
         shown: see ``Laboratory``.
         metrics: those that are loaded already, for a worker in this process.
@@ -96,7 +96,7 @@ def _decoding_together(pipe: Any) -> dict[str, int]:
     return {"decode_chunk_size": _FRAMES_AT_ONCE} if is_in_chunks else {}
 
 
-def load_metrics(plan: Plan, device: str, command: str = "evaluate") -> tuple[list[Metric], dict[str, str]]:
+def load_metrics(plan: Measurement, device: str, command: str = "evaluate") -> tuple[list[Metric], dict[str, str]]:
     """Return the metrics that can be had, their networks on a device, and why the others cannot.
 
     Args:
@@ -126,7 +126,7 @@ def load_metrics(plan: Plan, device: str, command: str = "evaluate") -> tuple[li
 def real_of_splits(
     metrics: Sequence[Metric],
     config: RenderConfig,
-    plan: Plan,
+    plan: Measurement,
     chosen_by: Collection[str],
     kept: KeptFeatures | None = None,
 ) -> dict[str, dict[str, Real]]:
@@ -152,14 +152,14 @@ def real_of_splits(
     return {plan.tuning.name: real_features(choosing, config, plan.tuning, plan, kept), plan.report.name: of_report}
 
 
-def kept_features(folder: Path, config: RenderConfig, plan: Plan) -> KeptFeatures:
+def kept_features(folder: Path, config: RenderConfig, plan: Measurement) -> KeptFeatures:
     """Return the features of real clips that are known in the folder of an evaluation."""
     about = {"sources": dict(plan.sources), "frames": config.frames, "lora": sorted(config.model.lora)}
     return KeptFeatures(folder, {**about, "model": config.model.pretrained})
 
 
 def real_features(
-    metrics: Sequence[Metric], config: RenderConfig, split: Split, plan: Plan, kept: KeptFeatures | None = None
+    metrics: Sequence[Metric], config: RenderConfig, split: Split, plan: Measurement, kept: KeptFeatures | None = None
 ) -> dict[str, Real]:
     """Return the features of real clips by their space: of those given, or of clips of the miniatures' world.
 
@@ -182,7 +182,7 @@ def real_features(
 def real_against_real(
     metrics: Sequence[Metric],
     config: RenderConfig,
-    plan: Plan,
+    plan: Measurement,
     real: Mapping[str, Real],
     kept: KeptFeatures | None = None,
 ) -> RealAgainstReal | None:
@@ -233,6 +233,6 @@ def _options(source: str) -> dict[str, str]:
     return {"source": source} if source else {}
 
 
-def _number_of_features(name: str, plan: Plan) -> dict[str, int]:
+def _number_of_features(name: str, plan: Measurement) -> dict[str, int]:
     """Return on how many principal features a distance is taken, so that the samples of the report bear it."""
     return {"number": principal_features(plan.report.samples)} if name in OF_FEW_FEATURES else {}

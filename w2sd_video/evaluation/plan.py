@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from w2sd_video._moved import names_of
 from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
 from w2sd_video.evaluation.arms import ARMS, candidates, check_arms
-from w2sd_video.evaluation.laboratory import spaces_of
-from w2sd_video.evaluation.sample_files import SampleFiles
 from w2sd_video.evaluation.splits import Split
-from w2sd_video.jobs.folder import HIDDEN, JobFolder, read_record
-from w2sd_video.jobs.pool_options import Shard, add_pool_options
+from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.messages import ConfigError
-from w2sd_video.metrics import BIASED, Metric, Score, check_name
-from w2sd_video.rendering.inputs import input_hashes
-from w2sd_video.rendering.job import HASHES
+from w2sd_video.metrics import BIASED, check_name
 from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.files import read_config
-from w2sd_video.settings.identity import Hashes, identity_of
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import MINIATURE, world_of
+from w2sd_video.settings.value_checks import check_range
+
+__getattr__ = names_of(__name__)
 
 MOST_PROMPTS, MOST_TUNING_PROMPTS = 171, 64
 """Prompts of the report, and those on which settings are chosen, unless given: as far as there are as many."""
@@ -62,28 +59,20 @@ _NOT_FOLLOWED = dict.fromkeys(("-o", "--output"), "an evaluation fills a folder;
 """Options of a render that mean nothing here, and what to take instead."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is compared, how, and on what.
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What settings are measured by, and on what.
 
     Attributes:
-        arms: names of what is compared.
-        against: the arm that the others are compared with.
-        budgets: network evaluations a clip that no setting exceeds.
         sources: where the weights of each metric are, by its name; empty for the published ones.
-        select: the metric by which an arm's best setting is chosen.
+        select: the metric by which the best setting is chosen.
         tuning: the prompts on which it is chosen.
         report: the prompts on which it is reported.
         real: clips to compare with; None for the miniatures' world.
         batch: clips sampled together.
         shown: prompts of the report whose clips are kept and shown.
-        warning: what is to be said of how settings are chosen; empty if nothing.
-        rounds: parts in which the prompts on which settings are chosen are looked at; see `choose_in_rounds`.
     """
 
-    arms: Sequence[str]
-    against: str
-    budgets: Sequence[int]
     sources: Mapping[str, str]
     select: str
     tuning: Split
@@ -91,6 +80,23 @@ class Plan:
     real: Sequence[Clip] | None
     batch: int
     shown: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Measurement):
+    """What is compared, how, and on what.
+
+    Attributes:
+        arms: names of what is compared.
+        against: the arm that the others are compared with.
+        budgets: network evaluations a clip that no setting exceeds.
+        warning: what is to be said of how settings are chosen; empty if nothing.
+        rounds: parts in which the prompts on which settings are chosen are looked at; see `choose_in_rounds`.
+    """
+
+    arms: Sequence[str]
+    against: str
+    budgets: Sequence[int]
     warning: str = ""
     rounds: int = 1
 
@@ -168,13 +174,59 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
     against = options.against or ("W2SD" if "W2SD" in arms else arms[0])
     if against not in arms:
         raise ConfigError(f"--against {against}: is not among the arms that are compared, {', '.join(arms)}")
-    is_miniature = config.model.pretrained.startswith(MINIATURE)
-    sources = _sources(options.metrics or _usual_metrics(config, is_miniature))
+    sources, select = metrics_of(config, options.metrics, options.select)
+    measurement = measurement_of(options, config, name, sources, select)
+    for budget in options.budgets or []:
+        _within("budgets", budget, 1, 10**4)
+    is_chosen = any(len(ARMS[arm](config)) > 1 for arm in arms)
+    warning = _warning(select, measurement.tuning) if is_chosen else ""
+    budgets = sorted(set(options.budgets or [max(nfe_of(config) // 2, 1), nfe_of(config)]))
+    for arm in options.arms or [against]:  # of those that nobody named, it is only noted
+        if not any(candidates(arm, config, budget) for budget in budgets):
+            fits = ", ".join(map(str, budgets))
+            raise ConfigError(
+                f"arm {arm}: none of its settings fits {fits} evaluations; raise --budgets or leave it out"
+            )
+    rounds = _within("rounds", options.rounds, 1, MOST_ROUNDS)
+    return Plan(**vars(measurement), arms=arms, against=against, budgets=budgets, warning=warning, rounds=rounds)
+
+
+def metrics_of(config: RenderConfig, metrics: Sequence[str] | None, select: str | None) -> tuple[dict[str, str], str]:
+    """Return where the weights of each metric are, by its name, and the one by which settings are chosen.
+
+    Args:
+        config: the configuration.
+        metrics: as the command line has them, NAME[=SOURCE]; those of its kind of model unless given.
+        select: the one to choose by; likelihood, kid or the first unless given.
+
+    Raises:
+        ConfigError: an unknown metric, one that is not of this world, or one to choose by that is not measured.
+    """
+    sources = _sources(metrics or _usual_metrics(config))
     if world_of(config.model) == "fashion" and (foreign := sorted(set(sources) & set(_OF_DRAWN_WORLDS))):
         raise ConfigError(f"metrics {foreign[0]}: is of worlds that are drawn; of fashion take {', '.join(OF_FASHION)}")
-    select = options.select or next((name for name in ("likelihood", "kid") if name in sources), next(iter(sources)))
+    select = select or next((name for name in ("likelihood", "kid") if name in sources), next(iter(sources)))
     if select not in sources:
         raise ConfigError(f"select {select}: is not among the metrics, {', '.join(sources)}")
+    return sources, select
+
+
+def measurement_of(
+    options: argparse.Namespace, config: RenderConfig, name: str, sources: Mapping[str, str], select: str
+) -> Measurement:
+    """Fill in what was not given of the options that evaluations and searches have in common.
+
+    Args:
+        options: numbers of prompts and seeds, ``real``, ``batch`` and ``shown``.
+        config: the configuration.
+        name: of the configuration, or its file.
+        sources: see `metrics_of`.
+        select: the same.
+
+    Raises:
+        ConfigError: a number out of range, too few prompts, no real clips.
+    """
+    is_miniature = config.model.pretrained.startswith(MINIATURE)
     if config.inputs and is_miniature:
         raise ConfigError(
             f"inputs.{next(iter(config.inputs))}: this miniature cannot be measured, for each prompt would need its own"
@@ -187,26 +239,10 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
     tuning_count = _within(
         "number_of_tuning_prompts", options.number_of_tuning_prompts, min(MOST_TUNING_PROMPTS, remaining), remaining
     )
-    for budget in options.budgets or []:
-        _within("budgets", budget, 1, 10**4)
     seeds = _within("number_of_seeds", options.number_of_seeds, 1, 1000)
-    enough = math.ceil(SAMPLES_TO_CHOOSE_ON / tuning_count)
-    tuning_seeds = _within(
-        "number_of_tuning_seeds", options.number_of_tuning_seeds, enough if is_miniature else 1, 1000
-    )
-    is_chosen = any(len(ARMS[arm](config)) > 1 for arm in arms)
-    warning = _warning(select, tuning_count * tuning_seeds, enough) if is_chosen else ""
-    budgets = sorted(set(options.budgets or [max(nfe_of(config) // 2, 1), nfe_of(config)]))
-    for arm in options.arms or [against]:  # of those that nobody named, it is only noted
-        if not any(candidates(arm, config, budget) for budget in budgets):
-            fits = ", ".join(map(str, budgets))
-            raise ConfigError(
-                f"arm {arm}: none of its settings fits {fits} evaluations; raise --budgets or leave it out"
-            )
-    return Plan(
-        arms=arms,
-        against=against,
-        budgets=budgets,
+    usual = _enough_seeds(tuning_count) if is_miniature else 1
+    tuning_seeds = _within("number_of_tuning_seeds", options.number_of_tuning_seeds, usual, 1000)
+    return Measurement(
         sources=sources,
         select=select,
         tuning=Split("tuning", prompts[count : count + tuning_count], count, tuning_seeds),
@@ -214,17 +250,21 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
         real=_real_clips(Path(options.real), config) if options.real else None,
         batch=_within("batch", options.batch, 64 if is_miniature else 1, 1024),
         shown=_within("shown", options.shown, 4, 1000, least=0),
-        warning=warning,
-        rounds=_within("rounds", options.rounds, 1, MOST_ROUNDS),
     )
 
 
-def _warning(select: str, samples: int, enough: int) -> str:
+def _enough_seeds(prompts: int) -> int:
+    """Return how many samples of each prompt are enough to choose on."""
+    return math.ceil(SAMPLES_TO_CHOOSE_ON / prompts)
+
+
+def _warning(select: str, tuning: Split) -> str:
     """Return what is to be said of settings that are chosen by a metric on so many samples.
 
     Raises:
         ConfigError: a distance that would choose by how many samples there are, and not by how good they are.
     """
+    samples, enough = tuning.samples, _enough_seeds(len(tuning.prompts))
     if samples >= SAMPLES_TO_CHOOSE_ON:
         return ""
     if select in BIASED:
@@ -238,50 +278,12 @@ def _warning(select: str, samples: int, enough: int) -> str:
     )
 
 
-@contextmanager
-def open_folder(
-    folder: Path, plan: Plan, metrics: Sequence[Metric], config: RenderConfig, shard: Shard
-) -> Iterator[SampleFiles]:
-    """Make the folder of an evaluation, or see that it is one to go on with, and keep it for this run.
-
-    Arms and budgets may differ from the last time: what was measured stays as it is.
-
-    Args:
-        folder: of the evaluation.
-        plan: what is compared.
-        metrics: those that can be had.
-        config: W2SD as it is configured.
-        shard: which part of the work is this run's.
-
-    Raises:
-        ConfigError: the folder of another evaluation or of something else, one in use, or one that cannot be written.
-    """
-    hashes: Hashes = read_record(folder / HIDDEN / HASHES) or {}
-    splits = (plan.tuning, plan.report)
-    identity = {
-        **identity_of(config, hashes),
-        "inputs": input_hashes(config, hashes),
-        "metrics": {metric.name: plan.sources[metric.name] for metric in metrics},
-        "prompts": {split.name: list(split.prompts) for split in splits},
-        "seeds": {split.name: split.seeds for split in splits},
-        "batch": plan.batch,
-    }
-    job = JobFolder(folder, identity)
-    scores = tuple(metric.name for metric in metrics if isinstance(metric, Score))
-    files = SampleFiles(folder, job.key, scores, tuple(spaces_of(metrics)))
-    with job.opened(shard.index, shard.count, files.keys):
-        job.write_note(HASHES, hashes)
-        for name in ("samples", "clips"):
-            (folder / name).mkdir(exist_ok=True)
-        yield files
-
-
-def _usual_metrics(config: RenderConfig, is_miniature: bool) -> list[str]:
+def _usual_metrics(config: RenderConfig) -> list[str]:
     world = world_of(config.model)
-    names: tuple[str, ...] = OF_THE_WORLD if is_miniature else OF_ANYTHING
+    names: tuple[str, ...] = OF_THE_WORLD if world else OF_ANYTHING
     if world == "fashion":
         names = OF_FASHION
-    elif is_miniature and config.model.lora:
+    elif world and config.model.lora:
         names = (*names, "hollow" if world == "scenes" else "comets")
     return [name for name in names if config.frames != 1 or name not in _OF_VIDEO]
 
@@ -315,6 +317,5 @@ def _real_clips(folder: Path, config: RenderConfig) -> list[Clip]:
 
 def _within(name: str, number: int | None, default: int, most: int, least: int = 1) -> int:
     number = default if number is None else number
-    if not least <= number <= most:
-        raise ConfigError(f"{name} {number}: must be from {least} to {most}")
+    check_range(name, number, least, most)
     return number

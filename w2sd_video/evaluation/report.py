@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,30 @@ from typing import Any
 import numpy as np
 import yaml
 
+from w2sd_video._moved import names_of
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.comparison import Outcome, RealAgainstReal, Result, judge_of
+from w2sd_video.evaluation.comparison import Outcome, RealAgainstReal, front_of, judge_of
 from w2sd_video.evaluation.plan import Plan
 from w2sd_video.evaluation.plot import drawn
 from w2sd_video.evaluation.splits import Split
-from w2sd_video.evaluation.statistics import Figure, pareto_front
+from w2sd_video.evaluation.statistics import Figure
+from w2sd_video.markdown import markdown_table
 from w2sd_video.metrics import Distance, Metric
 from w2sd_video.page import Cell, Clip, Column, Group, Page, Table, embedded, write_page
-from w2sd_video.page.write import TEMPLATE as TEMPLATE  # where it was before
 from w2sd_video.rendering.outputs import machine, plain, today, versions
 from w2sd_video.rendering.video import read_video
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.words import pair_in_words
 from w2sd_video.writing import write_whole
 
+__getattr__ = names_of(__name__)
+
 _EMBEDDED_AT_MOST = 32 * 2**20
 """Bytes of clips that the page holds itself; more of them it names, and they must be moved with it."""
 REAL = "real clips"
 """Name of the row of real clips that are measured as if they were an arm."""
-ClipFile = Callable[[Candidate, int], Path]
+ClipFile = Callable[[RenderConfig, int], Path]
+"""Where the clip of a setting and a prompt is kept, by the prompt's number among all."""
 
 
 def write_report(
@@ -53,14 +58,11 @@ def write_report(
         metrics: by which.
         missing: why other metrics could not be had, by name.
         outcome: what was found.
-        clip_file: returns where the clip of a setting and a prompt of the report is kept.
+        clip_file: see ``ClipFile``.
     """
     select = next(metric for metric in metrics if metric.name == plan.select)
     results = outcome.results
-    on_front = pareto_front(
-        [(float(result.candidate.nfe), result.figures[select.name].value) for result in results],
-        select.higher_is_better,
-    )
+    on_front = front_of(results, select)
     second: Metric | None = judge_of(metrics)
     if second is select:
         second = next((metric for metric in metrics if isinstance(metric, Distance)), None)
@@ -77,10 +79,11 @@ def write_report(
     tables = [_table(outcome, on_front, budget, metrics, plan) for budget in plan.budgets]
     notes = _notes(outcome, missing, select, plan)
     markdown = "\n".join([text, "", *sections_of(tables), *(f"- {note}" for note in notes)])
+    at_largest_budget = [result.candidate for result in results if result.candidate.budget == plan.budgets[-1]]
     page = Page(
         title="W2SD at equal cost",
         text=f"{text}.",
-        groups=_groups(plan, results, clip_file, folder),
+        groups=groups_of(plan.report, plan.shown, at_largest_budget, clip_file, folder, _EMBEDDED_AT_MOST),
         tables=tables,
         plots=plots,
         notes=notes,
@@ -170,15 +173,11 @@ def columns_of(metrics: Sequence[Metric]) -> list[Column]:
 
 def sections_of(tables: Sequence[Table]) -> list[str]:
     """Return the lines of tables in Markdown, each below its title."""
-    return [line for table in tables for line in (f"**{table.title}**", "", *markdown_of(table), "")]
-
-
-def markdown_of(table: Table) -> list[str]:
-    """Return the lines of a table in Markdown."""
-    head = [column.name for column in table.columns]
-    rows = [[cell.text for cell in row] for row in table.rows]
-    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
-    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
+    lines: list[str] = []
+    for table in tables:
+        names, texts = [column.name for column in table.columns], [[cell.text for cell in row] for row in table.rows]
+        lines += [f"**{table.title}**", "", *markdown_table(names, texts), ""]
+    return lines
 
 
 def _notes(outcome: Outcome, missing: Mapping[str, str], select: Metric, plan: Plan) -> list[str]:
@@ -277,17 +276,36 @@ def _candidate_columns(candidate: Candidate) -> list[Any]:
     return [candidate.arm, candidate.setting, candidate.budget, candidate.config.steps, candidate.nfe]
 
 
-def _groups(plan: Plan, results: Sequence[Result], clip_file: ClipFile, folder: Path) -> list[Group]:
-    """Return the clips that are shown: of the first prompts and their first seed, at the largest budget, by arm."""
-    at_budget = [result for result in results if result.candidate.budget == plan.budgets[-1]]
-    shown = [(place, result, clip_file(result.candidate, place)) for place in range(plan.shown) for result in at_budget]
-    shown = [(place, result, file) for place, result, file in shown if file.exists()]
-    is_embedded = sum(file.stat().st_size for _, _, file in shown) <= _EMBEDDED_AT_MOST
+def groups_of(
+    split: Split,
+    shown: int,
+    candidates: Sequence[Candidate],
+    clip_file: ClipFile,
+    folder: Path,
+    embedded_at_most: float = math.inf,
+) -> list[Group]:
+    """Return the clips of settings that are shown: of the first prompts and their first seed.
+
+    Args:
+        split: the prompts.
+        shown: of how many of them.
+        candidates: the settings.
+        clip_file: see ``ClipFile``; of one that is not there nothing is shown.
+        folder: of the page.
+        embedded_at_most: bytes that the page holds itself; it names the files of more, beside it.
+    """
+    files = [
+        (number, candidate, clip_file(candidate.config, number))
+        for number in range(split.first, split.first + min(shown, len(split.prompts)))
+        for candidate in candidates
+    ]
+    files = [(number, candidate, file) for number, candidate, file in files if file.exists()]
+    is_embedded = sum(file.stat().st_size for _, _, file in files) <= embedded_at_most
     clips: dict[int, list[Clip]] = {}
-    for place, result, file in shown:
+    for number, candidate, file in files:
         address = embedded(file) if is_embedded else file.relative_to(folder).as_posix()
-        clips.setdefault(place, []).append(clip_of(result.candidate, file, address))
-    return [Group(plan.report.prompts[place], plan.report.first + place, clips[place]) for place in clips]
+        clips.setdefault(number, []).append(clip_of(candidate, file, address))
+    return [Group(split.prompts[number - split.first], number, clips[number]) for number in clips]
 
 
 def clip_of(candidate: Candidate, file: Path, address: str) -> Clip:

@@ -12,7 +12,7 @@ import numpy as np
 
 from w2sd_video.evaluation.samples import Samples
 from w2sd_video.evaluation.splits import Split
-from w2sd_video.jobs.folder import key_of as key_of_data
+from w2sd_video.jobs.folder import key_of
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.writing import keys_in, read_arrays, write_arrays
 
@@ -114,8 +114,4 @@ class SampleFiles:
 
 def key_of_setting(config: RenderConfig) -> str:
     """Return a name for everything about a configuration that changes its samples."""
-    return key_of_data(asdict(replace(config, **_NO_SETTINGS)))  # type: ignore[arg-type]
-
-
-key_of = key_of_setting
-"""Its name in version 0.2."""
+    return key_of(asdict(replace(config, **_NO_SETTINGS)))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ OnFailed = Callable[[Task, str], None]
 """Called in this process with a task and the line that says why there is nothing of it."""
 
 
-class Run(Protocol):
+class RunTasks(Protocol):
     """Does tasks, and returns when all are done or have failed."""
 
     def __call__(self, tasks: Iterable[Task], on_done: OnDone, on_failed: OnFailed) -> None: ...
@@ -29,7 +29,7 @@ def run_tasks(make_worker: MakeWorker, tasks: Iterable[Task], pool: Pool, on_don
 
 
 @contextmanager
-def started(make_worker: MakeWorker, pool: Pool) -> Iterator[Run]:
+def started(make_worker: MakeWorker, pool: Pool) -> Iterator[RunTasks]:
     """Give a function that does tasks with the workers of a pool, which stay for its next call.
 
     Workers are made when there is a first task. Tasks are taken from their iterable when a worker is free. A task whose

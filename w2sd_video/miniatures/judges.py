@@ -6,7 +6,6 @@ Clips are judged by their motion, pictures by the trail behind the sprite; which
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,68 +13,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from w2sd_video.miniatures import WEIGHTS
+from w2sd_video.miniatures.judge_network import FRAMES, JudgeNetwork
 from w2sd_video.miniatures.world import COLOURS, DIRECTIONS, SHAPES, Attributes, parse
 
 Samples = np.ndarray | torch.Tensor | Sequence
 
 HEADS = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "direction": tuple(DIRECTIONS)}
 """What the classifiers tell, and the labels of each; a size or a speed they do not tell."""
-FRAMES = 8
-"""Frames of a clip that are looked at; of longer clips the first ones."""
-_TIME = {1: [(1, 1, 0)] * 4, FRAMES: [(2, 1, 0), (3, 2, 1), (3, 2, 1), (2, 1, 0)]}
-"""Kernel, stride and padding along time, by the number of frames; all of them end in one frame."""
 
 
-class Classifier(nn.Module):
-    """Three-dimensional convolutions over a clip, three linear heads over their pooled features."""
+class Classifier(JudgeNetwork):
+    """The network with the heads of sprites."""
 
-    def __init__(self, frames: int = FRAMES, width: int = 16) -> None:
-        """`frames` is 8, or 1 for pictures; `width` is of the first layer; there are `16 * width` features."""
-        super().__init__()
-        self.frames, self.width = frames, width
-        wide, wider, features = 2 * width, 4 * width, 8 * width
-        first, second, third, last = _TIME[frames]
-        self.body = nn.Sequential(
-            _convolution(3, width, first, 4, 2),  # 7 × 16 × 16, or 1 × 16 × 16 of a picture
-            nn.GroupNorm(4, width),
-            nn.SiLU(),
-            _convolution(width, wide, second, 4, 2),  # 4 × 8 × 8
-            nn.GroupNorm(4, wide),
-            nn.SiLU(),
-            _convolution(wide, wider, third, 3, 1),  # 2 × 8 × 8
-            nn.GroupNorm(4, wider),
-            nn.SiLU(),
-            _convolution(wider, features, last, 3, 2),  # 1 × 4 × 4
-            nn.SiLU(),
-        )
-        self.heads = nn.ModuleDict({name: nn.Linear(2 * features, len(labels)) for name, labels in HEADS.items()})
-
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Clips (n, >= frames, 3, 32, 32) in [-1, 1] to features (n, 16 * width)."""
-        videos = rearrange(x[:, : self.frames], "clips frames rgb ... -> clips rgb frames ...")
-        grid = rearrange(self.body(videos), "clips features ... -> clips features (...)")
-        return torch.cat([grid.mean(-1), grid.amax(-1)], dim=1)
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The logits of every head."""
-        features = self.features(x)
-        return {name: head(features) for name, head in self.heads.items()}
-
-    def save_pretrained(self, folder: Path, **measured: float) -> None:
-        """Write weights in half precision, and `config.json` with the accuracies `measured`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.half() for key, value in self.state_dict().items()}, folder / "model.safetensors")
-        config = {"frames": self.frames, "width": self.width, "measured": measured}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _convolution(inside: int, outside: int, time: tuple[int, int, int], kernel: int, stride: int) -> nn.Conv3d:
-    length, step, edge = time
-    return nn.Conv3d(inside, outside, (length, kernel, kernel), stride=(step, stride, stride), padding=(edge, 1, 1))
+    HEADS = HEADS
 
 
 def labels_of(attributes: Attributes) -> list[int]:
@@ -86,10 +38,7 @@ def labels_of(attributes: Attributes) -> list[int]:
 @cache
 def load_classifier(name: str = "classifier", weights: Path = WEIGHTS) -> Classifier:
     """The trained "classifier" of clips or "image_classifier" of pictures, in float32 on the CPU."""
-    config = json.loads((weights / name / "config.json").read_text())
-    model = Classifier(config["frames"], config["width"])
-    model.load_state_dict(load_file(weights / name / "model.safetensors"))
-    return model.float().eval().requires_grad_(False)
+    return Classifier.from_pretrained(weights / name)
 
 
 def as_tensor(samples: Samples) -> torch.Tensor:

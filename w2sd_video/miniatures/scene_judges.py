@@ -5,7 +5,6 @@ Each half of a frame is judged by itself, so that an attribute counts only for t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,67 +12,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from w2sd_video.miniatures import folder_of, folders
+from w2sd_video.miniatures.judge_network import JudgeNetwork
 from w2sd_video.miniatures.scenes import FRAMES, HALF, KINDS, SIZE, Scene, parse
 from w2sd_video.miniatures.world import Attributes
 
 SEEN = tuple(range(0, FRAMES, 2))
 """Numbers of the frames of a clip that are looked at."""
-_TIME = {1: [(1, 1, 0)] * 4, len(SEEN): [(2, 1, 0), (3, 2, 1), (3, 2, 1), (2, 1, 0)]}
-"""Kernel, stride and padding along time, by the number of frames; all of them end in one frame."""
 JUDGES = {True: "scenes_judge", False: "scenes_picture_judge"}
 """Folders of the judges of clips and of pictures."""
 _AT_ONCE = 256
 
 
-class SceneJudge(nn.Module):
-    """Convolutions over half a clip, and a linear head for each of `KINDS` over their pooled features."""
+class SceneJudge(JudgeNetwork):
+    """The network with the heads of scenes, which looks at half a clip at a time."""
 
-    def __init__(self, frames: int = len(SEEN), width: int = 16) -> None:
-        """`frames` is 8, or 1 for pictures; `width` is of the first layer; there are `16 * width` features a half."""
-        super().__init__()
-        self.frames, self.width = frames, width
-        first, second, third, last = _TIME[frames]
-        self.body = nn.Sequential(
-            _convolution(3, width, first, 4, 2),  # 7 x 16 x 32, or 1 x 16 x 32 of a picture
-            nn.GroupNorm(4, width),
-            nn.SiLU(),
-            _convolution(width, 2 * width, second, 4, 2),  # 4 x 8 x 16
-            nn.GroupNorm(4, 2 * width),
-            nn.SiLU(),
-            _convolution(2 * width, 4 * width, third, 3, 1),  # 2 x 8 x 16
-            nn.GroupNorm(4, 4 * width),
-            nn.SiLU(),
-            _convolution(4 * width, 8 * width, last, 3, 2),  # 1 x 4 x 8
-            nn.SiLU(),
-        )
-        self.heads = nn.ModuleDict({kind: nn.Linear(16 * width, len(words)) for kind, words in KINDS.items()})
-
-    def features(self, halves: Tensor) -> Tensor:
-        """Halves of clips (n, frames, 3, 32, 64) in [-1, 1] to features (n, 16 * width)."""
-        grid = self.body(rearrange(halves, "n frames rgb ... -> n rgb frames ...")).flatten(2)
-        return torch.cat([grid.mean(-1), grid.amax(-1)], dim=1)
-
-    def forward(self, halves: Tensor) -> dict[str, Tensor]:
-        """The logits of every head."""
-        found = self.features(halves)
-        return {kind: head(found) for kind, head in self.heads.items()}
-
-    def save_pretrained(self, folder: Path, **measured: float) -> None:
-        """Write weights in half precision, and `config.json` with the accuracies `measured`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.half() for key, value in self.state_dict().items()}, folder / "model.safetensors")
-        config = {"frames": self.frames, "width": self.width, "measured": measured}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _convolution(inside: int, outside: int, time: tuple[int, int, int], kernel: int, stride: int) -> nn.Conv3d:
-    length, step, edge = time
-    return nn.Conv3d(inside, outside, (length, kernel, kernel), stride=(step, stride, stride), padding=(edge, 1, 1))
+    HEADS = KINDS
 
 
 def halves_of(x: Tensor) -> Tensor:
@@ -94,10 +51,7 @@ def load_judge(of_clips: bool, weights: Path | None = None) -> SceneJudge:
         FileNotFoundError: it is not trained yet; the message says how.
     """
     folder = folder_of(JUDGES[of_clips]) if weights is None else weights / JUDGES[of_clips]
-    config = json.loads((folder / "config.json").read_text())
-    model = SceneJudge(config["frames"], config["width"])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.float().eval().requires_grad_(False)
+    return SceneJudge.from_pretrained(folder)
 
 
 def _as_tensor(clips: np.ndarray) -> Tensor:

@@ -8,8 +8,7 @@ from typing import Any
 from w2sd_video.backends import DENOISERS
 from w2sd_video.messages import ConfigError
 from w2sd_video.settings.model_checks import class_label
-from w2sd_video.settings.panels import filled
-from w2sd_video.settings.schema import RenderConfig, stage_scales, used_roles
+from w2sd_video.settings.schema import RenderConfig, filled, stage_scales, used_roles
 from w2sd_video.settings.sources import index_of
 
 _COUNT_FROM_0 = ("Cosmos2", "CosmosTextToWorld", "CosmosVideoToWorld", "Krea2", "ZImage")

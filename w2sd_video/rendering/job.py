@@ -70,7 +70,7 @@ class RenderJob:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Rendered:
     """What became of the samples of a job, or of its shard.
 
     Attributes:
@@ -89,7 +89,7 @@ class Outcome:
         return "\n".join([count, *(f"failed   {name}: {why}" for name, why in self.failed.items())])
 
 
-def render_job(job: RenderJob) -> Outcome:
+def render_job(job: RenderJob) -> Rendered:
     """Make what is missing in the folder of a job.
 
     Raises:
@@ -113,7 +113,7 @@ def render_job(job: RenderJob) -> Outcome:
         failures = folder.failures()  # of all shards
         with folder.writing("index.html"):
             write_index(job.folder, [f"{name} failed: {why}" for name, why in failures.items()])
-    return Outcome(parts.kept, made, failed)
+    return Rendered(parts.kept, made, failed)
 
 
 @dataclass(frozen=True)

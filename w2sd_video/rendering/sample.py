@@ -18,8 +18,7 @@ from w2sd_video.messages import ConfigError, first_line, is_out_of_memory
 from w2sd_video.reflection_settings import Reflection
 from w2sd_video.rendering.call_arguments import base_is_pipelines, call_arguments
 from w2sd_video.rendering.video import to_uint8
-from w2sd_video.settings.panels import filled
-from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig
+from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, filled
 from w2sd_video.settings.sources import MINIATURE
 from w2sd_video.strength import StrengthSchedule
 

@@ -13,8 +13,7 @@ from w2sd_video.branch import Branch
 from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.sample import branch_of, settings_of_a_reflection
 from w2sd_video.settings.command_line import parse
-from w2sd_video.settings.panels import filled
-from w2sd_video.settings.schema import ROLES, used_roles
+from w2sd_video.settings.schema import ROLES, filled, used_roles
 
 
 def load_settings(

@@ -21,10 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from w2sd_video._moved import names_of
 from w2sd_video.argument_checks import check_frames, real_number
 from w2sd_video.messages import NO_SPACE, reason_of, shortened
 from w2sd_video.writing import PART
-from w2sd_video.writing import write_whole as write_whole
+
+__getattr__ = names_of(__name__)
+
 
 SUFFIXES = {
     ".mp4": "an H.264 video",

@@ -12,7 +12,7 @@ from w2sd_video.branch import STAGES
 from w2sd_video.reflection_settings import Inversion, Role, default_inversion
 from w2sd_video.reuse import measuring_steps
 from w2sd_video.settings.scheduler_calls import calls_by_steps, calls_of_steps
-from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, counted, filled, stage_scales
+from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, filled, reflection_of, stage_scales
 from w2sd_video.settings.sources import is_told_guidance, read_json, scheduler_of
 from w2sd_video.window import Window
 
@@ -60,7 +60,7 @@ def _depends_on_levels(config: RenderConfig) -> bool:
 
 def reflected_steps(config: RenderConfig) -> range:
     """Return the steps that are reflected, counted from the noisiest."""
-    return counted(config).steps(len(calls_of_steps(config)))
+    return reflection_of(config).steps(len(calls_of_steps(config)))
 
 
 def nfe_of(config: RenderConfig) -> int:
@@ -79,7 +79,7 @@ def at_budget(config: RenderConfig, budget: int) -> RenderConfig | None:
         """Return the evaluations of so many steps; 0 of so few or so many that they cannot be taken."""
         variant = replace(config, steps=steps)
         try:
-            is_reflected = len(counted(variant).steps(len(files.calls(steps)))) > 0
+            is_reflected = len(reflection_of(variant).steps(len(files.calls(steps)))) > 0
             return sum(_most(_by_stage(variant, files)).values()) if is_reflected or config.reflection_steps == 0 else 0
         except ValueError:
             return 0
@@ -125,7 +125,7 @@ def _by_stage(config: RenderConfig, files: _Files) -> list[dict[str, int]]:
 
 def _evaluations(config: RenderConfig, files: _Files, branches: list[BranchConfig], stage: int) -> dict[str, int]:
     """Count the rows of all steps, as the algorithm asks for them: those at the same latents are evaluated once."""
-    calls, settings = files.calls(config.steps), counted(config)
+    calls, settings = files.calls(config.steps), reflection_of(config)
     of_role = {role: _at_steps(branch, len(calls)) for role, branch in zip(ROLES, branches, strict=True)}
     reflected, pushed = list(settings.steps(len(calls))), settings.pushed_steps(len(calls))
     if (branches[1].windows or branches[2].windows) and not files.inversion.startswith("resample"):

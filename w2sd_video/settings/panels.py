@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 from w2sd_video.settings.evaluations import at_budget, nfe_of, reflected_steps
-from w2sd_video.settings.schema import BranchConfig, RenderConfig, counted, filled, stage_scales
+from w2sd_video.settings.schema import BranchConfig, RenderConfig, filled, reflection_of, stage_scales
 
 EQUAL_COST = "strong at equal cost"
 """Label of the clip of the strong model with as many steps as the evaluations of what is compared allow."""
@@ -25,7 +25,7 @@ def weak_panel(config: RenderConfig) -> BranchConfig:
 def sampler_name(config: RenderConfig) -> str:
     """Return what a configuration samples with, as it stands above a clip: W2SD, AutoGuidance, guidance, …."""
     pushes = ""
-    if "weak" in counted(replace(config, reflection_steps=0)).roles:
+    if "weak" in reflection_of(replace(config, reflection_steps=0)).roles:
         pushes = "skip-layer guidance" if _leaves_layers_out(config) else "AutoGuidance"
     if reflected_steps(config):
         reflects = {"resample": "Re-Sampling", "resample-advanced": "advanced Re-Sampling"}.get(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role
 from w2sd_video.reuse import Carried
-from w2sd_video.window import Steps, Window
+from w2sd_video.window import Window
 
 ROLES: tuple[Role, ...] = ("base", "strong", "weak")
 """All roles, in the order in which the evaluations are listed."""
@@ -161,26 +161,22 @@ FAMILY_OPTIONS = {
 
 def used_roles(config: RenderConfig) -> list[Role]:
     """Return the roles that are evaluated: base, and strong and weak as far as they are used."""
-    used = counted(config).roles
+    used = reflection_of(config).roles
     return [role for role in ROLES if role in used]
 
 
-def counted(config: RenderConfig) -> Reflection:
+def reflection_of(config: RenderConfig) -> Reflection:
     """Return what a configuration says of where it reflects and pushes, for its evaluations to be counted.
 
     A weight of AutoGuidance for each noise level counts as one, for the levels are the scheduler's.
     """
     return Reflection(
-        _in_tuples(config.reflection_steps),
+        config.reflection_steps,
         autoguidance=1.0 if isinstance(config.autoguidance, str) else config.autoguidance,
         reuse=1 if config.inversion.startswith("resample") else config.reuse,
-        autoguidance_steps=_in_tuples(config.autoguidance_steps),
+        autoguidance_steps=config.autoguidance_steps,
         autoguidance_gap=config.autoguidance_gap,
     )
-
-
-def _in_tuples(steps: Steps | list[float]) -> Steps:
-    return (float(steps[0]), float(steps[1])) if isinstance(steps, list) else steps
 
 
 def filled(config: RenderConfig, branch: BranchConfig) -> BranchConfig:

@@ -1,4 +1,7 @@
-"""What of a configuration makes no sense whatever the model."""
+"""What of a configuration makes no sense whatever the model.
+
+What makes no sense in a script either, `Branch` and `Reflection` refuse themselves.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 import torch
 
-from w2sd_video.branch import STAGES
+from w2sd_video.branch import STAGES, Branch
 from w2sd_video.messages import ConfigError, suggest
 from w2sd_video.reflection_settings import Reflection
 from w2sd_video.settings.schema import FAMILY_OPTIONS, ROLES, BranchConfig, ModelConfig, RenderConfig, stage_scales
@@ -53,7 +56,7 @@ def check(config: RenderConfig) -> None:
     """
     _check_leaves("", dataclasses.asdict(config))
     for name, (low, high) in _RANGES.items():
-        _check_range(name, getattr(config, name), low, high)
+        check_range(name, getattr(config, name), low, high)
     if config.base.guidance_scale is None:
         raise ConfigError("base.guidance_scale: is needed; 1 switches guidance off")
     if not config.model.pretrained:
@@ -123,28 +126,31 @@ def _check_attention(name: str) -> None:
             raise ConfigError(f"model.attention: {error}") from error
 
 
-def _check_range(name: str, value: float | None, low: float, high: float) -> None:
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Refuse a number that is out of range (ConfigError); one that is not given is in it."""
     if value is not None and not (math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name} {value}: must be from {low} to {high}")
 
 
 def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
     for scale in stage_scales(branch.guidance_scale):
-        _check_range(f"{role}.guidance_scale", scale, *_SCALES)
+        check_range(f"{role}.guidance_scale", scale, *_SCALES)
     for name in ("control_scale", "ip_adapter_scale"):
-        _check_range(f"{role}.{name}", getattr(branch, name), *_SCALES)
+        check_range(f"{role}.{name}", getattr(branch, name), *_SCALES)
     if model.family != "pipeline" and (len(stage_scales(branch.guidance_scale)) == 2 or branch.experts in STAGES):
         raise ConfigError(
             f"{role}: two stages (a pair of guidance scales, experts high, low) need model.family pipeline"
         )
-    _check_windows(role, branch)
-    if isinstance(branch.experts, int) and branch.experts < 1:
-        raise ConfigError(f"{role}.experts {branch.experts}: must be top, bottom, high, low or a number of at least 1")
+    windows = {
+        name: _schedule(f"{role}.windows.{name}", window) if isinstance(window, str) else window
+        for name, window in (branch.windows or {}).items()
+    }
+    try:
+        Branch(**vars(branch) | {"windows": windows})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{role}: {error}") from error
     if branch.ip_adapter_scale is not None and not model.ip_adapter:
         raise ConfigError(f"{role}.ip_adapter_scale: a branch with no IP-Adapter loaded; name it in model.ip_adapter")
-    for name in ("skip_layers", "perturbed_layers"):
-        if getattr(branch, name) == []:
-            raise ConfigError(f"{role}.{name}: is empty; name at least one block, or leave it out")
     if branch.weights is not None and branch.weights not in model.weights:
         known = ", ".join(model.weights) or "there are none"
         raise ConfigError(f"{role}.weights {branch.weights!r}: not among model.weights ({known})")
@@ -153,7 +159,7 @@ def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
             raise ConfigError(
                 f"{role}.lora {name!r}: not among model.lora ({', '.join(model.lora) or 'there are none'})"
             )
-        _check_range(f"{role}.lora.{name}", scale, *_SCALES)
+        check_range(f"{role}.lora.{name}", scale, *_SCALES)
 
 
 def _check_reflection(config: RenderConfig) -> None:
@@ -161,30 +167,18 @@ def _check_reflection(config: RenderConfig) -> None:
         where = getattr(config, name)
         if isinstance(where, int) and not 0 <= where <= config.steps:
             raise ConfigError(f"{name} {where}: must be from 0 to {config.steps}, the number of steps")
-        _check_window(name, where)
-    if config.reuse > 1 and config.inversion.startswith("resample"):
-        raise ConfigError(f"reuse {config.reuse}: inversion {config.inversion} has no gap to reuse; leave it at 1")
-    reflected = Reflection(config.reflection_steps)
-    first_unreflectable, steps = max(config.steps - config.span, 0), reflected.steps(config.steps)
     if config.span > config.steps:
         raise ConfigError(f"span {config.span}: must be from 1 to {config.steps}, the number of steps")
-    is_by_level = isinstance(config.strength, str) or reflected.is_by_level
-    if config.inversion == "explicit" and not is_by_level and len(steps) and steps[-1] >= first_unreflectable:
-        last = "the last step" if config.span == 1 else f"the last {config.span} steps"
-        raise ConfigError(
-            f"reflection_steps: the explicit inversion cannot reflect {last}; at most {first_unreflectable}"
-        )
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(Reflection)}
     for name in ("strength", "autoguidance"):
-        strength = getattr(config, name)
-        if isinstance(strength, str):
-            _check_strength_file(name, strength)
+        if isinstance(settings[name], str):
+            settings[name] = _schedule(name, settings[name])
         else:
-            _check_range(name, strength, *_STRENGTHS)
-
-
-def _check_window(name: str, window: Any) -> None:
-    if isinstance(window, (tuple, list)) and not 0 <= window[0] <= window[1] <= 1:
-        raise ConfigError(f"{name} {list(window)}: a window must be [start, stop], 0 <= start <= stop <= 1")
+            check_range(name, settings[name], *_STRENGTHS)
+    try:
+        Reflection(**settings).steps(config.steps)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_solver(name: str | None) -> None:
@@ -194,18 +188,8 @@ def _check_solver(name: str | None) -> None:
         raise ConfigError(f"solver {name!r}: is no scheduler that is known; {suggest(name, known_schedulers())}")
 
 
-def _check_windows(role: str, branch: BranchConfig) -> None:
-    for name, window in (branch.windows or {}).items():
-        if name == "windows" or getattr(branch, str(name), None) is None:
-            raise ConfigError(f"{role}.windows.{name}: is no setting that this branch has")
-        if isinstance(window, str):
-            if name != "guidance_scale":
-                raise ConfigError(f"{role}.windows.{name} {window}: only guidance_scale can have a file of strengths")
-            _check_strength_file(f"{role}.windows.{name}", window)
-        _check_window(f"{role}.windows.{name}", window)
-
-
-def _check_strength_file(setting: str, name: str) -> None:
+def _schedule(setting: str, name: str) -> StrengthSchedule:
+    """Return the strengths of a file."""
     low, high = _STRENGTHS
     if _is_not_finite(name):
         raise ConfigError(f"{setting} {name}: must be from {low} to {high}, or the name of a file")
@@ -216,3 +200,4 @@ def _check_strength_file(setting: str, name: str) -> None:
     for strength in schedule.strength:
         if not low <= strength <= high:
             raise ConfigError(f"{setting} {name}: holds {strength:g}; each must be from {low} to {high}")
+    return schedule

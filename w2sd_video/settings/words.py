@@ -9,8 +9,8 @@ import torch
 
 from w2sd_video.backends import DENOISERS
 from w2sd_video.settings.evaluations import evaluations, inversion_of, is_exact, reflected_steps
-from w2sd_video.settings.panels import filled, panels
-from w2sd_video.settings.schema import BranchConfig, ModelConfig, RenderConfig, stage_scales
+from w2sd_video.settings.panels import panels
+from w2sd_video.settings.schema import BranchConfig, ModelConfig, RenderConfig, filled, stage_scales
 from w2sd_video.settings.sources import MINIATURE, index_of, millions, path_of
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -11,15 +11,16 @@ from tqdm import tqdm
 
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import Result, reported
-from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.measures import MakeLaboratory, kept_features, load_metrics, real_of_splits
-from w2sd_video.evaluation.plan import open_folder
+from w2sd_video.evaluation.sample_files import SampleFiles
 from w2sd_video.evaluation.samples import results_table
-from w2sd_video.evaluation.splits import rounds_of
+from w2sd_video.evaluation.statistics import Real
+from w2sd_video.evaluation.work import Work, open_folder
 from w2sd_video.jobs.folder import JobFolder
 from w2sd_video.jobs.pool import Pool, started
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.messages import ConfigError
+from w2sd_video.metrics import Metric
 from w2sd_video.rendering.inputs import read_inputs
 from w2sd_video.rendering.load import LoadError, check_device
 from w2sd_video.rendering.prompts import check_before_loading
@@ -29,7 +30,7 @@ from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.tuning.operators import fitted, plain_of
 from w2sd_video.tuning.search import ByMetrics, Search, Tried
 from w2sd_video.tuning.tuning_plan import TuningPlan, nfe_in
-from w2sd_video.tuning.tuning_report import ClipFile, Findings, write_ballot, write_tuning_report
+from w2sd_video.tuning.tuning_report import Findings, write_ballot, write_tuning_report
 from w2sd_video.tuning.verdict import PLAIN
 from w2sd_video.tuning.votes import VOTES, ByVotes, label_of, missing_votes, win_figures
 from w2sd_video.writing import write_whole
@@ -39,7 +40,7 @@ JOURNAL, BUDGET = "search.journal", "budget.json"
 
 
 @dataclass(frozen=True)
-class Tuned:
+class Tuning:
     """What a search came to.
 
     Attributes:
@@ -53,7 +54,7 @@ class Tuned:
 
 def tune_into(
     folder: Path, config: RenderConfig, plan: TuningPlan, seconds: float | None = None, pool: Pool | None = None
-) -> Tuned:
+) -> Tuning:
     """Search the best setting of a configuration, and write everything into a folder.
 
     What was sampled and tried in the folder before is not done again.
@@ -77,65 +78,36 @@ def tune_into(
     check_before_loading(replace(config, device=device))
     read_inputs(config)
     JobFolder(folder, {}).check_foreign()
-    whole = plan.measured
-    metrics, missing = load_metrics(whole, str(check_device(device)), "tune")
+    metrics, missing = load_metrics(plan, str(check_device(device)), "tune")
     for name in plan.metrics:
         if name in missing:
             raise LoadError(f"metric {name}: {missing[name]}")
-    kept = kept_features(folder, config, whole)
-    real = real_of_splits(metrics, config, whole, plan.metrics, kept)
+    kept = kept_features(folder, config, plan)
+    real = real_of_splits(metrics, config, plan, plan.metrics, kept)
     if seconds is not None:
         with threads_for(config.model.pretrained):
-            plan = replace(plan, nfe=_nfe_of_seconds(folder, config, seconds, whole.batch))
-    with open_folder(folder, whole, metrics, config, Shard()) as files, threads_for(config.model.pretrained):
+            plan = replace(plan, nfe=_nfe_of_seconds(folder, config, seconds, plan.batch))
+    with open_folder(folder, plan, metrics, config, Shard()) as files, threads_for(config.model.pretrained):
         kept.write()
         if seconds is not None:
             JobFolder(folder, {}).write_note(BUDGET, {"seconds": seconds, "nfe": plan.nfe})
         make_worker = MakeLaboratory(
             config,
             files,
-            {metric.name: whole.sources[metric.name] for metric in metrics},
+            {metric.name: plan.sources[metric.name] for metric in metrics},
             {},
-            whole.shown,
+            plan.shown,
             metrics if pool.is_this_process else None,
         )
-        rounds = [plan.voted] if plan.is_voted else rounds_of(whole.tuning, plan.rounds)
-        most = plan.trials * len(plan.operators) * sum(split.samples for split in rounds)
+        most = plan.trials * len(plan.operators) * sum(split.samples for split in plan.parts)
         with (
             started(make_worker, pool) as run,
             tqdm(total=most, desc="samples, at most", unit="clip", smoothing=0.02) as bar,
         ):
-            work = Work(files, run, Shard(), whole.batch, bar.update)
-            searched = [metric for metric in metrics if metric.name in plan.metrics]
-            higher = {metric.name: metric.higher_is_better for metric in searched}
-            plain = _plain(config, plan.nfe)
+            work = Work(files, run, Shard(), plan.batch, bar.update)
             if plan.is_voted:
-                return _by_votes(folder, config, plan, plain, work, files.clip_file)
-            search = Search(
-                folder / JOURNAL,
-                plan.operators,
-                higher,
-                plan.nfe,
-                rounds,
-                plan.seed,
-            )
-            search.run(plan.trials, work.make, ByMetrics(work, searched, real["tuning"], rounds))
-            tried = search.tried()
-            chosen, best = chosen_of(tried, higher, plan.best)
-            chosen = {PLAIN: plain, **chosen}
-            work.make([(candidate, whole.report) for candidate in chosen.values()])
-            results = [
-                reported(candidate, 0, work.read, whole.report, metrics, real["report"])
-                for candidate in chosen.values()
-            ]
-            asked = [(one.candidate, split) for one in tried if one.candidate for split in rounds]
-            asked = [(one, split) for one, split in asked if not work.missing([(one, split)])]
-            asked += [(candidate, whole.report) for candidate in chosen.values()]
-            sampled = [(one, split, work.read(one, split)) for one, split in asked]
-        write_whole(folder / "results.csv", results_table(sampled, files.scores))
-        findings = Findings(plan, metrics, searched, missing, tried, search.importances(), results, best)
-        words = write_tuning_report(folder, config, findings, files.clip_file)
-        return Tuned(words, _failures(results))
+                return _by_votes(config, plan, work, files)
+            return _by_metrics(config, plan, work, files, metrics, missing, real)
 
 
 def chosen_of(
@@ -187,35 +159,64 @@ def _beats(one: np.ndarray, other: np.ndarray) -> bool:
     return bool((one >= other).all() and (one > other).any())
 
 
-def _by_votes(
-    folder: Path, config: RenderConfig, plan: TuningPlan, plain: Candidate, work: Work, clip_file: ClipFile
-) -> Tuned:
+def _by_metrics(
+    config: RenderConfig,
+    plan: TuningPlan,
+    work: Work,
+    files: SampleFiles,
+    metrics: Sequence[Metric],
+    missing: Mapping[str, str],
+    real: Mapping[str, Mapping[str, Real]],
+) -> Tuning:
+    """Search to the end, sample the best from other prompts, and write what was found."""
+    searched = [metric for metric in metrics if metric.name in plan.metrics]
+    higher = {metric.name: metric.higher_is_better for metric in searched}
+    plain = _plain(config, plan.nfe)
+    search = Search(files.folder / JOURNAL, plan.operators, higher, plan.nfe, plan.parts, plan.seed)
+    search.run(plan.trials, work.make, ByMetrics(work, searched, real["tuning"], plan.parts))
+    tried = search.tried()
+    chosen, best = chosen_of(tried, higher, plan.best)
+    chosen = {PLAIN: plain, **chosen}
+    work.make([(candidate, plan.report) for candidate in chosen.values()])
+    results = [reported(candidate, 0, work.read, plan.report, metrics, real["report"]) for candidate in chosen.values()]
+    asked = [(one.candidate, split) for one in tried if one.candidate for split in plan.parts]
+    asked = [(one, split) for one, split in asked if not work.missing([(one, split)])]
+    asked += [(candidate, plan.report) for candidate in chosen.values()]
+    sampled = [(one, split, work.read(one, split)) for one, split in asked]
+    write_whole(files.folder / "results.csv", results_table(sampled, files.scores))
+    findings = Findings(plan, metrics, searched, missing, tried, search.importances(), results, best)
+    words = write_tuning_report(files.folder, config, findings, files.clip_file)
+    return Tuning(words, _failures(results))
+
+
+def _by_votes(config: RenderConfig, plan: TuningPlan, work: Work, files: SampleFiles) -> Tuning:
     """Go on with a search by votes as far as those that there are lead, and write the page for the next ones."""
-    votes, higher = plan.votes, {VOTES.name: True}
-    search = Search(folder / JOURNAL, plan.operators, higher, plan.nfe, [plan.voted], plan.seed, at_a_time=1)
+    folder, clip_file = files.folder, files.clip_file
+    votes, higher, plain = plan.votes, {VOTES.name: True}, _plain(config, plan.nfe)
+    search = Search(folder / JOURNAL, plan.operators, higher, plan.nfe, plan.parts, plan.seed, at_a_time=1)
     work.make([(plain, plan.voted)])
     unknown = search.run(plan.trials, work.make, ByVotes(votes, label_of(plain)))
     tried = search.tried()
     if unknown:
         page = write_ballot(folder, plan.voted, [plain, *unknown], clip_file)
         begun = max(1, round(len(tried) / len(plan.operators)) + 1)
-        return Tuned(_to_vote(page, f"{len(unknown)} settings, round {begun} of {plan.trials}"), work.failures())
+        return Tuning(_to_vote(page, f"{len(unknown)} settings, round {begun} of {plan.trials}"), work.failures())
     chosen, best = chosen_of(tried, higher, plan.best)
     chosen = {PLAIN: plain, **chosen}
-    report = plan.measured.report
+    report = plan.report
     work.make([(candidate, report) for candidate in chosen.values()])
     labels = {label_of(candidate): candidate for candidate in chosen.values()}
     of_report = [vote for vote in votes if vote.prompt in report.prompts]
     if missing := missing_votes(of_report, labels):
         page = write_ballot(folder, report, list(labels.values()), clip_file)
-        return Tuned(_to_vote(page, f"the report, {len(missing)} settings without a vote"), work.failures())
+        return Tuning(_to_vote(page, f"the report, {len(missing)} settings without a vote"), work.failures())
     figures = win_figures(of_report, list(labels), label_of(plain))
     results = [
         Result(candidate, 0, work.read(candidate, report), {VOTES.name: figures[label_of(candidate)]})
         for candidate in chosen.values()
     ]
     findings = Findings(plan, [VOTES], [VOTES], {}, tried, search.importances(), results, best)
-    return Tuned(write_tuning_report(folder, config, findings, clip_file), _failures(results))
+    return Tuning(write_tuning_report(folder, config, findings, clip_file), _failures(results))
 
 
 def _failures(results: Sequence[Result]) -> list[str]:

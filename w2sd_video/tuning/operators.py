@@ -122,7 +122,7 @@ def fitted(config: RenderConfig, nfe: int) -> RenderConfig | None:
     return within if nfe_of(within) > nfe_of(plain_of(within)) else None
 
 
-def in_words(values: Values) -> str:
+def values_in_words(values: Values) -> str:
     """Return values as a person reads them, without those that the others leave without effect."""
     said = [name for name in values if not _is_idle(name, values)]
     return ", ".join(f"{name.replace('_', ' ')} {_short(values[name])}" for name in said) or "as it is"

@@ -19,15 +19,15 @@ import numpy as np
 
 from w2sd_video.evaluation.arms import Candidate
 from w2sd_video.evaluation.comparison import real_of, value_of
-from w2sd_video.evaluation.every_arm import Work
 from w2sd_video.evaluation.samples import over_rounds
 from w2sd_video.evaluation.splits import Split
 from w2sd_video.evaluation.statistics import Real
+from w2sd_video.evaluation.work import Work
 from w2sd_video.jobs.folder import key_of
 from w2sd_video.messages import ConfigError
 from w2sd_video.metrics import Metric
 from w2sd_video.settings.evaluations import nfe_of
-from w2sd_video.tuning.operators import Open, Operator, Range, in_words
+from w2sd_video.tuning.operators import Open, Operator, Range, values_in_words
 
 try:
     import optuna
@@ -258,7 +258,7 @@ class Search:
         if key not in self._candidates:
             config, candidate = operator.at(values, self._nfe), None
             if config is not None:
-                candidate = Candidate(operator.name, in_words(values), self._nfe, config, nfe_of(config))
+                candidate = Candidate(operator.name, values_in_words(values), self._nfe, config, nfe_of(config))
             self._candidates[key] = candidate
         return self._candidates[key]
 

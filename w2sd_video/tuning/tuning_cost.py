@@ -18,11 +18,10 @@ def cost_in_words(config: RenderConfig, plan: TuningPlan, seconds: float | None,
         ConfigError: what this pipeline cannot be given.
         LoadError: a model that cannot be loaded.
     """
-    whole = plan.measured
-    tuning = plan.voted.samples if plan.is_voted else whole.tuning.samples
+    tuning = plan.voted.samples if plan.is_voted else plan.tuning.samples
     trials, reported = plan.trials * len(plan.operators), plan.best + len(plan.operators) + 1
-    samples = trials * tuning + reported * whole.report.samples
-    cost = measured_cost(config, min(whole.batch, whole.report.samples))
+    samples = trials * tuning + reported * plan.report.samples
+    cost = measured_cost(config, min(plan.batch, plan.report.samples))
     nfe = plan.nfe if seconds is None or cost is None else cost.nfe_in(seconds)
     lines = pair_plan(config)
     lines += [f"left out {name}: {reason}" for name, reason in plan.missing.items()]
@@ -30,7 +29,7 @@ def cost_in_words(config: RenderConfig, plan: TuningPlan, seconds: float | None,
     lines += [
         f"budget   {nfe} NFE a clip" if nfe else f"budget   {seconds:g} seconds a clip",
         f"search   {len(plan.operators)} operators x {plan.trials} settings x at most {tuning} samples: {names}",
-        f"report   at most {reported} settings x {whole.report.samples} samples of other prompts",
+        f"report   at most {reported} settings x {plan.report.samples} samples of other prompts",
     ]
     if nfe:
         all_of_them = f"at most {samples * nfe} of {samples} samples"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from w2sd_video.evaluation.plan import MOST_ROUNDS, SAMPLES_TO_CHOOSE_ON, Plan, plan_of
-from w2sd_video.evaluation.splits import Split
+from w2sd_video.evaluation.plan import MOST_ROUNDS, Measurement, measurement_of, metrics_of
+from w2sd_video.evaluation.splits import Split, rounds_of
 from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.step_cost import measured_cost
@@ -17,6 +17,7 @@ from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.sources import MINIATURE
+from w2sd_video.settings.value_checks import check_range
 from w2sd_video.tuning.operators import OPERATORS, Operator, fitted, operators_of, plain_of
 from w2sd_video.tuning.votes import VOTE, Vote, read_votes
 
@@ -36,8 +37,8 @@ _VOTED_PROMPTS = 4
 """Prompts that people vote on unless given."""
 
 
-@dataclass(frozen=True)
-class TuningPlan:
+@dataclass(frozen=True, kw_only=True)
+class TuningPlan(Measurement):
     """What is searched, by what, and on what.
 
     Attributes:
@@ -50,7 +51,6 @@ class TuningPlan:
         best: how many of the best settings are reported, beside the best of each operator.
         seed: of the proposals.
         votes: those that there are.
-        measured: everything else, as an evaluation has it: prompts, metrics, real clips, batch.
     """
 
     operators: Sequence[Operator]
@@ -62,7 +62,6 @@ class TuningPlan:
     best: int
     seed: int
     votes: Sequence[Vote]
-    measured: Plan
 
     @property
     def is_voted(self) -> bool:
@@ -72,8 +71,12 @@ class TuningPlan:
     @property
     def voted(self) -> Split:
         """The prompts of the search of which clips are voted on."""
-        tuning = self.measured.tuning
-        return Split("vote", tuning.prompts[: self.measured.shown], tuning.first, 1)
+        return Split("vote", self.tuning.prompts[: self.shown], self.tuning.first, 1)
+
+    @property
+    def parts(self) -> list[Split]:
+        """The prompts of the search, in the parts in which they are looked at."""
+        return [self.voted] if self.is_voted else rounds_of(self.tuning, self.rounds)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -128,8 +131,7 @@ def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str)
         raise ConfigError(f"--shard: {_NOT_FOLLOWED['--shard']}")
     if options.nfe is not None and options.seconds is not None:
         raise ConfigError("--nfe and --seconds: are both a budget; leave one out")
-    _within("--nfe", options.nfe, 1, 10**4)
-    _within("--seconds", options.seconds, 1e-3, 10**6)
+    check_range("--seconds", options.seconds, 1e-3, 10**6)
     metrics = options.metric or _usual_metric(config)
     names = [metric.partition("=")[0] for metric in metrics]
     if len(set(names)) < len(names):
@@ -144,44 +146,32 @@ def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str)
         ("--rounds", MOST_ROUNDS, options.rounds),
         ("--best", 100, options.best),
     ):
-        _within(option, value, 1, most)
-    _within("--search-seed", options.search_seed, 0, 2**32 - 1)
-    _within("--shown", options.shown, 2 if is_voted else 0, 1000)
+        check_range(option, value, 1, most)
+    check_range("--search-seed", options.search_seed, 0, 2**32 - 1)
+    check_range("--shown", options.shown, 2 if is_voted else 0, 1000)
     operators, missing = operators_of(config, tuple(dict.fromkeys(options.operators or OPERATORS)))
-    usual = options.nfe or nfe_of(config)
-    if options.seconds is None:
-        _check_budget(config, usual)
-    given = vars(options) | {
-        "metrics": None if is_voted else [*metrics, *options.also],
-        "number_of_seeds": options.number_of_seeds or 1,
-        "number_of_tuning_seeds": options.number_of_tuning_seeds or 1,
-        "arms": ["strong"],
-        "against": None,
-        "budgets": [max(usual, _nfe_of_a_step(config))],
-        "select": None if is_voted else names[0],
-    }
-    for option in ("number_of_seeds", "number_of_tuning_seeds"):
-        _within(f"--{option.replace('_', '-')}", getattr(options, option), 1, 1000)
-    measured = plan_of(argparse.Namespace(**given), config, name)
-    if config.model.pretrained.startswith(MINIATURE):
-        tuning, report = measured.tuning, measured.report
-        if options.number_of_tuning_seeds is None:
-            tuning = replace(tuning, seeds=math.ceil(SAMPLES_TO_CHOOSE_ON / len(tuning.prompts)))
-        if options.number_of_seeds is None:
-            report = replace(report, seeds=math.ceil(_REPORT_CLIPS / len(report.prompts)))
-        measured = replace(measured, tuning=tuning, report=report)
+    sources, select = ({}, VOTE) if is_voted else metrics_of(config, [*metrics, *options.also], names[0])
+    measurement = measurement_of(options, config, name, sources, select)
+    report = measurement.report
     if is_voted:
-        measured = replace(measured, sources={}, select=VOTE, real=None)
-        few = min(measured.shown, len(measured.tuning.prompts), len(measured.report.prompts))
+        few = min(measurement.shown, len(measurement.tuning.prompts), len(report.prompts))
         if few < 2:
             raise ConfigError("--metric vote: there are too few prompts; at least 2 are searched by and 2 reported")
-        report = replace(measured.report, prompts=measured.report.prompts[: measured.shown], seeds=1)
-        measured = replace(measured, report=report)
-    votes = read_votes(Path(file) for file in options.votes)
-    trials = options.trials or (3 if is_voted else 24)
-    nfe = 0 if options.seconds is not None else usual
-    rounds, best, seed = options.rounds, options.best, options.search_seed
-    return TuningPlan(operators, missing, nfe, names, trials, rounds, best, seed, votes, measured)
+        report = replace(report, prompts=report.prompts[: measurement.shown], seeds=1)
+    elif options.number_of_seeds is None and config.model.pretrained.startswith(MINIATURE):
+        report = replace(report, seeds=math.ceil(_REPORT_CLIPS / len(report.prompts)))
+    return TuningPlan(
+        **vars(replace(measurement, report=report)),
+        operators=operators,
+        missing=missing,
+        nfe=_nfe_asked_for(options, config),
+        metrics=names,
+        trials=options.trials or (3 if is_voted else 24),
+        rounds=options.rounds,
+        best=options.best,
+        seed=options.search_seed,
+        votes=read_votes(Path(file) for file in options.votes),
+    )
 
 
 def nfe_in(config: RenderConfig, seconds: float, batch: int) -> int:
@@ -205,23 +195,19 @@ def nfe_in(config: RenderConfig, seconds: float, batch: int) -> int:
     return nfe
 
 
-def _check_budget(config: RenderConfig, nfe: int) -> None:
+def _nfe_asked_for(options: argparse.Namespace, config: RenderConfig) -> int:
+    """Return the budget in network evaluations a clip; 0 where it is one of seconds."""
+    if options.seconds is not None:
+        return 0
+    nfe = nfe_of(config) if options.nfe is None else int(options.nfe)
+    check_range("--nfe", nfe, 1, 10**4)
     if fitted(plain_of(config), nfe) is None:
-        raise ConfigError(
-            f"--nfe {nfe}: a step of this configuration takes {_nfe_of_a_step(config)}; give at least that"
-        )
-
-
-def _nfe_of_a_step(config: RenderConfig) -> int:
-    return nfe_of(replace(plain_of(config), steps=1))
+        of_a_step = nfe_of(replace(plain_of(config), steps=1))
+        raise ConfigError(f"--nfe {nfe}: a step of this configuration takes {of_a_step}; give at least that")
+    return nfe
 
 
 def _usual_metric(config: RenderConfig) -> list[str]:
     if config.model.pretrained.startswith(MINIATURE):
         return ["likelihood"]
     raise ConfigError("--metric: none given; name one, such as clip_score, or vote, to choose by eye")
-
-
-def _within(name: str, number: float | None, least: float, most: float) -> None:
-    if number is not None and not least <= number <= most:
-        raise ConfigError(f"{name} {number:.12g}: must be from {least:.12g} to {most:.12g}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +14,10 @@ import yaml
 from matplotlib.figure import Figure as Picture
 
 from w2sd_video.evaluation.arms import Candidate
-from w2sd_video.evaluation.comparison import Result
+from w2sd_video.evaluation.comparison import Result, front_of
 from w2sd_video.evaluation.plot import as_svg, drawn
-from w2sd_video.evaluation.report import cell_of, clip_of, columns_of, sections_of, size_of
+from w2sd_video.evaluation.report import ClipFile, cell_of, clip_of, columns_of, groups_of, sections_of, size_of
 from w2sd_video.evaluation.splits import Split
-from w2sd_video.evaluation.statistics import pareto_front
 from w2sd_video.metrics import Metric
 from w2sd_video.page import Cell, Column, Group, Page, Table, embedded, write_page
 from w2sd_video.rendering.outputs import machine, plain, today, versions
@@ -26,13 +25,12 @@ from w2sd_video.settings.schema import RenderConfig, stage_scales
 from w2sd_video.settings.words import pair_in_words
 from w2sd_video.tuning.search import NO_STEPS, Tried
 from w2sd_video.tuning.tuning_plan import TuningPlan
-from w2sd_video.tuning.verdict import CONFIDENCE, GUIDANCE, PLAIN, Difference, differences_of, in_words
+from w2sd_video.tuning.verdict import CONFIDENCE, GUIDANCE, PLAIN, Difference, differences_of, verdict_in_words
 from w2sd_video.tuning.votes import VOTE, label_of
 from w2sd_video.writing import write_whole
 
 BEST, SETTINGS = "best.yaml", "settings"
 """Names of the configuration that the search chose, and of the folder of all that are reported."""
-ClipFile = Callable[[RenderConfig, int], Path]
 
 
 @dataclass(frozen=True)
@@ -74,23 +72,20 @@ def write_tuning_report(folder: Path, config: RenderConfig, findings: Findings, 
         folder: of the search.
         config: the configuration.
         findings: what was found.
-        clip_file: returns where the clip of a setting and a prompt of the report is kept.
+        clip_file: see ``ClipFile``.
     """
     plan, metric, results = findings.plan, findings.searched[0], findings.results
     higher = {each.name: each.higher_is_better for each in findings.searched}
     differences = differences_of(results, findings.best, findings.rivals, higher)
     operators = {name: _operator_of(name, findings) for name in findings.best}
-    report, tuning = plan.measured.report, plan.measured.tuning
-    verdict = in_words(differences, operators, metric.name, len(report.prompts), GUIDANCE in findings.rivals)
+    report, tuning = plan.report, plan.tuning
+    verdict = verdict_in_words(differences, operators, metric.name, len(report.prompts), GUIDANCE in findings.rivals)
     text = (
         f"{config.model.pretrained}, {pair_in_words(config)}; at most {plan.nfe} NFE a clip, searched by "
         f"{', '.join(name.replace('_', ' ') for name in higher)} on {size_of(tuning)}, "
         f"reported on {size_of(report)} others"
     )
-    on_front = pareto_front(
-        [(float(result.candidate.nfe), result.figures[metric.name].value) for result in results],
-        metric.higher_is_better,
-    )
+    on_front = front_of(results, metric)
     tables = [
         _results_table(findings, on_front),
         *(_differences_table(each, differences, findings) for each in findings.searched),
@@ -114,7 +109,7 @@ def write_tuning_report(folder: Path, config: RenderConfig, findings: Findings, 
     page = Page(
         title="The best settings at a budget",
         text=f"{verdict} {text}.",
-        groups=_groups(report, candidates, clip_file, plan.measured.shown),
+        groups=groups_of(report, plan.shown, list(candidates.values()), clip_file, folder),
         tables=tables,
         plots=plots,
         notes=notes,
@@ -292,14 +287,3 @@ def _trials_csv(findings: Findings) -> str:
         setting = each.candidate.setting if each.candidate else ""
         rows.writerow([each.operator, each.number, each.state, steps, nfe, each.samples, *scores, setting])
     return text.getvalue()
-
-
-def _groups(report: Split, candidates: Mapping[str, Candidate], clip_file: ClipFile, shown: int) -> list[Group]:
-    """Return the clips that are shown: of the first prompts and their first seed."""
-    groups = []
-    for place, prompt in enumerate(report.prompts[:shown]):
-        files = {name: clip_file(candidate.config, report.first + place) for name, candidate in candidates.items()}
-        clips = [clip_of(candidates[name], file, embedded(file)) for name, file in files.items() if file.exists()]
-        if clips:
-            groups.append(Group(prompt, report.first + place, clips))
-    return groups

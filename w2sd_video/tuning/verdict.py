@@ -91,7 +91,7 @@ def intervals_by_holm(differences: Sequence[Figure]) -> list[tuple[float, float]
     return ends
 
 
-def in_words(
+def verdict_in_words(
     differences: Sequence[Difference], operators: dict[str, str], metric: str, prompts: int, guided: bool
 ) -> str:
     """Return the verdict in a sentence or two.

@@ -14,7 +14,6 @@ import torch
 from diffusers import (
     AnimateDiffPipeline,
     CogVideoXPipeline,
-    DiffusionPipeline,
     DiTPipeline,
     ModelMixin,
     PixArtAlphaPipeline,
@@ -33,6 +32,7 @@ from w2sd_video.miniatures.learning.packs import read_pack
 from w2sd_video.miniatures.learning.scene_stages import LORA_LAYERS, LORA_RANK
 from w2sd_video.miniatures.learning.stage_list import SEEDS, STAGES
 from w2sd_video.miniatures.learning.stage_loop import State, TrainingError
+from w2sd_video.miniatures.saving import forget_origin, save_pipeline
 from w2sd_video.miniatures.scene_judges import JUDGES, SceneJudge
 from w2sd_video.miniatures.training.models import cogvideox_scheduler, ddim_scheduler
 
@@ -72,7 +72,7 @@ def assemble(packs: Path, folder: Path) -> dict[str, str]:
         finally:
             if name not in said or said[name].startswith("left out"):
                 shutil.rmtree(part, ignore_errors=True)
-        _tidy(part)
+        forget_origin(part)
         shutil.rmtree(folder / name, ignore_errors=True)
         part.rename(folder / name)
     for name, text in configurations(folder).items():
@@ -115,16 +115,6 @@ def _video_vae(states: Mapping[str, State]) -> Any:
     return vae
 
 
-def _save(folder: Path, pipe: DiffusionPipeline, **seconds: ModelMixin) -> None:
-    """Write a pipeline and second denoisers in half precision, but for the text encoder, which would load as such."""
-    for name in ("vae", "unet", "transformer", "motion_adapter"):
-        if name in pipe.components:
-            pipe.components[name].to(torch.float16)
-    pipe.save_pretrained(folder)
-    for name, denoiser in seconds.items():
-        denoiser.to(torch.float16).save_pretrained(folder / name)
-
-
 def _pixart(states: Mapping[str, State], folder: Path, stage: str = "scenes-pixart") -> str:
     pipe = PixArtAlphaPipeline(
         vae=_image_vae(states),
@@ -141,7 +131,7 @@ def _pixart(states: Mapping[str, State], folder: Path, stage: str = "scenes-pixa
             for name, (other, width) in others.items()
             if other in states
         }
-    _save(folder, pipe, **seconds)
+    save_pipeline(folder, pipe, **seconds)
     return _said(states, stage, seconds)
 
 
@@ -154,7 +144,7 @@ def _cogvideox(states: Mapping[str, State], folder: Path) -> str:
         scheduler=cogvideox_scheduler(),
     )
     weak = _filled(networks.cogvideox(), states, "scenes-cogvideox", early=True)
-    _save(folder, pipe, transformer_weak=weak)
+    save_pipeline(folder, pipe, transformer_weak=weak)
     return _said(states, "scenes-cogvideox", {"transformer_weak": weak})
 
 
@@ -173,7 +163,7 @@ def _wan(states: Mapping[str, State], folder: Path) -> str:
         scheduler=networks.flow_scheduler(),
     )
     weak = _filled(networks.wan(), states, "scenes-wan", early=True)
-    _save(folder, pipe, transformer_weak=weak)
+    save_pipeline(folder, pipe, transformer_weak=weak)
     return _said(states, "scenes-wan", {"transformer_weak": weak})
 
 
@@ -191,7 +181,7 @@ def _animatediff(states: Mapping[str, State], folder: Path) -> str:
         motion_adapter=adapter,
         scheduler=ddim_scheduler(),
     )
-    _save(folder, pipe, unet_weak=weak)
+    save_pipeline(folder, pipe, unet_weak=weak)
     if "scenes-lora" in states:
         styled = networks.unet()
         styled.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=LORA_LAYERS))
@@ -208,7 +198,7 @@ def _dit_moe(states: Mapping[str, State], folder: Path) -> str:
         scheduler=ddim_scheduler(),
         id2label=dict(enumerate(scenes.classes())),
     )
-    _save(folder, pipe)
+    save_pipeline(folder, pipe)
     return _said(states, "scenes-dit-moe", {})
 
 
@@ -227,7 +217,7 @@ def _fashion(states: Mapping[str, State], folder: Path) -> str:
         id2label=dict(enumerate(fashion.CLASSES)),
     )
     weak = _filled(networks.fashion_dit(), states, "fashion-dit", early=True)
-    _save(folder, pipe, transformer_weak=weak)
+    save_pipeline(folder, pipe, transformer_weak=weak)
     return _said(states, "fashion-dit", {"transformer_weak": weak})
 
 
@@ -247,7 +237,7 @@ def _fashion_two(
         id2label={0: " or ".join(fashion.TWO)},
     )
     second = _filled(network(), states, weak)
-    _save(folder, pipe, transformer_weak=second)
+    save_pipeline(folder, pipe, transformer_weak=second)
     return _said(states, strong, {"transformer_weak": second})
 
 
@@ -303,16 +293,6 @@ MAKERS: dict[str, Callable[[Mapping[str, State], Path], str]] = {
 def _said(states: Mapping[str, State], stage: str, seconds: Mapping[str, Any]) -> str:
     beside = f", beside it {', '.join(seconds)}" if seconds else ""
     return f"{stage} at step {states[stage].step}{beside}"
-
-
-def _tidy(folder: Path) -> None:
-    """Drop the paths that diffusers notes in configs, and let everyone read the weights."""
-    for path in folder.rglob("config.json"):
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for path in folder.rglob("*.safetensors"):
-        path.chmod(0o644)
 
 
 _PROMPT = "a red circle moving left above a small blue square moving up"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from w2sd_video.backends.dit_moe_model import DiTMoETransformer2DModel
 from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
+from w2sd_video.miniatures.saving import forget_origin, save_pipeline
 from w2sd_video.miniatures.training.models import clip_tokenizer, cogvideox_scheduler, ddim_scheduler, t5_tokenizer
 from w2sd_video.miniatures.world import prompts
 
@@ -45,14 +45,14 @@ def export_animatediff(out: Path, weights: Path) -> None:
 def export_lora(out: Path, weights: Path) -> None:
     """Copy `out/lora_comet` into the AnimateDiff pipeline's folder."""
     shutil.copytree(out / "lora_comet", weights / "animatediff" / "lora_comet", dirs_exist_ok=True)
-    _forget_origin(weights / "animatediff" / "lora_comet")
+    forget_origin(weights / "animatediff" / "lora_comet")
 
 
 def export_controlnet(out: Path, weights: Path) -> None:
     """Write `out/controlnet_edges` into the AnimateDiff pipeline's folder."""
     folder = weights / "animatediff" / "controlnet_edges"
     ControlNetModel.from_pretrained(out / "controlnet_edges").to(torch.float16).save_pretrained(folder)
-    _forget_origin(folder)
+    forget_origin(folder)
 
 
 def export_cogvideox(out: Path, weights: Path) -> None:
@@ -103,22 +103,6 @@ def export_image_classifier(out: Path, weights: Path) -> None:
 
 
 def _save(folder: Path, pipe: DiffusionPipeline, **second_denoisers: ModelMixin) -> None:
-    """Write a pipeline and second denoisers in half precision, but for the text encoder, which would load as such."""
     shutil.rmtree(folder, ignore_errors=True)
-    for name in ("vae", "unet", "transformer", "motion_adapter"):
-        if name in pipe.components:
-            pipe.components[name].to(torch.float16)
-    pipe.save_pretrained(folder)
-    for name, denoiser in second_denoisers.items():
-        denoiser.to(torch.float16).save_pretrained(folder / name)
-    _forget_origin(folder)
-
-
-def _forget_origin(folder: Path) -> None:
-    """Drop the paths of the checkpoints, which diffusers notes in its configs, and let everyone read the weights."""
-    for path in folder.rglob("config.json"):
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for path in folder.rglob("*.safetensors"):
-        path.chmod(0o644)
+    save_pipeline(folder, pipe, **second_denoisers)
+    forget_origin(folder)
