@@ -14,7 +14,7 @@ from w2sd_video.evaluation.comparison import choose, choose_in_rounds, compare, 
 from w2sd_video.evaluation.laboratory import Laboratory, spaces_of
 from w2sd_video.evaluation.sample_files import SampleFiles, key_of_setting
 from w2sd_video.evaluation.samples import Samples, results_table
-from w2sd_video.evaluation.splits import Split, rounds_of
+from w2sd_video.evaluation.splits import SEEDS, Split, rounds_of
 from w2sd_video.evaluation.statistics import (
     GROUPS,
     RESAMPLES,
@@ -282,19 +282,24 @@ def test_the_best_setting_is_chosen_on_the_tuning_prompts():
     assert {name for _, name in asked} == {"tuning"}
 
 
-def test_rounds_are_all_prompts_each_once_and_a_few_first():
-    whole = Split("tuning", [f"prompt {k}" for k in range(16)], 20, 2)
-    rounds = rounds_of(whole, 3)
-    assert [len(split.prompts) for split in rounds] == [4, 4, 8]
-    assert [prompt for split in rounds for prompt in split.prompts] == whole.prompts
-    assert [split.first for split in rounds] == [20, 24, 28] and len({split.name for split in rounds}) == 3
-    assert [len(split.prompts) for split in rounds_of(replace(whole, prompts=["one"]), 3)] == [1]
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "sizes"), [(2, 16, [4, 4, 8, 16]), (16, 1, [2, 2, 4, 8]), (3, 4, [2, 1, 3, 6])]
+)
+def test_rounds_are_all_samples_each_once_and_of_all_prompts_as_soon_as_can_be(prompts, seeds, sizes):
+    whole = Split("tuning", [f"prompt {k}" for k in range(prompts)], 20, seeds)
+    rounds = rounds_of(whole, 4)
+    assert [split.samples for split in rounds] == sizes and len({split.name for split in rounds}) == 4
+    asked = [sample for split in rounds for number in range(4) for sample in split.batch(number, 5)]
+    assert asked == whole.batch(0, prompts * seeds)
+    for count, split in zip(np.cumsum(sizes), rounds, strict=True):
+        assert len({place for place, _ in asked[:count]}) == split.prompts_up_to_here == min(count, prompts)
+    assert [split.samples for split in rounds_of(replace(whole, prompts=["one"], seeds=1), 3)] == [1]
     assert rounds_of(whole, 1) == [whole]
 
 
 def test_in_rounds_an_arm_gives_up_the_worse_half_by_all_that_was_seen():
     whole = Split("tuning", [f"prompt {k}" for k in range(8)], 8, 2)
-    rounds = rounds_of(whole, 3)  # 2, 2 and 4 prompts
+    rounds = rounds_of(whole, 3)  # half of the first seed, the other half, the second seed
     arms = [[candidate(str(k), arm) for k in range(count)] for arm, count in (("many", 7), ("few", 2), ("one", 1))]
     values = (
         np.random.default_rng(4).normal(size=(7, 8, 2)) + np.arange(7)[:, None, None] / 4
@@ -303,8 +308,8 @@ def test_in_rounds_an_arm_gives_up_the_worse_half_by_all_that_was_seen():
 
     def measure(one, split):
         read.append((one.arm, one.setting, split.name))
-        of_split = values[int(one.setting), split.first - 8 : split.first - 8 + len(split.prompts)]
-        return drawn_samples(of_split.T.ravel(), list(range(len(split.prompts))) * 2)
+        places, seeds = np.array(split.batch(0, 16)).T
+        return drawn_samples(values[int(one.setting)][places, seeds // SEEDS], list(places))
 
     def make(asked):
         made.append([(one.arm, one.setting, split.name) for one, split in asked])
@@ -312,9 +317,9 @@ def test_in_rounds_an_arm_gives_up_the_worse_half_by_all_that_was_seen():
 
     chosen, tuned = choose_in_rounds(arms, SCORE, make, measure, rounds, {})
     left = list(range(7))
-    for seen, keeps in ((2, 4), (4, 2), (8, 1)):  # the plain loop
-        assert len([one for one in made[(2, 4, 8).index(seen)] if one[0] == "many"]) == len(left)
-        left = sorted(left, key=lambda k: -values[k, :seen].mean())[:keeps]
+    for number, (seen, keeps) in enumerate(((4, 4), (8, 2), (16, 1))):  # the plain loop
+        assert len([one for one in made[number] if one[0] == "many"]) == len(left)
+        left = sorted(left, key=lambda k: -values[k].T.ravel()[:seen].mean())[:keeps]
     assert chosen[0].setting == str(left[0]) and chosen[2] is arms[2][0]
     assert [one.samples for one in tuned if one.candidate is chosen[0]] == [16]
     assert sorted(one.samples for one in tuned if one.candidate.arm == "many") == [4, 4, 4, 8, 8, 16, 16]

@@ -105,7 +105,7 @@ def choose(
     tuned = []
     for candidate in settings:
         samples = measure(candidate, tuning)
-        value = value_of(select, samples, real, len(tuning.prompts))
+        value = value_of(select, samples, real, tuning.prompts_up_to_here)
         tuned.append(Tuned(candidate, value, int(samples.there.sum())))
     return ranked(tuned, select)[0].candidate, tuned
 
@@ -120,14 +120,14 @@ def choose_in_rounds(
 ) -> tuple[list[Candidate], list[Tuned]] | None:
     """Return the setting of each arm that does best by a metric, and what each was worth when it was last looked at.
 
-    Prompts are looked at part by part. After each part but the last an arm gives up the worse half of its settings, by
+    Samples are looked at part by part. After each part but the last an arm gives up the worse half of its settings, by
     all that was seen of them (sequential halving: Karnin, Koren, Somekh, "Almost optimal exploration in multi-armed
     bandits", 2013). Of a single setting nothing is measured.
 
     Args:
         arms: the settings of each.
         select: by which they are chosen.
-        make: has settings sampled, each on some prompts; False where some of that is left to others.
+        make: has settings sampled, each on a part; False where some of that is left to others.
         measure: reads what was measured of a setting.
         rounds: the parts.
         real: features of real clips by their space.
@@ -141,8 +141,8 @@ def choose_in_rounds(
         seen = rounds[:number]
         if not make([(one, seen[-1]) for settings in left if len(settings) > 1 for one in settings]):
             return None
-        whole = Split("tuning", [prompt for split in seen for prompt in split.prompts], seen[0].first, seen[0].seeds)
-        of_real = real_of(select, real, len(whole.prompts))
+        whole = replace(seen[-1], start=0)
+        of_real = real_of(select, real, whole.prompts_up_to_here)
         for place, settings in enumerate(left):
             _, values = choose(settings, select, partial(_over, measure, seen), whole, of_real)
             known[place] |= {id(one.candidate): one for one in values}

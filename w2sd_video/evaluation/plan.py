@@ -91,7 +91,7 @@ class Plan(Measurement):
         against: the arm that the others are compared with.
         budgets: network evaluations a clip that no setting exceeds.
         warning: what is to be said of how settings are chosen; empty if nothing.
-        rounds: parts in which the prompts on which settings are chosen are looked at; see `choose_in_rounds`.
+        rounds: parts in which the samples on which settings are chosen are looked at; see `choose_in_rounds`.
     """
 
     arms: Sequence[str]
@@ -133,7 +133,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--rounds",
         type=int,
         default=1,
-        help="parts in which the prompts on which settings are chosen are looked at, a few first; after each an arm "
+        help="parts in which the samples on which settings are chosen are looked at, a few first; after each an arm "
         "gives up the worse half of its settings; 1, unless given, gives nothing up",
     )
     add("--batch", type=int, help="clips sampled together; 64 of a miniature and 1 of other models unless given")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,8 +44,7 @@ class Samples:
 
 def over_rounds(read: Callable[[Split], Samples], rounds: Sequence[Split]) -> Samples:
     """Return what was measured of a setting in several parts of a split, as if they were one."""
-    parts = [(read(split), split.first - rounds[0].first) for split in rounds]
-    return joined([replace(samples, prompt=samples.prompt + place) for samples, place in parts])
+    return joined([read(split) for split in rounds])
 
 
 def failed(places_and_seeds: list[tuple[int, int]], error: str, seconds: float = 0.0) -> Samples:

@@ -162,7 +162,7 @@ class Search:
 
     def _study(self, storage: BaseStorage, operator: Operator) -> optuna.Study:
         """Return the study of an operator: another one where anything is searched otherwise."""
-        splits = [[split.first, len(split.prompts), split.seeds] for split in self._rounds]
+        splits = [[split.first, len(split.prompts), split.seeds, split.start, split.stop] for split in self._rounds]
         searched = {"space": {name: repr(values) for name, values in operator.space.items()}, "nfe": self._nfe}
         study = optuna.create_study(
             storage=storage,
@@ -297,7 +297,7 @@ class ByMetrics:
         samples = over_rounds(partial(self._work.read, candidate), seen)
         if not samples.there.all():
             return str(samples.error[~samples.there][0])
-        prompts = sum(len(split.prompts) for split in seen)
+        prompts = seen[-1].prompts_up_to_here
         scores = [value_of(metric, samples, real_of(metric, self._real, prompts), prompts) for metric in self._metrics]
         missing = [metric.name for metric, score in zip(self._metrics, scores, strict=True) if not np.isfinite(score)]
         return f"{missing[0]} is no number" if missing else scores

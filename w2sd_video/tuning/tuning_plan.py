@@ -93,7 +93,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--also", nargs="+", metavar="NAME[=SOURCE]", default=[], help="what is reported too, but not searched by")
     add("--operators", nargs="+", metavar="NAME", help=f"what is searched; unless given: {', '.join(OPERATORS)}")
     add("--trials", type=int, help="settings of each operator that are tried; 24, or 3 by votes, unless given")
-    add("--rounds", type=int, default=4, help="parts in which prompts are looked at, a few first; 1 gives nothing up")
+    add("--rounds", type=int, default=4, help="parts in which samples are looked at, a few first; 1 gives nothing up")
     add("--best", type=int, default=3, help="how many of the best settings are reported, beside each operator's best")
     add("--search-seed", type=int, default=0, help="of the proposals")
     add("--votes", nargs="+", metavar="FILE", default=[], help="votes that the page has saved, all of them so far")
