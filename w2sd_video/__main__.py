@@ -6,7 +6,6 @@ import argparse
 import sys
 from importlib import import_module
 
-from w2sd_video import __version__
 from w2sd_video.command_parser import INTERRUPTED, OneLineParser, fail
 
 COMMANDS = {
@@ -27,7 +26,6 @@ def main(argv: list[str] | None = None) -> int:
         description="Weak-to-Strong Diffusion for image and video diffusion models.",
         epilog="w2sd-video COMMAND --help lists the options of a command.",
     )
-    parser.add_argument("--version", action="version", version=f"w2sd-video {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its prompts and options")
     options = parser.parse_args(sys.argv[1:] if argv is None else argv)

@@ -19,7 +19,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from w2sd_video import __version__
 from w2sd_video.command_parser import OneLineParser, say_interrupted
 
 if __name__ == "__main__":
@@ -44,7 +43,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line: print the table and the verdict, and write the strengths; exit codes as of a render."""
     parser = OneLineParser("calibrate", description=__doc__)
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="configuration of the pair: its name or a file")
-    parser.add_argument("--version", action="version", version=f"w2sd-video {__version__}")
     add_options(parser)
     options, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     output = Path(options.output)

@@ -8,6 +8,8 @@ import sys
 from types import TracebackType
 from typing import Any, NoReturn
 
+from w2sd_video import __version__
+
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended, as shells have it."""
 
@@ -30,6 +32,7 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, command: str | None, **settings: Any) -> None:
         prog = f"python -m w2sd_video.{command}" if command else "w2sd-video"
         super().__init__(prog, allow_abbrev=False, **settings)
+        self.add_argument("--version", action="version", version=f"w2sd-video {__version__}")
         self._command = command
 
     def error(self, message: str) -> NoReturn:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from w2sd_video import __version__
 from w2sd_video.command_parser import OneLineParser, say_interrupted
 
 if __name__ == "__main__":
@@ -36,7 +35,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run the evaluation that a command line names, print its table and write its folder."""
     parser = OneLineParser("evaluate", description=__doc__)
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="NAME|FILE", help="W2SD as it is configured")
-    parser.add_argument("--version", action="version", version=f"w2sd-video {__version__}")
     add_options(parser)
     options, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     with errors_in_one_line("evaluate"):

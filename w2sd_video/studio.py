@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from w2sd_video import __version__
 from w2sd_video.command_parser import OneLineParser, say_interrupted
 
 if __name__ == "__main__":
@@ -38,7 +37,6 @@ def main(argv: list[str] | None = None) -> int:
     add("--folder", default="runs/studio", help="where clips and their records go; runs/studio unless given")
     add("--host", default="127.0.0.1", help="address to listen on; this machine alone unless given")
     add("--port", type=int, default=7860, help="port to listen on; 7860 unless given")
-    add("--version", action="version", version=f"w2sd-video {__version__}")
     options = parser.parse_args(sys.argv[1:] if argv is None else argv)
     with errors_in_one_line("studio"):
         try:
