@@ -66,7 +66,6 @@ def denoiser_task(
     is_flow: bool = False,
     rows: Tensor | None = None,
     null: int | None = None,
-    learning_rate: float = 1e-3,
     has_early: bool = False,
     extra: Callable[[], Tensor] | None = None,
 ) -> Task:
@@ -83,7 +82,6 @@ def denoiser_task(
         is_flow: whether the target is noise - sample; v = alpha noise - sigma sample otherwise.
         rows: of the pool that are trained on; all unless given.
         null: the class that stands for none.
-        learning_rate: the highest.
         has_early: see `Task`.
         extra: added to the loss.
     """
@@ -106,4 +104,4 @@ def denoiser_task(
         error = functional.mse_loss(prediction.float(), target)
         return error if extra is None else error + extra()
 
-    return Task(network, loss, learning_rate, has_early=has_early)
+    return Task(network, loss, has_early=has_early)

@@ -77,40 +77,21 @@ def image_vae(size: int = scenes.SIZE) -> AutoencoderKL:
 
 
 def video_vae() -> AutoencoderKLCogVideoX:
-    """Clips (n, 3, 17, 64, 64) to latents (n, 8, 5, 16, 16) and back; its class wants widths that 32 divides."""
-    return AutoencoderKLCogVideoX(
-        block_out_channels=(32, 32, 32),
-        down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3,
-        layers_per_block=0,
-        latent_channels=8,
-        temporal_compression_ratio=4,
-        sample_height=scenes.SIZE,
-        sample_width=scenes.SIZE,
-    )
+    """Clips (n, 3, 17, 64, 64) to latents (n, 8, 5, 16, 16) and back."""
+    return models.video_vae(size=scenes.SIZE, channels=8)
 
 
-def pixart(width: int = 128, layers: int = 6) -> PixArtTransformer2DModel:
+def pixart(width: int = 128) -> PixArtTransformer2DModel:
     """Pictures from text: 64 tokens, attention to the text in every block."""
-    return PixArtTransformer2DModel(
-        num_attention_heads=width // 32,
-        attention_head_dim=32,
-        num_layers=layers,
-        in_channels=4,
-        out_channels=4,
-        patch_size=2,
-        cross_attention_dim=width,
-        caption_channels=TEXT_WIDTH,
-        sample_size=LATENT,
-    )
+    return models.image_transformer(width, latent=LATENT)
 
 
-def cogvideox(width: int = 128, layers: int = 5) -> CogVideoXTransformer3DModel:
+def cogvideox(width: int = 128) -> CogVideoXTransformer3DModel:
     """Clips from text: 320 tokens of a clip and the text's in one sequence."""
     return CogVideoXTransformer3DModel(
         num_attention_heads=width // 32,
         attention_head_dim=32,
-        num_layers=layers,
+        num_layers=5,
         in_channels=8,
         out_channels=8,
         patch_size=2,
@@ -124,7 +105,7 @@ def cogvideox(width: int = 128, layers: int = 5) -> CogVideoXTransformer3DModel:
     )
 
 
-def wan(width: int = 128, layers: int = 6) -> WanTransformer3DModel:
+def wan(width: int = 128) -> WanTransformer3DModel:
     """CogVideoX's twin by flow matching: the same latents, attention to the text in every block."""
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -135,23 +116,14 @@ def wan(width: int = 128, layers: int = 6) -> WanTransformer3DModel:
         text_dim=TEXT_WIDTH,
         freq_dim=128,
         ffn_dim=4 * width,
-        num_layers=layers,
+        num_layers=6,
         rope_max_seq_len=32,
     )
 
 
 def unet() -> UNet2DConditionModel:
     """AnimateDiff's spatial network: two levels over 16 x 16 latents, attention to the text on the lower."""
-    return UNet2DConditionModel(
-        sample_size=LATENT,
-        block_out_channels=MOTION_CHANNELS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=8,
-        attention_head_dim=4,
-        cross_attention_dim=TEXT_WIDTH,
-    )
+    return models.unet(MOTION_CHANNELS, latent=LATENT)
 
 
 def motion_adapter() -> MotionAdapter:

@@ -102,24 +102,27 @@ def image_vae() -> AutoencoderKL:
     )
 
 
-def video_vae() -> AutoencoderKLCogVideoX:
-    """Clips (n, 3, 9, 32, 32) to latents (n, 12, 3, 8, 8) and back; its class wants widths that 32 divides."""
+def video_vae(*, size: int = SIZE, channels: int = 12) -> AutoencoderKLCogVideoX:
+    """Clips (n, 3, 9, size, size) to latents (n, channels, 3, size / 4, size / 4) and back.
+
+    Its class wants widths that 32 divides.
+    """
     return AutoencoderKLCogVideoX(
         block_out_channels=(32, 32, 32),
         down_block_types=("CogVideoXDownBlock3D",) * 3,
         up_block_types=("CogVideoXUpBlock3D",) * 3,
         layers_per_block=0,
-        latent_channels=12,
+        latent_channels=channels,
         temporal_compression_ratio=4,
-        sample_height=SIZE,
-        sample_width=SIZE,
+        sample_height=size,
+        sample_width=size,
     )
 
 
-def unet(channels: tuple[int, int] = (32, 64)) -> UNet2DConditionModel:
-    """The spatial network of the AnimateDiff track: two levels over 8×8 latents, attention to the text on the lower."""
+def unet(channels: tuple[int, int] = (32, 64), *, latent: int = SIZE // 4) -> UNet2DConditionModel:
+    """AnimateDiff's spatial network: two levels over latents so wide, attention to the text on the lower."""
     return UNet2DConditionModel(
-        sample_size=SIZE // 4,
+        sample_size=latent,
         block_out_channels=channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -170,18 +173,18 @@ def transformer(width: int = 128, layers: int = 5) -> CogVideoXTransformer3DMode
     )
 
 
-def image_transformer(width: int = 128, layers: int = 6) -> PixArtTransformer2DModel:
-    """The network of the PixArt track: 16 tokens of a picture, attention to the text in every block."""
+def image_transformer(width: int = 128, *, latent: int = SIZE // 4) -> PixArtTransformer2DModel:
+    """PixArt's network: a token for each 2 x 2 latents of a picture, attention to the text in every block."""
     return PixArtTransformer2DModel(
         num_attention_heads=width // 32,
         attention_head_dim=32,
-        num_layers=layers,
+        num_layers=6,
         in_channels=4,
         out_channels=4,
         patch_size=2,
         cross_attention_dim=width,
         caption_channels=TEXT_WIDTH,
-        sample_size=SIZE // 4,
+        sample_size=latent,
     )
 
 
