@@ -13,13 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from w2sd_video.render import main
-from w2sd_video.rendering import job as jobs
+from w2sd_video.rendering import job_worker
 from w2sd_video.rendering.job_samples import samples_of
 from w2sd_video.rendering.kept_latents import read_kept
 from w2sd_video.rendering.load import load
 from w2sd_video.rendering.video import about_of
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.prompt_files import PromptLine
+from w2sd_video.settings.schema import RenderConfig
 
 CONFIG = ("--config", "miniature-pixart", "--steps", "3")
 PROMPTS = ["a red circle moving left", "a small blue square moving up", "a green triangle moving up"]
@@ -39,7 +40,7 @@ def pipe():
 
 @pytest.fixture(autouse=True)
 def loaded_once(pipe, monkeypatch):
-    monkeypatch.setattr(jobs, "load", lambda config: pipe)
+    monkeypatch.setattr(job_worker, "load", lambda config: pipe)
 
 
 def render(*options, prompts="prompts.txt", folder="out/"):
@@ -69,7 +70,7 @@ def test_a_job_makes_each_sample_with_its_record_and_keeps_it(capsys):
 
 def test_nothing_is_loaded_when_all_is_there(monkeypatch):
     render()
-    monkeypatch.setattr(jobs, "load", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr(job_worker, "load", lambda config: pytest.fail("loaded"))
     assert render() == 0
 
 
@@ -206,7 +207,7 @@ def test_names_come_from_a_template():
 
 def test_what_is_in_a_name_is_fit_for_a_file():
     prompts = ["a red circle moving left/../../x", ".hidden\n", "long " * 100, "long " * 100 + "x"]
-    config = jobs.RenderConfig(frames=1)
+    config = RenderConfig(frames=1)
     made = [sample.name for sample in samples_of(config, [PromptLine(prompt) for prompt in prompts], 1, "{prompt}.png")]
     assert made[:2] == ["a red circle moving left_.._.._x.png", "_hidden_.png"]
     assert len(set(made)) == 4 and all(len(name.encode()) <= 200 and name.endswith(".png") for name in made)
@@ -237,7 +238,7 @@ def test_what_makes_no_sense_is_refused_and_leaves_nothing(options, said, capsys
 
 
 def test_an_input_that_is_not_there_is_refused_before_anything_is_loaded(monkeypatch, capsys):
-    monkeypatch.setattr(jobs, "load", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr(job_worker, "load", lambda config: pytest.fail("loaded"))
     Path("prompts.jsonl").write_text(json.dumps({"prompt": PROMPTS[0], "inputs": {"conditioning_frames": "none.mp4"}}))
     options = ["--prompts", "prompts.jsonl", "-o", "out/"]
     code, line = refused(capsys, *options, config="miniature-animatediff-control")
@@ -273,14 +274,14 @@ def test_shards_make_all_and_nothing_twice(capsys):
 
 
 def test_a_sample_that_fails_is_listed_and_tried_again(pipe, monkeypatch, capsys):
-    sample_clips = jobs.sample_clips
+    sample_clips = job_worker.sample_clips
 
     def fail(pipe, config, prompts, seeds, inputs):
         if 1 in seeds:
             raise RuntimeError("a broken cable\nat the corner")
         return sample_clips(pipe, config, prompts, seeds, inputs)
 
-    monkeypatch.setattr(jobs, "sample_clips", fail)
+    monkeypatch.setattr(job_worker, "sample_clips", fail)
     for batch in ("1", "3"):
         assert render("--batch", batch, folder=f"out{batch}/") == 1
         said = capsys.readouterr().out
@@ -289,7 +290,7 @@ def test_a_sample_that_fails_is_listed_and_tried_again(pipe, monkeypatch, capsys
         assert "0001-1.png failed: a broken cable" in Path(f"out{batch}/index.html").read_text()
         assert json.loads(Path(f"out{batch}/failed/0001-1.png.json").read_text())["reason"] == "a broken cable"
         assert not Path(f"out{batch}/.job/latents").exists()
-    monkeypatch.setattr(jobs, "sample_clips", sample_clips)
+    monkeypatch.setattr(job_worker, "sample_clips", sample_clips)
     assert render("--batch", "3", folder="out3/") == 0
     assert "1 made, 2 kept, 0 failed" in capsys.readouterr().out
     assert not Path("out3/failed").exists()
@@ -352,8 +353,8 @@ def test_latents_that_are_not_what_they_were_are_sampled_anew(damage, no_memory,
 
 
 def test_a_model_that_is_broken_and_mended(monkeypatch, capsys):
-    monkeypatch.setattr(jobs, "load", load)
-    weights = Path(jobs.__file__).parents[1] / "miniatures" / "weights" / "pixart"
+    monkeypatch.setattr(job_worker, "load", load)
+    weights = Path(job_worker.__file__).parents[1] / "miniatures" / "weights" / "pixart"
     shutil.copytree(weights, "model")
     options = ["--model.pretrained", "./model", "--model.weights.weak", "./model/transformer_weak"]
     render(*options)
@@ -372,8 +373,8 @@ def test_a_model_that_is_broken_and_mended(monkeypatch, capsys):
 
 
 def test_a_job_that_began_with_a_broken_model_goes_on_with_a_mended_one(monkeypatch, capsys):
-    monkeypatch.setattr(jobs, "load", load)
-    weights = Path(jobs.__file__).parents[1] / "miniatures" / "weights" / "pixart"
+    monkeypatch.setattr(job_worker, "load", load)
+    weights = Path(job_worker.__file__).parents[1] / "miniatures" / "weights" / "pixart"
     shutil.copytree(weights, "model")
     file = next(Path("model/transformer").glob("*.safetensors"))
     whole = file.read_bytes()

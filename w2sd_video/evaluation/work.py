@@ -18,8 +18,7 @@ from w2sd_video.jobs.pool import RunTasks, Task
 from w2sd_video.jobs.pool_options import Shard
 from w2sd_video.metrics import Metric, Score
 from w2sd_video.rendering.inputs import input_hashes
-from w2sd_video.rendering.job import HASHES
-from w2sd_video.settings.identity import Hashes, identity_of
+from w2sd_video.settings.identity import HASHES, Hashes, identity_of
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.writing import remove_unfinished
 

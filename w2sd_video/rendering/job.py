@@ -6,8 +6,6 @@ pipeline each; a group stays the same after an interruption, so that each file i
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,35 +13,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from w2sd_video.jobs.folder import HIDDEN, JobFolder, differences, key_of
+from w2sd_video.jobs.folder import HIDDEN, JobFolder, differences
 from w2sd_video.jobs.pool import MakeWorker, Pool, Task, run_tasks
 from w2sd_video.jobs.pool_options import Shard
-from w2sd_video.messages import OUT_OF_MEMORY, ConfigError, first_line, is_disk_full, is_out_of_memory
+from w2sd_video.messages import ConfigError
 from w2sd_video.page import write_index
-from w2sd_video.rendering.call_arguments import check_call
-from w2sd_video.rendering.inputs import input_hashes, read_inputs
+from w2sd_video.rendering.inputs import input_hashes
 from w2sd_video.rendering.job_samples import Sample
-from w2sd_video.rendering.kept_latents import ENDING, LatentsDiffer, config_to_decode, decoding, keeping, read_kept
-from w2sd_video.rendering.load import load
-from w2sd_video.rendering.outputs import write_sample
+from w2sd_video.rendering.job_worker import LATENTS, Group, Nfe, RenderWorker, latents_file
+from w2sd_video.rendering.kept_latents import ENDING, read_kept
 from w2sd_video.rendering.prompts import check_before_loading
-from w2sd_video.rendering.sample import reflected, sample_clips, threads_for
-from w2sd_video.settings.evaluations import evaluations, is_exact
-from w2sd_video.settings.identity import Hashes, identity_of
-from w2sd_video.settings.panels import panels
+from w2sd_video.rendering.sample import threads_for
+from w2sd_video.settings.identity import HASHES, Hashes, identity_of
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.writing import PART
-
-LATENTS, HASHES = "latents", "hashes.json"
-"""Names in the hidden folder of a job: of a folder, and of a file with what is known of the model's files."""
-
-Group = tuple[Sample, ...]
-"""Samples that are made in one call of the pipeline."""
-Nfe = dict[str, dict[str, int]]
-"""Network evaluations of a sample by label of the clip and by role."""
 
 
 @dataclass(frozen=True)
@@ -220,11 +205,6 @@ def _kept_groups(job: RenderJob, by_name: Mapping[str, Sample]) -> list[Group]:
     return list(groups.values())
 
 
-def latents_file(folder: Path, group: Group, panel: int) -> Path:
-    """Return the file in the folder of a job in which a group keeps the latents of one of its panels."""
-    return folder / HIDDEN / LATENTS / f"{key_of([[sample.name, sample.task] for sample in group])}-{panel}{ENDING}"
-
-
 def _remove_latents(job: RenderJob, groups: Iterable[Group]) -> None:
     """Remove latents of no use and unfinished files of them; shards leave alone what may be of another shard."""
     folder = job.folder / HIDDEN / LATENTS
@@ -260,123 +240,3 @@ def _run(make_worker: MakeWorker, folder: JobFolder, parts: Parts, pool: Pool) -
         tasks = (Task(group[0].name, group) for group in parts.groups)
         run_tasks(make_worker, tasks, pool, on_done, on_failed)
     return made, failed
-
-
-class RenderWorker:
-    """Makes groups of samples with a pipeline that is loaded once; see `RenderJob`.
-
-    Args:
-        config: what all samples have in common.
-        folder: of the job.
-        nfe: the network evaluations of a sample that was made before, if there is one.
-
-    Raises:
-        ConfigError: what this pipeline cannot be given.
-        LoadError: a model that cannot be loaded.
-    """
-
-    def __init__(self, config: RenderConfig, folder: JobFolder, nfe: Nfe | None) -> None:
-        self._config, self._folder, self._nfe = config, folder, dict(nfe or {})
-        with threads_for(config.model.pretrained):
-            self._pipe = load(config)
-        check_call(type(self._pipe), config)
-        shown = panels(config)
-        self._panels = len(shown)
-        for panel in shown.values():
-            with reflected(self._pipe, panel):
-                pass
-
-    def __call__(self, group: Group) -> dict[str, str | None]:
-        """Make what is missing of a group: return, by name, None for what was made, or why it was not."""
-        with threads_for(self._config.model.pretrained):
-            return self._make(group)
-
-    def _make(self, group: Group) -> dict[str, str | None]:
-        missing = [sample for sample in group if self._folder.record(sample.name) is None]
-        if not missing:
-            return {}
-        started = time.perf_counter()
-        try:
-            clips, nfe, seconds_before = self._clips(group)
-            seconds = round((time.perf_counter() - started + seconds_before) / len(group), 2)
-            for place, sample in enumerate(group):
-                if sample in missing:
-                    self._write(sample, {label: clip[place] for label, clip in clips.items()}, nfe, seconds)
-        except Exception as error:  # whatever a foreign pipeline raises is the failure of these samples alone
-            if is_disk_full(error):
-                raise
-            is_decoding = isinstance(error, OutOfMemoryAtDecodingError)
-            reason = str(error) if is_decoding else first_line(error)
-            error.__traceback__ = None  # which holds the tensors that memory was lacking for
-            self._free_memory()
-            if len(group) > 1 and not is_decoding:
-                self._forget_latents(group)
-                alone = [self._make((sample,)) for sample in missing]
-                return {name: why for made in alone for name, why in made.items()}
-            return {sample.name: self._failed(sample, reason) for sample in missing}
-        self._forget_latents(group)
-        return dict.fromkeys([sample.name for sample in missing])
-
-    def _clips(self, group: Group) -> tuple[dict[str, np.ndarray], Nfe, float]:
-        """Sample a group: clips (samples, frames, height, width, 3) by label, evaluations, and earlier seconds."""
-        config, inputs = group[0].config, read_inputs(group[0].config)
-        prompts, seeds = [sample.config.prompts[0] for sample in group], [sample.config.seed for sample in group]
-        clips, nfe, seconds_before = {}, {}, 0.0
-        shown = panels(config)
-        for number, (label, panel) in enumerate(shown.items()):
-            self._pipe.set_progress_bar_config(desc=f"{label}: " if len(shown) > 1 else None, leave=False)
-            file = latents_file(self._folder.path, group, number)
-            call = partial(sample_clips, self._pipe, prompts=prompts, seeds=seeds, inputs=inputs)
-            started = time.perf_counter()
-            try:
-                kept = read_kept(file) if label in self._nfe or is_exact(panel) else None
-                if kept is not None:
-                    try:
-                        with decoding(self._pipe, kept):
-                            clips[label], _ = call(config=config_to_decode(panel))
-                        nfe[label] = self._nfe.get(label) or evaluations(panel)
-                        seconds_before += kept.about["seconds"]
-                    except LatentsDiffer:
-                        pass
-                if label not in clips:
-                    file.unlink(missing_ok=True)
-
-                    def about(begin: float = started) -> dict[str, Any]:
-                        names = [sample.name for sample in group]
-                        return {"samples": names, "seconds": time.perf_counter() - begin}
-
-                    with keeping(self._pipe, file, about):
-                        clips[label], nfe[label] = call(config=panel)
-            except Exception as error:
-                if is_out_of_memory(error) and file.exists():
-                    raise OutOfMemoryAtDecodingError from error
-                raise
-        self._nfe.update(nfe)
-        return clips, nfe, seconds_before
-
-    def _write(self, sample: Sample, clips: dict[str, np.ndarray], nfe: Nfe, seconds: float) -> None:
-        """Write a sample's file, and then its record."""
-        record = write_sample(self._folder.path / sample.name, sample.config, clips, nfe, seconds)
-        self._folder.write_record(sample.name, record | {"sample": sample.task, "about": sample.about})
-
-    def _failed(self, sample: Sample, reason: str) -> str:
-        self._folder.write_failure(sample.name, reason, sample.task)
-        return reason
-
-    def _forget_latents(self, group: Group) -> None:
-        for number in range(self._panels):
-            latents_file(self._folder.path, group, number).unlink(missing_ok=True)
-
-    def _free_memory(self) -> None:
-        import torch
-
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-class OutOfMemoryAtDecodingError(Exception):
-    """Memory was lacking when latents were decoded that are kept."""
-
-    def __init__(self) -> None:
-        super().__init__(f"{OUT_OF_MEMORY} (at decoding: the latents are kept, and the next start goes on from them)")

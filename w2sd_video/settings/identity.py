@@ -23,6 +23,8 @@ _ROUNDING = ("device",)
 _NOTES = ("parameters", "memory")
 """Settings of a model that change no sample: for estimates, and for where its parts lie."""
 
+HASHES = "hashes.json"
+"""Name of the file in the hidden folder of a job that holds what is known of the model's files."""
 Hashes = dict[str, list[Any]]
 """What is known of files by their paths: size in bytes, time of the last change in ns, and hash of the content."""
 
