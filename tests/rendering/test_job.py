@@ -139,16 +139,24 @@ def test_what_changes_no_sample_can_be_changed():
     )
 
 
-def test_a_strength_file_is_told_by_its_content(capsys):
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        ("--strength", "settings.strength"),
+        ("--autoguidance", "settings.autoguidance"),
+        ("--base.windows.guidance_scale", "settings.base.windows.guidance_scale"),
+    ],
+)
+def test_a_strength_file_is_told_by_its_content(option, setting, capsys):
     levels = {"log_snr": [-5, 5], "strength": [1.0, 0.5]}
-    Path("one.json").write_text(json.dumps(levels))
-    Path("copy.json").write_text(json.dumps(levels))
-    Path("other.json").write_text(json.dumps(levels | {"strength": [1.0, 0.6]}))
-    assert render("--strength", "one.json") == 0
-    assert render("--strength", "copy.json") == 0
-    options = ["--prompts", "prompts.txt", "-o", "out/", "--strength", "other.json"]
+    for name in ("one.json", "copy.json"):
+        Path(name).write_text(json.dumps(levels))
+    assert render(option, "one.json") == 0
+    assert render(option, "copy.json") == 0
+    Path("one.json").write_text(json.dumps(levels | {"strength": [1.0, 0.6]}))
+    options = ["--prompts", "prompts.txt", "-o", "out/", option, "one.json"]
     capsys.readouterr()
-    assert "settings.strength" in refused(capsys, *CONFIG[2:], *options, config=CONFIG[1])[1]
+    assert setting in refused(capsys, *CONFIG[2:], *options, config=CONFIG[1])[1]
 
 
 def test_prompts_that_changed_their_places_are_refused(capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from w2sd_video.messages import ConfigError
-from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.schema import ROLES, RenderConfig
 from w2sd_video.settings.sources import path_of, read_json, sources_of
 
 OF_A_SAMPLE = ("prompts", "seed", "output", "inputs")
@@ -44,12 +44,20 @@ def identity_of(config: RenderConfig, hashes: Hashes | None = None) -> dict[str,
     settings = {
         name: value for name, value in asdict(config).items() if name not in (*OF_A_SAMPLE, *_ROUNDING, "model")
     }
-    if isinstance(config.strength, str):
-        settings["strength"] = file_hash(Path(config.strength), hashes)
+    for name in ("strength", "autoguidance"):
+        settings[name] = _hashed(settings[name], hashes)
+    for role in ROLES:
+        windows = settings[role]["windows"] or {}
+        windows |= {name: _hashed(window, hashes) for name, window in windows.items()}
     model = {name: value for name, value in asdict(config.model).items() if name not in _NOTES}
     files = {source: _files_of(source, hashes) for source in sorted(set(sources_of(config.model)))}
     plain = {"settings": settings, "model": model, "files": files, "versions": library_versions()}
     return json.loads(json.dumps(plain))
+
+
+def _hashed(value: Any, hashes: Hashes) -> Any:
+    """Return the hash of a file of strengths; of what is no name of one the value itself."""
+    return file_hash(Path(value), hashes) if isinstance(value, str) else value
 
 
 def library_versions() -> dict[str, str]:
