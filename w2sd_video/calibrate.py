@@ -58,9 +58,18 @@ def main(argv: list[str] | None = None) -> int:
         if request.dry_run:
             print(cost_in_words(config, len(clips), options.draws, options.batch, options.samples, pool))
             return 0
-        numbers = (options.draws, options.batch, options.samples, options.ideal)
         parts = Path(f"{output}.parts")
-        findings = calibrate_pair(config, clips, *numbers, parts, pool, shard)
+        findings = calibrate_pair(
+            config,
+            clips,
+            draws=options.draws,
+            batch=options.batch,
+            samples=options.samples,
+            bank=options.ideal,
+            folder=parts,
+            pool=pool,
+            shard=shard,
+        )
         if findings is None:
             print(f"left     nothing of this shard ({parts}); without --shard the same command writes {output}")
             return 0

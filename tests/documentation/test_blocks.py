@@ -168,7 +168,7 @@ def check_calibrate(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Reached(Exception):  # noqa: N818
         pass
 
-    def stop(config: RenderConfig, *_: object) -> None:
+    def stop(config: RenderConfig, *_: object, **__: object) -> None:
         raise Reached(config)
 
     monkeypatch.setattr(w2sd_video.calibrate, "calibrate_pair", stop)
