@@ -228,6 +228,8 @@ class PipelineCall:
         state.measures = any(
             branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
         )
+        for control in self._controls:
+            control.told(arguments)
         walk.draw = drawing_as(arguments.get("generator"))
         walk.on_turn = Momentum(self._pipe).after_turn
         walk.fresh_steps = partial(stage_changes, self._pipe)
