@@ -409,9 +409,11 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], Reflected
             return original(*args, **kwargs)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
-            _, arguments, *rest = super().__reduce_ex__(protocol)
-            # Not by copyreg's own function, of which pickle demands the class that the pipeline has meanwhile.
-            return partial(original.__new__, original), arguments[1:], *rest
+            function, arguments, *rest = super().__reduce_ex__(protocol)
+            arguments = tuple(original if value is Reflecting else value for value in arguments)
+            if function.__name__ == "__newobj__":  # of copyreg: pickle demands the class that the pipeline has now
+                function, arguments = partial(original.__new__, original), arguments[1:]
+            return function, arguments, *rest
 
         def progress_bar(self, iterable: Any = None, total: int | None = None, **looks: Any) -> Any:
             make_bar = partial(super().progress_bar, **looks)
