@@ -460,6 +460,23 @@ def test_a_network_that_keeps_something_of_its_evaluations_is_refused_by_its_nam
     assert stock.isfinite().all()
 
 
+def test_a_network_that_draws_in_every_other_evaluation_is_refused():
+    """As token merging does, which draws where both rows of guidance are at hand."""
+
+    class Merging(diffusers.models.attention.BasicTransformerBlock):
+        def forward(self, hidden_states, *args, **kwargs):
+            if len(hidden_states) % 2 == 0:
+                hidden_states = hidden_states * torch.rand(1, generator=self.drawing["generator"])
+            return super().forward(hidden_states, *args, **kwargs)
+
+    pipe, call = tiny.stable_diffusion()
+    block = next(iter(blocks_of(pipe.unet).values()))
+    block.drawing = {"generator": torch.Generator().manual_seed(0)}
+    block.__class__ = Merging
+    with reflection(pipe, **GAP), pytest.raises(ValueError, match=r"keeps something of them .*'generator'"):
+        run(pipe, call)
+
+
 def acting_by_a_number(forward):
     calls = 0
 
