@@ -349,7 +349,7 @@ class PipelineCall:
             except RehearsalOver:
                 self._state.rehearsals[text] = self._state.rehearsing
             finally:
-                self._state.rehearsing = None
+                self._state.rehearsing = self._state.probing = None  # what fails now is not in a turn
 
 
 class ReflectedCall(Protocol):
