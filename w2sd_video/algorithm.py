@@ -28,6 +28,7 @@ def w2sd(
     begin: int = 0,
     fresh: Collection[int] = (),
     idle: Collection[int] = (),
+    end: int | None = None,
 ) -> Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor]:
     """Sample from the noisiest step to the last: yield what is asked for, be sent it, return the last latents.
 
@@ -42,15 +43,17 @@ def w2sd(
         begin: index among the scheduler's timesteps of the first call; steps are counted from there.
         fresh: steps from which on a gap is another (the second stage of two), so that it is not carried on.
         idle: steps at which windows leave strong and weak alike, so that there is nothing to reflect.
+        end: index of the first call that is left to others (SDXL's ``denoising_end``); None for none.
 
     Raises:
         ValueError: more reflected steps than steps, or a step that cannot be inverted.
     """
-    reflected, pushed = reflected_steps(trajectory, settings, begin, idle), pushed_steps(trajectory, settings, begin)
+    reflected = reflected_steps(trajectory, settings, begin, idle, end)
+    pushed = pushed_steps(trajectory, settings, begin, end)
     of_reflection, of_push = (
         HeldGap(settings.reuse, settings.carried, sorted(steps), fresh) for steps in (reflected, pushed)
     )
-    for call in range(begin, trajectory.number_of_calls):  # t = T … 1
+    for call in range(begin, trajectory.number_of_calls if end is None else end):  # t = T … 1
         i, x = trajectory.step_of_call(call), latents  # i is None where a scheduler calls twice for one step
         if i in reflected:  # t > T - λ
             x = yield from reflect_step(trajectory, x, i, settings, draw, of_reflection)  # M_w_inv(M_s(x_t, t), t)
@@ -118,30 +121,37 @@ class Step:
 
 
 def reflected_steps(
-    trajectory: Trajectory, settings: Reflection, begin: int = 0, idle: Collection[int] = ()
+    trajectory: Trajectory,
+    settings: Reflection,
+    begin: int = 0,
+    idle: Collection[int] = (),
+    end: int | None = None,
 ) -> frozenset[int]:
-    """Return the steps at which there is a reflection, of those from a call of the scheduler on.
+    """Return the steps at which there is a reflection, of those from a call of the scheduler on, before another one.
 
     Steps that are idle are left out; not by Re-Sampling, which makes no weak prediction.
 
     Raises:
         ValueError: more reflected steps than steps, or a last step that the inversion cannot reflect.
     """
-    steps = trajectory.steps_from(begin)
-    reflected = [i for i in settings.steps(len(steps)) if settings.reflects_at(trajectory.level(steps[i]))]
+    steps = trajectory.steps_from(begin, end)
+    below = 0 if end is None else len(trajectory.steps_from(end))
+    reflected = [i for i in settings.steps(len(steps), below) if settings.reflects_at(trajectory.level(steps[i]))]
     if not settings.inversion.startswith("resample"):
         reflected = [i for i in reflected if steps[i] not in idle]
-    settings.check_levels_below(reflected, len(steps))
+    settings.check_levels_below(reflected, len(steps) + below)
     return frozenset(steps[i] for i in reflected)
 
 
-def pushed_steps(trajectory: Trajectory, settings: Reflection, begin: int = 0) -> frozenset[int]:
-    """Return the steps at which AutoGuidance acts, of those from a call of the scheduler on.
+def pushed_steps(
+    trajectory: Trajectory, settings: Reflection, begin: int = 0, end: int | None = None
+) -> frozenset[int]:
+    """Return the steps at which AutoGuidance acts, of those from a call of the scheduler on, before another one.
 
     Raises:
         ValueError: more than there are.
     """
-    steps = trajectory.steps_from(begin)
+    steps = trajectory.steps_from(begin, end)
     in_window = [steps[i] for i in settings.pushed_steps(len(steps))]
     return frozenset(step for step in in_window if settings.pushes_at(trajectory.level(step)))
 

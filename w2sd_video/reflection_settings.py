@@ -145,8 +145,10 @@ class Reflection:
             return "sample"
         return trajectory.score_reading(i)
 
-    def steps(self, total: int) -> range:
+    def steps(self, total: int, below: int = 0) -> range:
         """Return the reflected steps among ``total``, counted from the noisiest.
+
+        Steps ``below`` them, which are left to others, make none of them the last one of all.
 
         Of a window of log-SNRs and of a strength for each noise level they are those that may be: see `reflects_at`.
 
@@ -155,13 +157,13 @@ class Reflection:
                 and that this inversion cannot reflect.
         """
         whole_number("the number of steps", total, 0)
-        reflected = range(max(total - 1, 0))
+        reflected = range(total if below else max(total - 1, 0))
         if self.reflection_steps is not None:
             reflected = _among("reflection_steps", self.reflection_steps, total)
-        if len(reflected) and self.span > total:
-            raise ValueError(f"span must be from 1 to {total}, the number of steps; got {self.span}")
+        if len(reflected) and self.span > total + below:
+            raise ValueError(f"span must be from 1 to {total + below}, the number of steps; got {self.span}")
         if not self.is_by_level:
-            self.check_levels_below(reflected, total)
+            self.check_levels_below(reflected, total + below)
         return reflected
 
     @property

@@ -119,9 +119,9 @@ class Trajectory:
         """Return the step that a call of the scheduler belongs to: it starts it, or goes on with it."""
         return bisect_right(self.calls, call) - 1
 
-    def steps_from(self, call: int) -> list[int]:
-        """Return the steps that start at a call of the scheduler or after it."""
-        return [step for step, start in enumerate(self.calls) if start >= call]
+    def steps_from(self, call: int, end: int | None = None) -> list[int]:
+        """Return the steps that start at a call of the scheduler or after it, and before the call ``end``."""
+        return [step for step, start in enumerate(self.calls) if start >= call and (end is None or start < end)]
 
     def level(self, i: int) -> Level:
         """Return (alpha, sigma) of the latents before step ``i``; ``level(len(self))`` is the final one."""

@@ -9,6 +9,7 @@ import tiny
 import torch
 from helpers import state
 from plain_loop import STEPS, STRONG, run
+from tiny.variants import build
 from usual_pipelines import GAP, PIPELINES, denoiser_of, pipelines, reflected
 
 from w2sd_video import Branch, reflection
@@ -213,6 +214,21 @@ def test_text_is_encoded_once_more_and_only_where_a_branch_has_one(build, weak, 
     with reflection(pipe, strong=Branch(), weak=weak):
         run(pipe, call)
     assert len(runs) - stock == stock * (1 + more)
+
+
+def test_a_branch_with_a_prompt_takes_the_place_of_embeddings_in_a_list():
+    """Z-Image has one tensor a sample; the text of a branch left beside them would say nothing."""
+    pipe, call = build("ZImagePipeline")
+    pipe.set_progress_bar_config(disable=True)
+    text, negative = pipe.encode_prompt(call["prompt"], device="cpu", do_classifier_free_guidance=True)
+    embedded = call | {"prompt": None, "prompt_embeds": text, "negative_prompt_embeds": negative}
+    gap = {"strong": Branch(), "weak": Branch(prompt="a blue square over the sea", negative_prompt="")}
+    assert torch.equal(reflected(pipe, embedded, gap), reflected(pipe, call, gap))
+    own = {"strong": Branch(), "weak": Branch()}
+    assert not torch.equal(reflected(pipe, embedded, gap), reflected(pipe, embedded, own))
+    only_half = embedded | {"negative_prompt_embeds": None}
+    with pytest.raises(ValueError, match=r"^When `prompt_embeds` is provided without"):  # the stock error
+        reflected(pipe, only_half, gap)
 
 
 def test_a_callback_in_inference_mode_is_called():

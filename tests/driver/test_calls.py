@@ -84,6 +84,7 @@ def test_pipelines_that_share_parts_stay_stock_wherever_they_are_built():
             (diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False), from_image),
             (type(pipe)(**pipe.components, requires_safety_checker=False), call),
             (copy.copy(pipe), call),
+            (pickle.loads(pickle.dumps(pipe)), call),
         ]
 
     stock = [run(other, its_call) for other, its_call in others()]

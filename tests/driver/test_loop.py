@@ -90,6 +90,29 @@ def test_two_stages_of_one_schedule_walk_their_own_steps():
     assert (refined.steps, refined.reflected_steps) == (3, 2)
 
 
+@pytest.mark.parametrize("window", [(0.0, 0.5), (0.5, 1.0)])
+def test_windows_are_of_the_steps_that_the_loop_takes(window):
+    """The steps that ``denoising_end`` leaves to others are none of a base model's, whatever counts them."""
+    pipe, call = tiny.stable_diffusion_xl()
+    call |= {"num_inference_steps": 10, "denoising_end": 0.6}
+    guided = Branch(guidance_scale=4.0, windows={"guidance_scale": window})
+    with reflection(pipe, strong=guided, weak=WEAK) as by_branch:
+        by_idle_steps = result_of(pipe, call)
+    with reflection(pipe, strong=STRONG, weak=WEAK, reflection_steps=window) as by_steps:
+        assert torch.equal(result_of(pipe, call), by_idle_steps)
+    assert by_branch.reflected_steps == by_steps.reflected_steps == 3
+    with reflection(
+        pipe, strong=STRONG, weak=WEAK, reflection_steps=0, autoguidance=1.0, autoguidance_steps=window
+    ) as pushed:
+        result_of(pipe, call)
+    assert pushed.nfe["weak"] == 3
+    with (
+        pytest.raises(ValueError, match="reflection_steps must be from 0 to 6"),
+        reflection(pipe, strong=STRONG, weak=WEAK, reflection_steps=7),
+    ):
+        result_of(pipe, call)
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("every", [1, 2])
 def test_the_old_callback_is_called_as_in_a_stock_loop(steps, every):

@@ -7,7 +7,8 @@ import diffusers
 import pytest
 import tiny
 import torch
-from helpers import add_lora, close
+from diffusers.models.attention_processor import AttnProcessor2_0
+from helpers import add_lora, close, state
 from plain_loop import STEPS, STRONG, WEAK, run
 from tiny.variants import build
 
@@ -191,6 +192,43 @@ def test_a_module_around_the_network_that_hides_its_arguments_is_evaluated_as_th
 
 
 # --- adapters and text ---------------------------------------------------------------------------------------------
+
+
+class Plain(AttnProcessor2_0):
+    """A processor of the user's, whatever it does."""
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6), "FreeU"),
+        (lambda pipe: pipe.enable_free_noise(context_length=4, context_stride=2), "FreeNoise"),
+        (lambda pipe: pipe.unet.set_attn_processor(Plain()), "the attention processor Plain"),
+    ],
+)
+def test_a_second_denoiser_is_evaluated_in_the_way_of_the_first_or_refused(change, named):
+    (pipe, call), (other, _) = tiny.animatediff(), tiny.animatediff(seed=1)
+    gap = {"strong": Branch(), "weak": Branch(weights=other.unet)}
+    change(pipe)
+    with pytest.raises(ValueError, match=f"weak branch lacks {named}"), reflection(pipe, **gap):
+        pytest.fail("the block was entered")
+    change(other)
+    with reflection(pipe, **gap):
+        run(pipe, call)
+
+
+def test_perturbed_attention_of_a_pipeline_acts_in_a_second_denoiser_too():
+    (pipe, call), (other, _) = build("StableDiffusionPAGPipeline"), tiny.stable_diffusion(seed=1)
+    before = state(other)
+    gap = {role: Branch(weights=other.unet) for role in ("base", "strong", "weak")}
+    with reflection(pipe, **gap):
+        result = run(pipe, call)
+    assert state(other) == before
+    pipe.unet = other.unet
+    with reflection(pipe, strong=Branch(), weak=Branch()):
+        assert torch.equal(run(pipe, call), result)
+    with reflection(pipe, strong=Branch(), weak=Branch()):
+        assert not torch.equal(run(pipe, call, pag_scale=0.0), result)
 
 
 def test_a_second_denoiser_without_the_adapters_of_the_first_is_refused():
@@ -420,6 +458,23 @@ def test_a_network_that_keeps_something_of_its_evaluations_is_refused_by_its_nam
         run(pipe, call)
     assert name in str(refused.value)
     assert stock.isfinite().all()
+
+
+def test_a_network_that_draws_in_every_other_evaluation_is_refused():
+    """As token merging does, which draws where both rows of guidance are at hand."""
+
+    class Merging(diffusers.models.attention.BasicTransformerBlock):
+        def forward(self, hidden_states, *args, **kwargs):
+            if len(hidden_states) % 2 == 0:
+                hidden_states = hidden_states * torch.rand(1, generator=self.drawing["generator"])
+            return super().forward(hidden_states, *args, **kwargs)
+
+    pipe, call = tiny.stable_diffusion()
+    block = next(iter(blocks_of(pipe.unet).values()))
+    block.drawing = {"generator": torch.Generator().manual_seed(0)}
+    block.__class__ = Merging
+    with reflection(pipe, **GAP), pytest.raises(ValueError, match=r"keeps something of them .*'generator'"):
+        run(pipe, call)
 
 
 def acting_by_a_number(forward):

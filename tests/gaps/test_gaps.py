@@ -38,6 +38,19 @@ def test_a_control_scale_is_that_of_the_pipelines_own_argument(count):
     assert not torch.equal(reflected(pipe, call), expected)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("window", [{"control_guidance_end": 0.5}, {"control_guidance_start": 0.5}])
+def test_a_control_scale_acts_within_the_window_of_the_call(count, window):
+    pipe, call, _, _ = controlled(count)
+    wanted, own, off = ([0.6, 0.6], [0.6, 0.3], [0.0, 1.0]) if count > 1 else (0.6, 0.3, 0.0)
+    branches = everywhere(control_scale=0.6)
+    expected = reflected(pipe, call, controlnet_conditioning_scale=wanted, **window)
+    assert torch.equal(reflected(pipe, call, branches, controlnet_conditioning_scale=own, **window), expected)
+    assert not torch.equal(reflected(pipe, call, branches), expected)
+    with pytest.raises(ValueError, match="nothing tells where it is on"):
+        reflected(pipe, call, branches, controlnet_conditioning_scale=off, **window)
+
+
 @pytest.mark.parametrize("guess_mode", [False, True])
 @pytest.mark.parametrize("guidance_scale", [None, 1.0])
 def test_at_a_control_scale_of_0_the_controlnet_is_not_run(guidance_scale, guess_mode):

@@ -63,6 +63,20 @@ def test_levels_that_a_solver_cannot_walk_are_refused():
     pipe = SimpleNamespace(scheduler=diffusers.CogVideoXDDIMScheduler(rescale_betas_zero_snr=True))
     with pytest.raises(ValueError, match="solver LMSDiscreteScheduler: cannot begin without any signal"):
         solver_of(pipe, "LMSDiscreteScheduler")
+    told_logarithms = {"timestep_type": "continuous", "use_karras_sigmas": True, "prediction_type": "v_prediction"}
+    pipe = SimpleNamespace(
+        scheduler=diffusers.EulerDiscreteScheduler(sigma_min=0.002, sigma_max=700.0, **told_logarithms)
+    )
+    with pytest.raises(ValueError, match="solver DPMSolverMultistepScheduler: this pipeline's network is told the log"):
+        solver_of(pipe, "DPMSolverMultistepScheduler")
+    pipe, _ = tiny.wan()
+    with pytest.raises(ValueError, match=r"solver DEISMultistepScheduler: ends .* before the noise is gone"):
+        solver_of(pipe, "DEISMultistepScheduler")
+    shifted = {"use_dynamic_shifting": True, "time_shift_type": "linear"}
+    pipe = SimpleNamespace(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shifted))
+    with pytest.raises(ValueError, match="solver DPMSolverMultistepScheduler: has no dynamic shift of type 'linear'"):
+        solver_of(pipe, "DPMSolverMultistepScheduler")
+    assert solver_of(pipe, "UniPCMultistepScheduler").config.time_shift_type == "linear"
 
 
 def test_an_unknown_solver_is_refused_before_anything_is_loaded():

@@ -44,7 +44,8 @@ def _belongs_to(name: str, other: str, value: Any) -> bool:
     if other.removeprefix(f"{name}_").isdigit():
         return value is not None
     embedded = (f"{name}_", f"pooled_{name}_", f"{name.replace('_prompt', '_pooled_prompt')}_")
-    return other.startswith(embedded) and isinstance(value, torch.Tensor)
+    parts = value if isinstance(value, (list, tuple)) and value else [value]  # a list of samples (Z-Image)
+    return other.startswith(embedded) and all(isinstance(part, torch.Tensor) for part in parts)
 
 
 def drawing_as(generator: torch.Generator | list[torch.Generator] | None) -> Draw:

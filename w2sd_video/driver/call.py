@@ -228,6 +228,8 @@ class PipelineCall:
         state.measures = any(
             branch.guidance_scale is not None or branch.negative_prompt is not None for branch in self._used
         )
+        for control in self._controls:
+            control.told(arguments)
         walk.draw = drawing_as(arguments.get("generator"))
         walk.on_turn = Momentum(self._pipe).after_turn
         walk.fresh_steps = partial(stage_changes, self._pipe)
@@ -347,7 +349,7 @@ class PipelineCall:
             except RehearsalOver:
                 self._state.rehearsals[text] = self._state.rehearsing
             finally:
-                self._state.rehearsing = None
+                self._state.rehearsing = self._state.probing = None  # what fails now is not in a turn
 
 
 class ReflectedCall(Protocol):
@@ -408,7 +410,10 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], Reflected
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             function, arguments, *rest = super().__reduce_ex__(protocol)
-            return function, tuple(original if value is Reflecting else value for value in arguments), *rest
+            arguments = tuple(original if value is Reflecting else value for value in arguments)
+            if function.__name__ == "__newobj__":  # of copyreg: pickle demands the class that the pipeline has now
+                function, arguments = partial(original.__new__, original), arguments[1:]
+            return function, arguments, *rest
 
         def progress_bar(self, iterable: Any = None, total: int | None = None, **looks: Any) -> Any:
             make_bar = partial(super().progress_bar, **looks)

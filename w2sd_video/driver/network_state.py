@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -82,7 +82,8 @@ class NetworkState:
 
 def _check(changed: list[set[str]]) -> None:
     """Refuse what changed twice."""
-    kept = sorted(set[str]().union(*(one & next_ for one, next_ in itertools.pairwise(changed))))
+    times = Counter(itertools.chain(*changed))  # not twice in a row: token merging draws for pairs of rows only
+    kept = sorted(name for name, count in times.items() if count > 1)
     if kept:
         raise ValueError(
             f"the network counts its evaluations or keeps something of them ({', '.join(kept[:3])}), as caches and "

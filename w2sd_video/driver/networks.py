@@ -135,8 +135,21 @@ def mixes_rows(network: nn.Module) -> bool:
     and those in pipelines of diffusers do (Text2Video-Zero's, of frames that are rows).
     """
     inner = [module for module in network.modules() if module is not network]
-    processors = [type(vars(module).get("processor")).__module__ for module in inner]
     patches = [vars(module)["forward"] for module in inner if "forward" in vars(module)]
-    return any(is_foreign(name) or name.startswith("diffusers.pipelines.") for name in processors) or bool(
-        functions_of(patches)
-    )
+    return bool(foreign_processors(network) or functions_of(patches))
+
+
+def processors_of(network: nn.Module) -> dict[str, Any]:
+    """Return the attention processors of a network by the names of the modules that have them."""
+    found = {name: getattr(module, "processor", None) for name, module in network.named_modules()}
+    return {name: processor for name, processor in found.items() if processor is not None}
+
+
+def foreign_processors(network: nn.Module) -> set[str]:
+    """Return the classes of attention processors that are not those of diffusers' own networks."""
+    kinds = {type(processor) for processor in processors_of(network).values()}
+    return {
+        kind.__name__
+        for kind in kinds
+        if is_foreign(kind.__module__) or kind.__module__.startswith("diffusers.pipelines.")
+    }

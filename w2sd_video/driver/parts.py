@@ -11,6 +11,7 @@ from torch import nn
 
 from w2sd_video.backends import DENOISERS, second_denoiser
 from w2sd_video.branch import STAGES, Branch
+from w2sd_video.driver.networks import foreign_processors
 from w2sd_video.driver.signatures import code_of, uncompiled
 from w2sd_video.gaps.ip_adapter import has_ip_adapter
 from w2sd_video.gaps.lora import active_adapters
@@ -111,7 +112,7 @@ def _cache_of(part: Any) -> str | None:
 
 
 def check_same_adapters(role: Role, denoisers: Sequence[nn.Module], used: Sequence[nn.Module]) -> None:
-    """Refuse a second denoiser without the IP-Adapter or the LoRA that act in the pipeline's own.
+    """Refuse a second denoiser without what acts in the pipeline's own beside its weights: adapters, FreeU, FreeNoise.
 
     Raises:
         ValueError: naming what is missing.
@@ -119,14 +120,24 @@ def check_same_adapters(role: Role, denoisers: Sequence[nn.Module], used: Sequen
     for own, second in zip(denoisers, used, strict=True):
         if any(second is denoiser for denoiser in denoisers):
             continue
-        missing = [f"the LoRA {name}" for name in sorted(active_adapters(own).keys() - active_adapters(second).keys())]
-        if has_ip_adapter(own) and not has_ip_adapter(second):
-            missing.append("the IP-Adapter")
-        if missing:
+        if missing := sorted(_acting_in(uncompiled(own)) - _acting_in(uncompiled(second))):
             raise ValueError(
                 f"the second denoiser of the {role} branch lacks {' and '.join(missing)} of the pipeline's own: "
                 "load it into both, or take it out of the pipeline's"
             )
+
+
+def _acting_in(network: nn.Module) -> set[str]:
+    """Return in words what has a network evaluated in another way than its class does by itself."""
+    acting = {f"the LoRA {name}" for name in active_adapters(network)}
+    acting |= {f"the attention processor {name}" for name in foreign_processors(network)}
+    if has_ip_adapter(network):
+        acting.add("the IP-Adapter")
+    if any(getattr(block, "s1", None) for block in getattr(network, "up_blocks", ())):
+        acting.add("FreeU (enable_freeu)")
+    if any(type(module).__name__ == "FreeNoiseTransformerBlock" for module in network.modules()):
+        acting.add("FreeNoise (enable_free_noise)")
+    return acting
 
 
 def check_text_encoders(pipe: Any, scales: Mapping[str, float]) -> None:

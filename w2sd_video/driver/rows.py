@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 Arguments = dict[str, Any]
 Rows = torch.Tensor | Sequence[torch.Tensor]
 
-_NOT_BATCHED = ("image_rotary_emb", "rotary_emb", "freqs_cis", "img_ids", "txt_ids")
-"""Positions, which all rows share, and whose length may by chance be the number of rows."""
+_NOT_BATCHED = ("image_rotary_emb", "rotary_emb", "freqs_cis", "img_ids", "txt_ids", "ip_adapter_masks")
+"""Positions, and masks of IP-Adapters, which all rows share, and whose length may by chance be the number of rows."""
 _LAYERS_FIRST = ("encoder_hidden_states_llama3",)
 """HiDream's text of each layer, in which the rows come second."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from typing import Any
@@ -36,6 +37,11 @@ def solver_of(pipe: Any, name: str | None) -> Any:
         raise ValueError(
             f"solver {name}: this pipeline's network is told inverted noise levels, which it does not have"
         )
+    if config.get("timestep_type") == "continuous" and "timestep_type" not in taken:
+        raise ValueError(
+            f"solver {name}: this pipeline's network is told the logarithms of noise levels (timestep_type="
+            "'continuous', as Stable Video Diffusion's), and this one tells it numbers of training steps"
+        )
     changes: dict[str, Any] = {"clip_sample": False} if "clip_sample" in taken else {}
     shift = config.get("flow_shift", config.get("shift", 1.0))
     if Trajectory.predicts_flow(own) and kind is diffusers.FlowMatchEulerDiscreteScheduler:
@@ -51,7 +57,24 @@ def solver_of(pipe: Any, name: str | None) -> Any:
     solver = kind.from_config(own.config, **changes)
     if _has_other_levels(solver, own):  # as CogVideoX's, whose schedulers shift them by a setting that others ignore
         solver = kind.from_config(own.config, **changes, trained_betas=_betas_of(own))
+    try:
+        stops_in_noise = _stops_in_noise(solver)
+    except AssertionError as error:
+        shift = config.get("time_shift_type")
+        raise ValueError(
+            f"solver {name}: has no dynamic shift of type {shift!r}, which this pipeline's own has"
+        ) from error
+    if stops_in_noise and not _stops_in_noise(own):
+        raise ValueError(f"solver {name}: ends on this pipeline's noise levels before the noise is gone")
     return solver
+
+
+def _stops_in_noise(scheduler: Any) -> bool:
+    """Return whether the last step of a scheduler ends at the level that it starts from (DEIS on flow)."""
+    walked = copy.deepcopy(scheduler)
+    walked.set_timesteps(4, **({"mu": 1.0} if walked.config.get("use_dynamic_shifting") else {}))
+    sigmas = getattr(walked, "sigmas", None)
+    return sigmas is not None and bool(sigmas[-1] == sigmas[-2])
 
 
 def _is_stepped_by(pipe: Any, kind: Any) -> bool:

@@ -72,7 +72,7 @@ class Walk:
         self.on_step: Callable[[], None] = lambda: None
         self._settings = settings
         self._state = state
-        self._begin = 0
+        self._begin, self._end = 0, 0
         self._moments: dict[int, Moment] = {}
         self._levels: Any = {}
         self._levels_differ: list[bool | torch.Tensor] = []
@@ -207,26 +207,25 @@ class Walk:
         steps_to_come = trajectory.steps_from(calls.start)
         if not steps_to_come and not self._settings.is_on:
             return False
-        self._begin, self.at, self._algorithm, self._begins_loop = calls.start, 0, None, True
+        self._begin, self._end, self.at, self._algorithm, self._begins_loop = calls.start, calls.stop, 0, None, True
         self._probed, self._own_scale, self._drift, self._edits = [], None, Drift(), Edits()
         self._trajectory, self._levels, self._levels_differ = trajectory, copied(_levels_of(self.wrapped)), []
         self._fresh = self.fresh_steps(trajectory) if self._settings.reuse > 1 else ()
-        steps = [step for step in steps_to_come if trajectory.calls[step] in calls]
+        steps = trajectory.steps_from(calls.start, calls.stop)
         if not steps:
             raise ValueError(f"the pipeline begins at timestep {calls.start} of {calls.stop}: no step is left")
         self.total_steps = len(steps)
         self._moments = {call: self._moment_of(call, steps[0], len(steps)) for call in calls}
         self._idle = self.idle_steps({step: self._moments[trajectory.calls[step]] for step in steps})
-        self._reflected = reflected_steps(trajectory, self._settings, calls.start, self._idle).intersection(steps)
+        self._reflected = reflected_steps(trajectory, self._settings, calls.start, self._idle, calls.stop)
         self.reflected_steps = len(self._reflected)
         timesteps, begin = self.wrapped.timesteps, calls.start
         probe_turns, self.turns = self._probe_turns(begin), []
         asked_for_call: list[Request | StepRequest] = []
-        nothing, draw = torch.zeros(0), torch.randn_like
-        for asked in asked_by(w2sd(trajectory, nothing, self._settings, draw, begin, self._fresh, self._idle)):
+        steps_of_call = begin, self._fresh, self._idle, self._end
+        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, torch.randn_like, *steps_of_call)):
             if isinstance(asked, Step):
-                if asked.call in calls:
-                    self.turns += self._turns_of(asked.call, asked_for_call)
+                self.turns += self._turns_of(asked.call, asked_for_call)
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
@@ -477,7 +476,7 @@ class Walk:
         """Tell the algorithm the latents that a step begins with, as the pipeline has them; return what it asks for."""
         self._compare_levels()
         if self._algorithm is None:
-            steps = self._begin, self._fresh, self._idle
+            steps = self._begin, self._fresh, self._idle, self._end
             self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, *steps)
             return next(self._algorithm)
         return self._algorithm.send(latents)
