@@ -1,5 +1,7 @@
 """The pipeline's loop: what it counts is meant in real steps, and what it does to the turns of one step is watched."""
 
+import types
+
 import diffusers
 import pytest
 import tiny
@@ -176,6 +178,107 @@ def test_a_loop_that_steps_twice_at_a_timestep_or_leaves_one_out_is_stock_off_an
             assert torch.equal(uneven(call["prompt"], steps_at)[0], stock)
         with pytest.raises((ValueError, RuntimeError), match="cannot be reflected"), reflection(uneven, **NULL):
             uneven(call["prompt"], steps_at)
+
+
+@pytest.mark.parametrize("make", [tiny.stable_diffusion, tiny.wan])
+def test_an_interruption_in_the_midst_of_a_step_lets_it_end(make):
+    """Of another thread, for example, which may come in a turn that only watches as well."""
+    pipe, call = make()
+    denoiser = getattr(pipe, "transformer", None) or pipe.unet
+    after_steps, evaluations = [], []
+
+    def keep(pipe, index, timestep, given):
+        after_steps.append(given["latents"].clone())
+        return {}
+
+    def interrupt_at(number):
+        evaluations.clear()
+
+        def interrupt(*_):
+            evaluations.append(1)
+            if len(evaluations) == number:
+                pipe._interrupt = True
+
+        return denoiser.register_forward_pre_hook(interrupt)
+
+    handle = interrupt_at(0)
+    with reflection(pipe, strong=STRONG, weak=WEAK):
+        run(pipe, call, callback_on_step_end=keep)
+    handle.remove()
+    total, ended_at = len(evaluations), []
+    for number in (1, 2, 7, total // 2, total - 6, total - 1):
+        handle = interrupt_at(number)
+        with reflection(pipe, strong=STRONG, weak=WEAK) as reflected:
+            result = run(pipe, call)
+            assert pipe.interrupt
+        handle.remove()
+        ended_at.append(reflected.steps)
+        assert torch.equal(result, after_steps[reflected.steps - 1])
+    assert ended_at[0] == 1 and len(set(ended_at)) > 1
+
+
+def test_a_loop_that_is_stopped_in_the_midst_of_a_step_is_no_result():
+    class Stopped(diffusers.StableDiffusionPipeline):
+        stop_at, interrupt = 0, False
+
+        @torch.no_grad()
+        def __call__(self, prompt, **kwargs):
+            self.scheduler.set_timesteps(4)
+            self.interrupt = False  # of its own
+            latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+            text, _ = self.encode_prompt(prompt, "cpu", 1, False)
+            for t in self.scheduler.timesteps:
+                prediction = self.unet(latents, t, text).sample
+                if self.interrupt:
+                    break
+                latents = self.scheduler.step(prediction, t, latents).prev_sample
+            return (latents,)
+
+    pipe, call = tiny.stable_diffusion()
+    stopped, evaluations = Stopped(**pipe.components, requires_safety_checker=False), []
+
+    def stop(*_):
+        evaluations.append(1)
+        stopped.interrupt = len(evaluations) == stopped.stop_at
+
+    pipe.unet.register_forward_pre_hook(stop)
+    with reflection(stopped, **NULL):
+        expected = stopped(call["prompt"])[0]
+        stopped.stop_at = len(evaluations) - 2
+        evaluations.clear()
+        with pytest.raises(ValueError, match="was stopped there"):
+            stopped(call["prompt"])
+        assert torch.equal(stopped(call["prompt"])[0], expected)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda latents: {"seed": 1, "images": latents},
+        lambda latents: types.SimpleNamespace(images=latents),
+        lambda latents: latents,
+        lambda latents: iter(latents),
+        lambda latents: (),
+        lambda latents: None,
+    ],
+)
+def test_evaluations_are_of_a_sample_whatever_a_loop_returns(result, samples):
+    class Own(diffusers.StableDiffusionPipeline):
+        @torch.no_grad()
+        def __call__(self, prompt):
+            self.scheduler.set_timesteps(4)
+            latents = torch.randn((samples, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+            text, _ = self.encode_prompt(prompt, "cpu", samples, False)
+            for t in self.scheduler.timesteps:
+                latents = self.scheduler.step(self.unet(latents, t, text).sample, t, latents).prev_sample
+            return result(latents)
+
+    pipe, call = tiny.stable_diffusion()
+    own = Own(**pipe.components, requires_safety_checker=False)
+    with reflection(own, strong=Branch(), weak=Branch(skip_layers=[0])) as reflected:
+        own(call["prompt"])
+    assert reflected.nfe == {"base": 4, "strong": 3, "weak": 3}
 
 
 def test_enumerate_is_the_builtin_one_outside_a_call():

@@ -9,7 +9,7 @@ import tiny
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from helpers import add_lora, close, state
-from plain_loop import STEPS, STRONG, WEAK, run
+from plain_loop import STEPS, STRONG, WEAK, alphas_of, noise_like, plain_loop, read_noise, run
 from tiny.variants import build
 
 from w2sd_video import Branch, reflection
@@ -489,6 +489,10 @@ def acting_by_a_number(forward):
     return wrapped
 
 
+def acting_in_the_name_of_another(forward):
+    return functools.wraps(forward)(acting_by_a_number(forward))
+
+
 def acting_by_a_dictionary(forward):
     state = {"calls": 0}
 
@@ -553,6 +557,7 @@ def only_counting(forward):
     "wrapper",
     [
         acting_by_a_number,
+        acting_in_the_name_of_another,
         acting_by_a_dictionary,
         acting_by_the_length_of_a_list,
         ActingByAnAttribute,
@@ -574,7 +579,7 @@ def test_a_wrapper_of_the_network_that_only_counts_is_let_through():
         expected = run(pipe, call)
     pipe.unet.forward = only_counting(pipe.unet.forward)
     with reflection(pipe, **GAP):
-        assert torch.equal(run(pipe, call), expected)
+        close(run(pipe, call), expected)
 
 
 @pytest.mark.parametrize("where", ["hook", "features", "inner hook", "forward", "class"])
@@ -607,11 +612,82 @@ def test_counts_of_what_only_looks_on_are_let_through(where, monkeypatch):
         noting = functools.wraps(stock)(lambda self, *args, **kwargs: (timed(), stock(self, *args, **kwargs))[1])
         monkeypatch.setattr(type(pipe.unet), "forward", noting)
     with reflection(pipe, **GAP) as reflected:
-        assert torch.equal(run(pipe, call), expected)
-    assert reflected.nfe == plain.nfe
+        result = run(pipe, call)
+    if where in ("forward", "class"):  # which see all rows, for they might have them look at each other
+        close(result, expected)
+        assert reflected.nfe == plain.nfe | {"weak": 2 * plain.nfe["weak"]}
+    else:
+        assert torch.equal(result, expected)
+        assert reflected.nfe == plain.nfe
     hooks = [*pipe.unet._forward_pre_hooks.values(), *pipe.unet._forward_hooks.values()]
     assert not [hook for hook in hooks if isinstance(hook, functools.partial)], "hooks are as they were"
     assert where == "features" or count.number > 2 * STEPS
+
+
+def mixed(output):
+    """Rows that look at each other, as those of StyleAligned do."""
+    return output + 0.5 * output.mean(0, keepdim=True)
+
+
+def mixing(function):
+    return lambda *args, **kwargs: mixed(function(*args, **kwargs))
+
+
+def by_a_wrapper(unet, patch):
+    forward = unet.forward
+    patch.setattr(unet, "forward", lambda *args, **kwargs: (mixed(forward(*args, **kwargs)[0]),))
+
+
+def by_a_class_of_its_own(unet, patch):
+    block = unet.get_submodule("mid_block.attentions.0.transformer_blocks.0")
+    patch.setattr(block, "__class__", type("Mixing", (type(block),), {"forward": mixing(type(block).forward)}))
+
+
+def by_a_module_around_another(unet, patch):
+    class Around(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args, **kwargs):
+            return mixed(self.inner(*args, **kwargs))
+
+    block = unet.get_submodule("mid_block.attentions.0.transformer_blocks.0")
+    patch.setattr(block, "ff", Around(block.ff))
+
+
+MIXING = {
+    "hook": lambda unet, patch: unet.mid_block.register_forward_hook(lambda module, given, output: mixed(output)),
+    "wrapper": by_a_wrapper,
+    "patched class": lambda unet, patch: patch.setattr(
+        diffusers.models.attention_processor.Attention,
+        "forward",
+        mixing(diffusers.models.attention_processor.Attention.forward),
+    ),
+    "class": by_a_class_of_its_own,
+    "module": by_a_module_around_another,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weak_first", [False, True])
+@pytest.mark.parametrize("name", MIXING)
+def test_rows_that_may_look_at_each_other_are_evaluated_together(name, weak_first, monkeypatch):
+    pipe, call = tiny.stable_diffusion()
+    MIXING[name](pipe.unet, monkeypatch)
+    scales = {"strong": 1.0 if weak_first else 4.0, "weak": 4.0 if weak_first else 1.0, "base": 3.0}
+    embeddings = torch.cat(pipe.encode_prompt(call["prompt"], "cpu", 1, True)[::-1])
+    pipe.scheduler.set_timesteps(STEPS)
+    levels = alphas_of(pipe.scheduler)
+
+    def predict(latents, timestep, role):
+        rows = pipe.unet(torch.cat([latents] * 2), timestep, encoder_hidden_states=embeddings, return_dict=False)[0]
+        return torch.lerp(rows[:1], rows[1:], scales[role])
+
+    expected = plain_loop(noise_like((1, 4, 8, 8)), copy.deepcopy(pipe.scheduler), levels, predict, read_noise(levels))
+    gap = {"strong": Branch(guidance_scale=scales["strong"]), "weak": Branch(guidance_scale=scales["weak"])}
+    with reflection(pipe, **gap, inversion="paper"):
+        close(run(pipe, call), expected)
 
 
 def test_what_a_network_makes_once_or_a_callback_changes_is_reflected():

@@ -132,6 +132,11 @@ class PipelineCall:
         """Whether what runs is this call's own loop."""
         return not self._state.is_elsewhere
 
+    @property
+    def is_between_turns(self) -> bool:
+        """Whether its loop is in the midst of a step, with latents that are none of the pipeline's."""
+        return self._settings.is_on and self._walk.is_between_turns
+
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Work out what stands in for the pipeline's parts, and keep its networks for this call.
@@ -191,7 +196,8 @@ class PipelineCall:
                 changes = self._with_callbacks_aside(arguments)
                 changes |= call_back_after_steps(arguments | changes, self._state)
                 result = self._call(given | changes, len(args))
-                samples = min(_samples_in(result), self._walk.samples or 1)  # a sample may be several pictures
+                stepped = self._walk.samples or 1
+                samples = min(_samples_in(result) or stepped, stepped)  # a sample may be several pictures
             except Exception as error:
                 if self._state.is_watched and _is_of_the_loop(error):
                     raise ValueError(
@@ -250,10 +256,11 @@ class PipelineCall:
     def _check_end(self) -> None:
         """Refuse a result that was not led by the walk."""
         name = type(self._pipe).__name__
-        if self._settings.is_on and self._walk.is_between_turns and not getattr(self._pipe, "interrupt", False):
+        if self.is_between_turns:
             raise ValueError(
-                f"{name} ends its loop in the midst of a step: it goes round a number of times of its own, so it "
-                "cannot be reflected; reflect no step (reflection_steps=0)"
+                f"{name} ends its loop in the midst of a step: it goes round a number of times of its own, or was "
+                "stopped there, so it cannot be reflected; stop it in a callback or by pipe._interrupt, or reflect no "
+                "step (reflection_steps=0)"
             )
         if self._settings.is_on and self._walk.steps_taken == 0 and not getattr(self._pipe, "interrupt", False):
             raise RuntimeError(f"{name} never called scheduler.step, so nothing was reflected")
@@ -359,6 +366,10 @@ class ReflectedCall(Protocol):
     def is_in_its_loop(self) -> bool:
         """Whether what runs is this call's own loop."""
 
+    @property
+    def is_between_turns(self) -> bool:
+        """Whether its loop is in the midst of a step, with latents that are none of the pipeline's."""
+
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], running: list[Any]) -> Any:
         """Call the pipeline, reflected; the call stands among those that are running as long as it does."""
 
@@ -423,6 +434,11 @@ def reflecting_class(original: Any, loop: Any, make_call: Callable[[], Reflected
             return running[-1].progress_bar(make_bar, iterable, total)
 
     Reflecting.scheduler = _SchedulerInCalls(loop, running)
+    if isinstance(getattr(original, "interrupt", None), property):
+        # A loop that is interrupted, by another thread for example, ends the step that it is in, as a stock one does.
+        Reflecting.interrupt = property(
+            lambda self: not any(call.is_between_turns for call in running) and super(Reflecting, self).interrupt
+        )
     if loop is not original:
         Reflecting.__call__ = with_signature(call_to_the_loop, inspect.signature(original.__call__))
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
@@ -487,10 +503,11 @@ def _is_of_the_loop(error: BaseException) -> bool:
     return not (is_ours or is_of_network or isinstance(error, (MemoryError, torch.OutOfMemoryError)))
 
 
-def _samples_in(result: Any) -> int:
-    """Return how many samples a pipeline's call has made: the length of the first thing that it returns."""
-    first = result[0] if isinstance(result, (tuple, list, Mapping)) else result
-    return max(1, len(first)) if isinstance(first, Sized) else 1
+def _samples_in(result: Any) -> int | None:
+    """Return how many samples a call has made: the length of the first thing that it returns, if that has one."""
+    several = result.values() if isinstance(result, Mapping) else result
+    first = next(iter(several if isinstance(result, (tuple, list, Mapping)) else [result]), None)
+    return max(1, len(first)) if isinstance(first, Sized) and not isinstance(first, str) else None
 
 
 def _walked(iterable: Any, bar: Any) -> Iterator[Any]:

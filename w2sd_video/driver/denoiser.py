@@ -282,11 +282,15 @@ class DenoiserSwitch:
         if missing and self._needs_all_rows():
             missing = list(rows)
         if missing:
-            part = self._with_rows(arguments, [row - rows.start for row in missing])
-            evaluated = rows_of(self._evaluate(part, len(missing))[0])
+            evaluated = self._some_rows(arguments, [row - rows.start for row in missing])
+            if len(missing) < len(rows) and self._needs_all_rows():  # seen in this evaluation, the first of the network
+                missing, evaluated = list(rows), self._some_rows(arguments, list(range(len(rows))))
             kept = kept | dict(zip(missing, evaluated, strict=True))
             self._keep(kept)
         return kept
+
+    def _some_rows(self, arguments: Arguments, rows: list[int]) -> list[torch.Tensor]:
+        return rows_of(self._evaluate(self._with_rows(arguments, rows), len(rows))[0])
 
     def _needs_all_rows(self) -> bool:
         """Return whether a network has to be given all rows of an evaluation, or none.
@@ -298,7 +302,7 @@ class DenoiserSwitch:
         module, _ = self._module_and_swaps(self._state.setting(self._branches))
         if module not in self._mixing:
             self._mixing[module] = any(mixes_rows(uncompiled(network)) for network in (self._denoiser, module))
-        return self._mixing[module]
+        return self._mixing[module] or self._state.kept.is_changed_by_hooks(uncompiled(module))
 
     def _kept_rows(self) -> dict[int, torch.Tensor]:
         """Return the rows that were evaluated at these latents for a branch that differs in guidance at most."""

@@ -232,6 +232,11 @@ class BlocksCall:
         """Whether what runs is this call's own loop."""
         return not self._state.is_elsewhere
 
+    @property
+    def is_between_turns(self) -> bool:
+        """Never: the denoise loop goes round once a step."""
+        return False
+
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], running: list[Any]) -> Any:
         """Call the pipeline, reflected; the call stands among those that are running as long as it has the networks."""
         signature = declared_signature(self._original, "__call__")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from w2sd_video.argument_checks import version_of
 from w2sd_video.driver.comparing import state_of
+from w2sd_video.driver.networks import own_forward
 from w2sd_video.driver.source import functions_of, is_foreign, is_foreign_function, is_read
 
 _NUMBERS = (bool, int, float, np.generic)
@@ -49,6 +50,11 @@ class NetworkState:
     def __init__(self) -> None:
         self._changed: WeakKeyDictionary[nn.Module, list[set[str]]] = WeakKeyDictionary()
         self._seen: WeakKeyDictionary[nn.Module, list[Marks]] = WeakKeyDictionary()
+        self._changing: WeakSet[nn.Module] = WeakSet()
+
+    def is_changed_by_hooks(self, network: nn.Module) -> bool:
+        """Return whether a hook of the user's inside a network was seen to change something, rows as it likes."""
+        return network in self._changing
 
     @contextmanager
     def evaluated(self, network: nn.Module) -> Iterator[None]:
@@ -65,6 +71,9 @@ class NetworkState:
         before = _around(modules)
         with _watched_hooks(modules) as acting:
             yield
+        hooks = {name: hooks[key] for path, module in modules[1:] for name, hooks, key in _hooks_of(path, module)}
+        if functions_of(hooks[name] for name in acting & hooks.keys()):
+            self._changing.add(network)
         changed.append(_differing(before, _around(modules), acting, _forwards(network)))
         _check(changed)
 
@@ -169,7 +178,7 @@ def _around(modules: Modules) -> Marks:
         marks[path] = {name: value for name, value in attributes.items() if type(value) in _PLAIN_NUMBERS}
         if "processor" in attributes:
             pending.append((f"{path}.processor", attributes["processor"]))
-        forward = _own_forward(module)
+        forward = own_forward(module)
         if module is not whole:
             pending.append((f"{path}.forward", forward))
         if is_foreign(type(module).__module__) or (isinstance(forward, FunctionType) and is_foreign_function(forward)):
@@ -180,13 +189,7 @@ def _around(modules: Modules) -> Marks:
 
 def _forwards(network: nn.Module) -> tuple[Any, Any]:
     """Return what is called as a network: its class's forward, and one of its own."""
-    return type(network).forward, _own_forward(network)
-
-
-def _own_forward(module: nn.Module) -> Any:
-    """Return the forward that a module has of its own, past the function that stands in its place; or None."""
-    forward = vars(module).get("forward")
-    return getattr(forward, "unswitched", forward)
+    return type(network).forward, own_forward(network)
 
 
 _OF_EVERY_MODULE = {"forward", *vars(nn.Module())} - {"_buffers"}

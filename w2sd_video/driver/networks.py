@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from diffusers import ModelMixin
 from torch import nn
 
 from w2sd_video.driver.signatures import named_signature, uncompiled
@@ -131,12 +132,32 @@ def unswitched(network: nn.Module) -> Callable[..., Any]:
 def mixes_rows(network: nn.Module) -> bool:
     """Return whether the rows of an evaluation may look at each other, so that none is to be evaluated alone.
 
-    Those of networks of diffusers do not. A processor or a patch of the user's may (StyleAligned, reference images),
-    and those in pipelines of diffusers do (Text2Video-Zero's, of frames that are rows).
+    Those of networks of diffusers do not. A processor, a patch or a class of the user's in them may (StyleAligned,
+    reference images), and those in pipelines of diffusers do (Text2Video-Zero's, of frames that are rows).
     """
-    inner = [module for module in network.modules() if module is not network]
-    patches = [vars(module)["forward"] for module in inner if "forward" in vars(module)]
+    modules = list(network.modules())
+    patches = [own_forward(module) for module in modules]
+    classes = {base for module in modules for base in type(module).__mro__}
+    if not _is_of_library(network):  # a network of the user's own, and none that was changed
+        classes = {cls for cls in classes if not is_foreign(cls.__module__)}
+    methods = [vars(cls)[name] for cls in classes for name in vars(cls).keys() - {"__init__"}]
+    patches += [method for method in methods if isinstance(method, FunctionType)]
     return bool(foreign_processors(network) or functions_of(patches))
+
+
+def _is_of_library(network: nn.Module) -> bool:
+    """Return whether a network, or one that it holds, is of a class of diffusers, or derived from one."""
+    return any(
+        "forward" in vars(base) and issubclass(base, ModelMixin) and not is_foreign(base.__module__)
+        for module in network.modules()
+        for base in type(module).__mro__
+    )
+
+
+def own_forward(module: nn.Module) -> Any:
+    """Return the forward that a module has of its own, past the function that stands in its place; or None."""
+    forward = vars(module).get("forward")
+    return getattr(forward, "unswitched", forward)
 
 
 def processors_of(network: nn.Module) -> dict[str, Any]:

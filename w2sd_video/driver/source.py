@@ -12,8 +12,8 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
-_LIBRARIES = {"accelerate", "bitsandbytes", "diffusers", "einops", "numpy", "optimum", "peft", "torch", "torchao"}
-_LIBRARIES |= {"transformers", __name__.partition(".")[0], *sys.stdlib_module_names}
+_LIBRARIES = {"accelerate", "bitsandbytes", "diffusers", "einops", "huggingface_hub", "numpy", "optimum", "peft"}
+_LIBRARIES |= {"torch", "torchao", "transformers", __name__.partition(".")[0], *sys.stdlib_module_names}
 """Packages whose functions and objects are not looked into: what they keep is made anew, or refused by its name."""
 _COUNT_ON = ("append", "extend", "update")
 """Methods by which a container grows."""
@@ -64,8 +64,8 @@ def is_read(name: str, functions: Iterable[FunctionType]) -> bool:
 
 
 def _reads(function: FunctionType, variable: str) -> bool:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    try:  # the code, for of a function itself it is the source of what it wraps (functools.wraps)
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function.__code__)))
     except (OSError, TypeError, SyntaxError):  # typed in, or a part of a longer expression
         return True
     counting = [part for node in ast.walk(tree) for part in _counted_by(node, variable)]
