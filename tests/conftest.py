@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its handler keeps the captured stream of the first test
 os.environ.setdefault("W2SD_TRACEBACK", "1")  # an error that nobody foresaw is a failure of a test
 
 import pytest
