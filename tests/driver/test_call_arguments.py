@@ -73,6 +73,49 @@ def test_a_subclass_that_makes_the_generator_itself_keeps_it():
         assert torch.equal(run(pipe, call | {"text": prompt, "w": scale}), expected)
 
 
+def in_the_name_of(base):
+    """Two calls, each with a prompt of its own, by a function that passes for the one it wraps."""
+
+    class App(base):
+        @functools.wraps(base.__call__)
+        def __call__(self, prompt, **kwargs):
+            first = super().__call__("a blue square", **kwargs).images
+            return super().__call__(prompt, **kwargs | {"latents": first})
+
+    return App
+
+
+def test_a_subclass_in_the_name_of_its_base_is_not_taken_for_the_loop():
+    pipe, call = tiny.stable_diffusion()
+    with reflection(pipe, strong=STRONG, weak=Branch(prompt="a red circle")):
+        first = run(pipe, call | {"prompt": "a blue square"})
+        expected = run(pipe, call, latents=first)
+    pipe.__class__ = in_the_name_of(type(pipe))
+    with reflection(pipe, strong=STRONG, weak=Branch(prompt="a red circle")) as reflected:
+        assert torch.equal(run(pipe, call), expected)
+    assert reflected.steps == 2 * STEPS
+
+
+def test_a_loop_in_the_name_of_another_counts_real_steps():
+    class Own(diffusers.StableDiffusionPipeline):
+        @torch.no_grad()
+        @functools.wraps(diffusers.StableDiffusionPipeline.__call__)
+        def __call__(self, prompt, num_inference_steps, **kwargs):
+            self.scheduler.set_timesteps(num_inference_steps)
+            latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+            text, _ = self.encode_prompt(prompt, "cpu", 1, False)
+            for i, t in enumerate(self.scheduler.timesteps):
+                prediction = self.unet(latents, t, text).sample * (1.5 if i < 2 else 1.0)
+                latents = self.scheduler.step(prediction, t, latents).prev_sample
+            return (latents,)
+
+    pipe, call = tiny.stable_diffusion()
+    own = Own(**pipe.components, requires_safety_checker=False)
+    stock = own(call["prompt"], num_inference_steps=STEPS)[0]
+    with reflection(own, strong=Branch(), weak=Branch(skip_layers=[0]), strength=0.0):
+        torch.testing.assert_close(own(call["prompt"], num_inference_steps=STEPS)[0], stock)
+
+
 def test_arguments_refusals_and_callbacks_reach_through_a_subclass():
     pipe, call = tiny.stable_diffusion_xl()
     stock = run(pipe, call, denoising_end=0.8)

@@ -43,7 +43,7 @@ from w2sd_video.driver.parts import (
     stage_changes,
 )
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
-from w2sd_video.driver.signatures import as_given, by_name, code_of, declared_signature, defaults, with_signature
+from w2sd_video.driver.signatures import as_given, by_name, codes_of, declared_signature, defaults, with_signature
 from w2sd_video.driver.timesteps import counting_calls
 from w2sd_video.driver.walk import Walk, presented
 from w2sd_video.driver.watching import Watch
@@ -459,7 +459,7 @@ class _SchedulerInCalls:
 
     def __init__(self, loop: type, running: list[Any]) -> None:
         self._name = loop.__name__
-        self._code = code_of(vars(loop)["__call__"])
+        self._codes = codes_of(vars(loop)["__call__"])
         self._running = running
 
     def __get__(self, pipe: Any, owner: type) -> Any:
@@ -480,7 +480,7 @@ class _SchedulerInCalls:
         """Return whether the innermost loop of a pipeline that runs in this thread was called by something else."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
-            if frame.f_code is self._code and any(value is pipe for value in frame.f_locals.values()):
+            if frame.f_code in self._codes and any(value is pipe for value in frame.f_locals.values()):
                 break
             frame = frame.f_back
         else:

@@ -12,7 +12,7 @@ from torch import nn
 from w2sd_video.backends import DENOISERS, second_denoiser
 from w2sd_video.branch import STAGES, Branch
 from w2sd_video.driver.networks import foreign_processors
-from w2sd_video.driver.signatures import code_of, uncompiled
+from w2sd_video.driver.signatures import codes_of, uncompiled
 from w2sd_video.gaps.ip_adapter import has_ip_adapter
 from w2sd_video.gaps.lora import active_adapters
 from w2sd_video.reflection_settings import Role
@@ -171,8 +171,7 @@ def loop_of(cls: type) -> type:
 def _hands_on(function: Any) -> bool:
     if isinstance(function, partialmethod):  # what it calls, it calls past super()
         return False
-    code = code_of(function)
-    return code is not None and "__call__" in code.co_names
+    return any("__call__" in code.co_names for code in codes_of(function))
 
 
 def controlnet_of(pipe: Any, branches: Mapping[Role, Branch]) -> nn.Module | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partialmethod
 from types import CodeType
 from typing import Any
@@ -31,11 +31,17 @@ def declared_signature(cls: type, method: str, *names: str) -> inspect.Signature
     return signature.replace(parameters=_without_self(signature))
 
 
-def code_of(function: Any) -> CodeType | None:
-    """Return the code of a function under what wraps it (decorators, ``functools.partialmethod``), if it has one."""
-    while isinstance(function, partialmethod):
-        function = function.func
-    return getattr(inspect.unwrap(function), "__code__", None)
+def layers_of(function: Any) -> Iterator[Any]:
+    """Give a function and what it wraps, from the outside in (decorators, ``functools.partialmethod``)."""
+    while function is not None:
+        function = getattr(function, "__func__", function)
+        yield function
+        function = function.func if isinstance(function, partialmethod) else getattr(function, "__wrapped__", None)
+
+
+def codes_of(function: Any) -> set[CodeType]:
+    """Return the code of a function, and of what it wraps: any of it may be what does the work."""
+    return {layer.__code__ for layer in layers_of(function) if hasattr(layer, "__code__")}
 
 
 def _without_self(signature: inspect.Signature) -> list[inspect.Parameter]:

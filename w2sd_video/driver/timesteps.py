@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from w2sd_video.driver.signatures import layers_of
+
 _zip = zip
 
 
@@ -135,11 +137,11 @@ def _namespaces(cls: type) -> dict[int, dict[str, Any]]:
     found = {}
     for base in cls.__mro__:
         for attribute in vars(base).values():
-            function = inspect.unwrap(getattr(attribute, "__func__", attribute))
-            if inspect.isfunction(function) and not _names_in(function.__code__).isdisjoint(_COUNTING):
-                namespace = function.__globals__
-                if all(namespace.get(name, counting) is counting for name, counting in _COUNTING.items()):
-                    found[id(namespace)] = namespace
+            for function in filter(inspect.isfunction, layers_of(attribute)):
+                if not _names_in(function.__code__).isdisjoint(_COUNTING):
+                    namespace = function.__globals__
+                    if all(namespace.get(name, counting) is counting for name, counting in _COUNTING.items()):
+                        found[id(namespace)] = namespace
     return found
 
 
