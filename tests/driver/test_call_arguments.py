@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import tiny
 import torch
-from helpers import state
+from helpers import close, state
 from plain_loop import STEPS, STRONG, run
 from tiny.variants import build
 from usual_pipelines import GAP, PIPELINES, denoiser_of, pipelines, reflected
@@ -257,6 +257,37 @@ def test_text_is_encoded_once_more_and_only_where_a_branch_has_one(build, weak, 
     with reflection(pipe, strong=Branch(), weak=weak):
         run(pipe, call)
     assert len(runs) - stock == stock * (1 + more)
+
+
+@pytest.mark.parametrize("reflected_steps", [0, 3])
+@pytest.mark.parametrize("cond_first", [False, True])
+def test_a_controlnet_that_is_evaluated_twice_a_step_is_told_the_text_of_each(cond_first, reflected_steps):
+    class InTurn(diffusers.StableDiffusionControlNetPipeline):
+        @torch.no_grad()
+        def __call__(self, prompt, negative_prompt, image):
+            self.scheduler.set_timesteps(4)
+            latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+            texts = self.encode_prompt(prompt, "cpu", 1, True, negative_prompt)
+            for t in self.scheduler.timesteps:
+                predicted = {}
+                for words in texts if cond_first else texts[::-1]:
+                    down, mid = self.controlnet(latents, t, words, image, return_dict=False)
+                    residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+                    predicted[words] = self.unet(latents, t, words, **residuals).sample
+                cond, uncond = (predicted[words] for words in texts)
+                latents = self.scheduler.step(uncond + 3 * (cond - uncond), t, latents).prev_sample
+            return (latents,)
+
+    pipe, _ = tiny.stable_diffusion(control=True)
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    in_turn = InTurn(**parts | unchecked)
+    image = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    expected = in_turn("a red circle", "blurry", image)[0]
+    role = Branch(prompt="a red circle")
+    settings = {"inversion": "current", "reflection_steps": reflected_steps}
+    with reflection(in_turn, strong=role, weak=role, base=role, **settings):
+        close(in_turn("a blue square moving left", "blurry", image)[0], expected)
 
 
 def test_a_branch_with_a_prompt_takes_the_place_of_embeddings_in_a_list():

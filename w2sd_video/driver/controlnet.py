@@ -39,6 +39,7 @@ class ControlSwitch:
         self._signature = named_signature(controlnet)
         self._zeros: Any = None
         self._own: Any = None
+        self._counted = (-1, 0)
         self.was_asked = False
 
     def told(self, arguments: Mapping[str, Any]) -> None:
@@ -70,12 +71,12 @@ class ControlSwitch:
     def _answer(self, evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._state.is_elsewhere:
             return evaluate(*args, **kwargs)
-        self.was_asked = True
+        self.was_asked, call = True, self._number_of_call()
         arguments = by_name(self._signature, args, kwargs)
         latents_name = next(iter(arguments))
         arguments[latents_name] = self._state.as_asked(arguments[latents_name])
         if shown := self._state.rehearsing or self._state.noting:
-            shown.control = arguments
+            shown.controls.append(arguments)
         if self._state.rehearsing is not None:
             return evaluate(*args, **kwargs)
         if self._state.probing is not None:
@@ -89,7 +90,7 @@ class ControlSwitch:
             arguments["conditioning_scale"] = scale
         own_text, text = self._state.rehearsals.get(None), self._state.rehearsals.get(branch.text)
         if own_text is not None and text is not None:
-            arguments |= own_text.control_changes(text, next(iter(arguments)))
+            arguments |= own_text.control_changes(call, text, latents_name)
         positional, named = as_given(arguments, len(args))
         looked_at = self._state.kept.evaluated(self._controlnet) if self._state.leads else nullcontext()
         with looked_at:
@@ -97,6 +98,12 @@ class ControlSwitch:
         if self._zeros is None:
             self._zeros = tree_map_only(torch.Tensor, lambda one: one.new_zeros(()).expand(one.shape), residuals)
         return residuals
+
+    def _number_of_call(self) -> int:
+        """Count the evaluations of one turn, from 0."""
+        turn, count = self._counted
+        self._counted = (self._state.request, count + 1 if turn == self._state.request else 0)
+        return self._counted[1]
 
     def _instead_of_residuals(self, arguments: dict[str, Any]) -> Any:
         """Return what pipelines hand on to a denoiser that is not run in this turn: no residuals, and one of zeros."""

@@ -27,11 +27,11 @@ class RehearsalOver(BaseException):
 
 
 class Rehearsal:
-    """The arguments of every evaluation of the denoiser in one step of a pipeline, in order, and of its ControlNet."""
+    """The arguments of every evaluation in one step of a pipeline, in order: of its denoiser, and of its ControlNet."""
 
     def __init__(self) -> None:
         self.calls: list[Arguments] = []
-        self.control: Arguments = {}
+        self.controls: list[Arguments] = []
 
     def changes(self, call: int, other: Rehearsal, latents_name: str) -> Arguments:
         """Return the arguments that turn a call of this rehearsal into that of another: its text.
@@ -44,9 +44,18 @@ class Rehearsal:
         """Return whether another rehearsal gives the denoiser anything else."""
         return any(self.changes(call, other, latents_name) for call in range(len(self.calls)))
 
-    def control_changes(self, other: Rehearsal, latents_name: str) -> Arguments:
-        """Return the same for the ControlNet."""
-        return _changes(self.control, other.control, latents_name)
+    def control_changes(self, call: int, other: Rehearsal, latents_name: str) -> Arguments:
+        """Return the same for a call of the ControlNet.
+
+        Raises:
+            ValueError: one that is evaluated more often than in the first step.
+        """
+        if call >= min(len(self.controls), len(other.controls)):
+            raise ValueError(
+                "the pipeline evaluates its ControlNet more often than in its first step, so a branch cannot have a "
+                "text of its own; leave it out"
+            )
+        return _changes(self.controls[call], other.controls[call], latents_name)
 
 
 def _changes(shown: Arguments, wanted: Arguments, latents_name: str) -> Arguments:
