@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FunctionType, MethodType, SimpleNamespace
@@ -71,8 +71,7 @@ class NetworkState:
         before = _around(modules)
         with _watched_hooks(modules) as acting:
             yield
-        hooks = {name: hooks[key] for path, module in modules[1:] for name, hooks, key in _hooks_of(path, module)}
-        if functions_of(hooks[name] for name in acting & hooks.keys()):
+        if functions_of(hook for name, hook in acting.items() if not name.startswith(_HOOK)):  # not of the whole
             self._changing.add(network)
         changed.append(_differing(before, _around(modules), acting, _forwards(network)))
         _check(changed)
@@ -86,7 +85,7 @@ class NetworkState:
         marks = self._seen.setdefault(network, [])
         if len(marks) < _LOOKS:
             marks.append(_around([("", network)]))
-            _check([_differing(*pair, set(), _forwards(network)) for pair in itertools.pairwise(marks)])
+            _check([_differing(*pair, (), _forwards(network)) for pair in itertools.pairwise(marks)])
 
 
 def _check(changed: list[set[str]]) -> None:
@@ -101,7 +100,7 @@ def _check(changed: list[set[str]]) -> None:
         )
 
 
-def _differing(before: Marks, after: Marks, acting: set[str], wrapper: Sequence[Any]) -> set[str]:
+def _differing(before: Marks, after: Marks, acting: Collection[str], wrapper: Sequence[Any]) -> set[str]:
     """Return the names of what is there before and after, and not the same.
 
     Args:
@@ -117,7 +116,7 @@ def _differing(before: Marks, after: Marks, acting: set[str], wrapper: Sequence[
     return {name for name in names - of_modules if not _only_looks_on(name, after.get(name), acting, wrapper)}
 
 
-def _only_looks_on(name: str, value: Any, acting: set[str], wrapper: Sequence[Any]) -> bool:
+def _only_looks_on(name: str, value: Any, acting: Collection[str], wrapper: Sequence[Any]) -> bool:
     """Return whether a value is a hook's that does nothing else, or a count of a wrapper of the whole network."""
     if name.startswith(_OF_THE_WHOLE):
         return isinstance(value, _NUMBERS) and not is_read(name, functions_of(wrapper))
@@ -127,9 +126,9 @@ def _only_looks_on(name: str, value: Any, acting: set[str], wrapper: Sequence[An
 
 
 @contextmanager
-def _watched_hooks(modules: Modules) -> Iterator[set[str]]:
-    """Yield the names of the hooks that have returned something, or written into what they were given."""
-    acting: set[str] = set()
+def _watched_hooks(modules: Modules) -> Iterator[dict[str, Any]]:
+    """Yield, by their names, the hooks that have returned something, or written into what they were given."""
+    acting: dict[str, Any] = {}
     swapped: list[tuple[Any, int, Any]] = []
     for path, module in modules:
         for name, hooks, key in _hooks_of(path, module):
@@ -143,12 +142,12 @@ def _watched_hooks(modules: Modules) -> Iterator[set[str]]:
                 hooks[key] = hook
 
 
-def _noted(hook: Any, name: str, acting: set[str], *args: Any, **kwargs: Any) -> Any:
+def _noted(hook: Any, name: str, acting: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
     versions = [version_of(tensor) for tensor in given]
     result = hook(*args, **kwargs)
     if result is not None or versions != [version_of(tensor) for tensor in given]:
-        acting.add(name)
+        acting[name] = hook
     return result
 
 

@@ -222,8 +222,7 @@ class Walk:
         timesteps, begin = self.wrapped.timesteps, calls.start
         probe_turns, self.turns = self._probe_turns(begin), []
         asked_for_call: list[Request | StepRequest] = []
-        steps_of_call = begin, self._fresh, self._idle, self._end
-        for asked in asked_by(w2sd(trajectory, torch.zeros(0), self._settings, torch.randn_like, *steps_of_call)):
+        for asked in asked_by(self._w2sd(torch.zeros(0), torch.randn_like)):
             if isinstance(asked, Step):
                 self.turns += self._turns_of(asked.call, asked_for_call)
                 asked_for_call = []
@@ -476,10 +475,16 @@ class Walk:
         """Tell the algorithm the latents that a step begins with, as the pipeline has them; return what it asks for."""
         self._compare_levels()
         if self._algorithm is None:
-            steps = self._begin, self._fresh, self._idle, self._end
-            self._algorithm = w2sd(self._trajectory, latents, self._settings, self.draw, *steps)
+            self._algorithm = self._w2sd(latents, self.draw)
             return next(self._algorithm)
         return self._algorithm.send(latents)
+
+    def _w2sd(
+        self, latents: torch.Tensor, draw: Draw
+    ) -> Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor]:
+        """Return the algorithm over the steps of this call."""
+        steps = self._begin, self._fresh, self._idle, self._end
+        return w2sd(self._trajectory, latents, self._settings, draw, *steps)
 
     def _take_step(self, step: Step, arguments: dict[str, Any]) -> Any:
         """Take the wrapped scheduler's own step, with what it would have been given in a loop of its own."""

@@ -141,10 +141,9 @@ def choose_in_rounds(
         seen = rounds[:number]
         if not make([(one, seen[-1]) for settings in left if len(settings) > 1 for one in settings]):
             return None
-        whole = replace(seen[-1], start=0)
-        of_real = real_of(select, real, whole.prompts_up_to_here)
+        of_real = real_of(select, real, seen[-1].prompts_up_to_here)
         for place, settings in enumerate(left):
-            _, values = choose(settings, select, partial(_over, measure, seen), whole, of_real)
+            _, values = choose(settings, select, partial(_over, measure, seen), seen[-1], of_real)
             known[place] |= {id(one.candidate): one for one in values}
             staying = 1 if number == len(rounds) else math.ceil(len(settings) / 2)
             left[place] = [one.candidate for one in ranked(values, select)[:staying]] or settings
