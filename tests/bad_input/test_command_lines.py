@@ -296,7 +296,7 @@ def test_a_wrong_command_line_is_answered_in_one_line(line, said, here, capfd):
     command, *argv = words_of(line)
     code, answer = ended(capfd, command, *argv)
     assert code and said in answer, answer
-    assert len(answer) < 800
+    assert len(answer) < 700
 
 
 ODD = ["nan", "inf", "-inf", "1e400", "-1", "1e30", "9" * 40, "x", "", "[]", "{}", "null", "true", "[1, nan]", "a\nb"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from w2sd_video.messages import ConfigError, reason_of, shortened, suggest
 from w2sd_video.settings.schema import RenderConfig
 from w2sd_video.settings.yaml_text import parse_yaml
 from w2sd_video.text_files import parse_json, read_text
+
+_OF_MINIATURES = "miniature-"
+"""Begins the names of their configurations."""
 
 
 def packaged_configs() -> list[str]:
@@ -50,8 +53,15 @@ def _text_of_config(name: str) -> str:
         raise ConfigError(f"config {shortened(name)}: cannot be read as text: {reason_of(error)}") from error
     known = packaged_configs()
     nearest = difflib.get_close_matches(name, known, n=1)
-    suggestion = f"did you mean {nearest[0]!r}?" if nearest else f"the packaged ones are {', '.join(known)}"
+    suggestion = f"did you mean {nearest[0]!r}?" if nearest else f"the packaged ones are {_listed(known)}"
     raise ConfigError(f"unknown config {shortened(name)!r}: no such file; {suggestion}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names of configurations as a shell would take them: what all miniatures begin with stands once."""
+    of_miniatures = [name.removeprefix(_OF_MINIATURES) for name in names if name.startswith(_OF_MINIATURES)]
+    others = [name for name in names if not name.startswith(_OF_MINIATURES)]
+    return ", ".join([*others, f"{_OF_MINIATURES}{{{','.join(of_miniatures)}}}"])
 
 
 def _check_keys(data: Any, kind: type, where: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from w2sd_video.messages import suggest
@@ -50,6 +50,13 @@ _s, _f = scene_stages, fashion_stages
 SEEDS = (2, 3)
 """Further seeds of the training of a pair."""
 
+_PIXART = Stage("scenes-pixart", _s.pixart_task, 300, 12000, 512, (_TEXT, _PICTURES), chain="pixart")
+_TWO = {
+    name: (second, Stage("fashion-dit", partial(_f.two_classes_task, second=second), 100, 5000, 256, ("fashion-vae",)))
+    for name, second in (("strong", 2500), ("weak", 500))
+}
+"""The pictures of the second class that a network of the unbalanced pair is trained on, and its stage."""
+
 STAGES: dict[str, Stage] = {
     "scenes-t5": Stage("scenes-base", _s.t5_task, 12, 800, 256, finishes=True, chain="text"),
     "scenes-clip": Stage("scenes-base", _s.clip_task, 12, 800, 256, finishes=True, chain="text"),
@@ -57,7 +64,7 @@ STAGES: dict[str, Stage] = {
     "scenes-picture-judge": Stage("scenes-base", _s.picture_judge_task, 40, 3000, 512, finishes=True, chain="judges"),
     "scenes-image-vae": Stage("scenes-base", _s.image_vae_task, 110, 4000, 256, finishes=True, chain="image-vae"),
     "scenes-video-vae": Stage("scenes-base", _s.video_vae_task, 150, 2500, 32, finishes=True, chain="video-vae"),
-    "scenes-pixart": Stage("scenes-pixart", _s.pixart_task, 300, 12000, 512, (_TEXT, _PICTURES), chain="pixart"),
+    "scenes-pixart": _PIXART,
     "scenes-pixart-narrow": Stage(
         "scenes-pixart", partial(_s.pixart_task, seed=4, width=64), 130, 12000, 512, (_TEXT, _PICTURES), chain="narrow"
     ),
@@ -86,37 +93,23 @@ STAGES: dict[str, Stage] = {
     "scenes-wan": Stage("scenes-wan", _s.wan_task, 560, 12000, 128, (_TEXT, _VIDEOS), chain="wan"),
     "scenes-dit-moe": Stage("scenes-dit_moe", _s.dit_moe_task, 180, 6000, 512, (_PICTURES,), chain="dit_moe"),
     **{
-        f"seeds-pixart-{seed}": Stage(
-            "seeds-pixart",
-            partial(_s.pixart_task, seed=seed),
-            300,
-            12000,
-            512,
-            (_TEXT, _PICTURES),
-            chain=f"seed {seed}",
+        f"seeds-pixart-{seed}": replace(
+            _PIXART, pack="seeds-pixart", task=partial(_s.pixart_task, seed=seed), chain=f"seed {seed}"
         )
         for seed in SEEDS
     },
     "fashion-vae": Stage("fashion-dit", _f.vae_task, 60, 3000, 256, finishes=True, chain="fashion"),
     "fashion-dit": Stage("fashion-dit", _f.dit_task, 300, 12000, 512, ("fashion-vae",), chain="fashion"),
-    "fashion-two-strong": Stage(
-        "fashion-dit", partial(_f.two_classes_task, second=2500), 100, 5000, 256, ("fashion-vae",), chain="two"
-    ),
-    "fashion-two-weak": Stage(
-        "fashion-dit", partial(_f.two_classes_task, second=500), 100, 5000, 256, ("fashion-vae",), chain="two"
-    ),
+    **{f"fashion-two-{name}": replace(stage, chain="two") for name, (_, stage) in _TWO.items()},
     **{
-        f"seeds-fashion-two-{name}-{seed}": Stage(
-            "seeds-fashion",
-            partial(_f.two_classes_task, second=second, seed=22 + seed),
-            100,
-            5000,
-            256,
-            ("fashion-vae",),
+        f"seeds-fashion-two-{name}-{seed}": replace(
+            stage,
+            pack="seeds-fashion",
+            task=partial(_f.two_classes_task, second=second, seed=22 + seed),
             chain=f"two, seed {seed}",
         )
         for seed in SEEDS
-        for name, second in (("strong", 2500), ("weak", 500))
+        for name, (second, stage) in _TWO.items()
     },
     "probe-fashion": Stage("probe-fashion", _f.judge_task, 40, 600, 2048, finishes=True, chain="probe"),
 }
