@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from w2sd_video.branch import Branch
 from w2sd_video.driver.networks import in_place_of
-from w2sd_video.driver.rehearsal import CallState
+from w2sd_video.driver.rehearsal import CallsOfTurn, CallState
 from w2sd_video.driver.signatures import as_given, by_name, named_signature
 from w2sd_video.reflection_settings import Role
 
@@ -39,7 +39,7 @@ class ControlSwitch:
         self._signature = named_signature(controlnet)
         self._zeros: Any = None
         self._own: Any = None
-        self._counted = (-1, 0)
+        self._calls = CallsOfTurn(state)
         self.was_asked = False
 
     def told(self, arguments: Mapping[str, Any]) -> None:
@@ -71,7 +71,7 @@ class ControlSwitch:
     def _answer(self, evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._state.is_elsewhere:
             return evaluate(*args, **kwargs)
-        self.was_asked, call = True, self._number_of_call()
+        self.was_asked, call = True, self._calls.next()
         arguments = by_name(self._signature, args, kwargs)
         latents_name = next(iter(arguments))
         arguments[latents_name] = self._state.as_asked(arguments[latents_name])
@@ -98,12 +98,6 @@ class ControlSwitch:
         if self._zeros is None:
             self._zeros = tree_map_only(torch.Tensor, lambda one: one.new_zeros(()).expand(one.shape), residuals)
         return residuals
-
-    def _number_of_call(self) -> int:
-        """Count the evaluations of one turn, from 0."""
-        turn, count = self._counted
-        self._counted = (self._state.request, count + 1 if turn == self._state.request else 0)
-        return self._counted[1]
 
     def _instead_of_residuals(self, arguments: dict[str, Any]) -> Any:
         """Return what pipelines hand on to a denoiser that is not run in this turn: no residuals, and one of zeros."""

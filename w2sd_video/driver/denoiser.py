@@ -22,7 +22,7 @@ from w2sd_video.driver.guards import Caches
 from w2sd_video.driver.layout import Layout, answered, rows_needed
 from w2sd_video.driver.measuring import CHANGED_SCALE, probe_rows
 from w2sd_video.driver.networks import in_place_of, mixes_rows, processors_of, unswitched
-from w2sd_video.driver.rehearsal import CallState, follows_latents
+from w2sd_video.driver.rehearsal import CallsOfTurn, CallState, follows_latents
 from w2sd_video.driver.rows import Arguments, output_like, output_shapes, rows_of, take_rows
 from w2sd_video.driver.signatures import as_given, by_name, named_signature, uncompiled
 from w2sd_video.gaps import Swap, swapped, swaps_of
@@ -119,7 +119,7 @@ class DenoiserSwitch:
 
     def _forget(self) -> None:
         """Drop what is known of one call of the pipeline."""
-        self._counted: tuple[int, int, int] = (-1, 0, 0)
+        self._calls = CallsOfTurn(self._state)
         self._texts: dict[Any, tuple[Arguments, set[str]]] = {}
         self._caches = Caches()
         self._loras = (None, [])
@@ -136,7 +136,7 @@ class DenoiserSwitch:
         return self._answer(by_name(self._signature, args, kwargs))
 
     def _answer(self, arguments: Arguments) -> Any:
-        state, call = self._state, self._number_of_call(len(arguments[self._latents_name]))
+        state, call = self._state, self._calls.next(len(arguments[self._latents_name]))
         samples = arguments[self._latents_name] = state.as_asked(arguments[self._latents_name])
         state.answering = id(self._denoiser)
         if state.rehearsing is not None or state.probing is not None:
@@ -162,7 +162,7 @@ class DenoiserSwitch:
 
     def _as_it_is(self, arguments: Arguments, call: int) -> Any:
         """Evaluate all rows, but for those that are at hand, and answer with what the network gives."""
-        samples, last = arguments[self._latents_name], self._counted[2]
+        samples, last = arguments[self._latents_name], self._calls.rows
         first = last - len(samples) if self._layout is None else self._layout.first_row(call)
         rows, kept = range(first, first + len(samples)), self._kept_rows()
         if kept.keys().isdisjoint(rows):
@@ -195,13 +195,6 @@ class DenoiserSwitch:
         rows = probe_rows(state.probing, shapes, sum(map(len, state.answered)), like)
         state.answered.append(rows)
         return rows
-
-    def _number_of_call(self, rows: int) -> int:
-        """Count the evaluations of one turn, from 0, and the rows of all of them."""
-        turn, count, total = self._counted
-        count, total = (count + 1, total + rows) if turn == self._state.request else (0, rows)
-        self._counted = (self._state.request, count, total)
-        return count
 
     @property
     def _layout(self) -> Layout | None:

@@ -26,6 +26,21 @@ class RehearsalOver(BaseException):
     """Ends a rehearsal: the denoiser's arguments are known. Not an error, so no ``except Exception`` may take it."""
 
 
+class CallsOfTurn:
+    """Counts the evaluations of one network in a turn, and their rows."""
+
+    def __init__(self, state: CallState) -> None:
+        self._state = state
+        self._turn, self._count, self.rows = -1, 0, 0
+
+    def next(self, rows: int = 0) -> int:
+        """Return the number of an evaluation of so many rows, from 0 in each turn."""
+        if self._turn != self._state.request:
+            self._turn, self._count, self.rows = self._state.request, -1, 0
+        self._count, self.rows = self._count + 1, self.rows + rows
+        return self._count
+
+
 class Rehearsal:
     """The arguments of every evaluation in one step of a pipeline, in order: of its denoiser, and of its ControlNet."""
 
