@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 
 from w2sd_video.inversions import Draw, Request, reflect_step
 from w2sd_video.reflection_settings import Reflection, Role
-from w2sd_video.reuse import HeldGap
+from w2sd_video.reuse import Changes, HeldGap, changes_of
 from w2sd_video.trajectory import Trajectory, working_dtype
 
 Returned = TypeVar("Returned")
@@ -26,7 +27,7 @@ def w2sd(
     settings: Reflection,
     draw: Draw = torch.randn_like,
     begin: int = 0,
-    fresh: Collection[int] = (),
+    changes: Changes = MappingProxyType({}),
     idle: Collection[int] = (),
     end: int | None = None,
 ) -> Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor]:
@@ -41,7 +42,7 @@ def w2sd(
         settings: where and how to reflect.
         draw: makes the noise of Re-Sampling, like the latents that it is given.
         begin: index among the scheduler's timesteps of the first call; steps are counted from there.
-        fresh: steps from which on a gap is another (the second stage of two), so that it is not carried on.
+        changes: steps from which on a role's prediction is made otherwise, so that no gap with it is carried on.
         idle: steps at which windows leave strong and weak alike, so that there is nothing to reflect.
         end: index of the first call that is left to others (SDXL's ``denoising_end``); None for none.
 
@@ -51,7 +52,8 @@ def w2sd(
     reflected = reflected_steps(trajectory, settings, begin, idle, end)
     pushed = pushed_steps(trajectory, settings, begin, end)
     of_reflection, of_push = (
-        HeldGap(settings.reuse, settings.carried, sorted(steps), fresh) for steps in (reflected, pushed)
+        HeldGap(settings.reuse, settings.carried, sorted(steps), changes_of(changes, *roles))
+        for steps, roles in ((reflected, ("strong", "weak")), (pushed, (settings.autoguidance_gap, "weak")))
     )
     for call in range(begin, trajectory.number_of_calls if end is None else end):  # t = T … 1
         i, x = trajectory.step_of_call(call), latents  # i is None where a scheduler calls twice for one step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -116,15 +117,22 @@ class Branch:
         if not self.windows:
             return self
         changes: dict[str, Any] = {"windows": None}
-        for name, window in self.windows.items():
-            assert not isinstance(window, tuple)  # kept as a window
-            share = window.at(moment.level) if isinstance(window, StrengthSchedule) else window.share_at(moment)
+        for name in self.windows:
+            share = self.share_at(name, moment)
             if name == "guidance_scale":
                 scales = tuple(1 + share * (scale - 1) for scale in _one_or_pair(self.guidance_scale))
                 changes[name] = scales if len(scales) == 2 else scales[0]
             elif not share:
                 changes[name] = None
         return replace(self, **changes)
+
+    def share_at(self, name: str, moment: Moment) -> float:
+        """Return how much of a field there is at a moment: 1 in its window and 0 elsewhere, or as a schedule says."""
+        window = (self.windows or {}).get(name)
+        assert not isinstance(window, tuple)  # kept as a window
+        if window is None:
+            return 1.0
+        return window.at(moment.level) if isinstance(window, StrengthSchedule) else window.share_at(moment)
 
     def _keep(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -136,8 +144,11 @@ class Branch:
         return None if texts == (None, None) else texts
 
     def same_but_guidance(self, other: Branch) -> bool:
-        """Return whether two branches differ in nothing but their guidance scale."""
-        return replace(self, guidance_scale=None, windows=None) == replace(other, guidance_scale=None, windows=None)
+        """Return whether two branches differ in nothing but their guidance scale; a mixture takes its top experts."""
+        alike: dict[str, Any] = {"guidance_scale": None, "windows": None}
+        if {self.experts, other.experts} == {None, "top"}:
+            alike["experts"] = None
+        return replace(self, **alike) == replace(other, **alike)
 
 
 def steps_without_gap(strong: Branch, weak: Branch, moments: Mapping[int, Moment]) -> frozenset[int]:
@@ -148,6 +159,17 @@ def steps_without_gap(strong: Branch, weak: Branch, moments: Mapping[int, Moment
     if not (strong.windows or weak.windows):
         return frozenset()
     return frozenset(step for step, moment in moments.items() if strong.at(moment) == weak.at(moment))
+
+
+def steps_of_switches(branch: Branch, moments: Mapping[int, Moment]) -> frozenset[int]:
+    """Return the steps at which something of a branch is on that was off at the step before, or the other way round.
+
+    A schedule is off where its share is 0; a guidance scale of 1 is so everywhere.
+    """
+    is_unguided = all(scale == 1 for scale in _one_or_pair(branch.guidance_scale))
+    names = [name for name in branch.windows or {} if not (name == "guidance_scale" and is_unguided)]
+    on = {step: [bool(branch.share_at(name, moments[step])) for name in names] for step in moments}
+    return frozenset(step for before, step in pairwise(sorted(on)) if on[before] != on[step])
 
 
 def _one_or_pair(value: Any) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import torch
 from w2sd_video.branch import Branch
 from w2sd_video.driver.parts import is_modular
 from w2sd_video.reflection_settings import Role
+from w2sd_video.reuse import Changes
 
 Function = Callable[[torch.Tensor, torch.Tensor, Role], torch.Tensor]
 
@@ -26,6 +27,7 @@ class Predictor:
         latents: those that the pipeline's call begins with, in the form in which its loop has them.
         scheduler: a copy of the pipeline's, its timesteps set; of a toolkit without schedulers a ``Trajectory``.
         begin: index of the timestep that the call begins at; 0 but from an image or a clip (``strength``).
+        idle_steps: the steps at which windows leave strong and weak alike: `sample` reflects at none of them.
     """
 
     def __init__(
@@ -35,30 +37,27 @@ class Predictor:
         scheduler: Any,
         begin: int = 0,
         end: Callable[[], None] | None = None,
-        stage_changes: Callable[[], Collection[int]] = frozenset,
-        idle_steps: Callable[[], Collection[int]] = frozenset,
+        changes: Callable[[], Changes] = dict,
+        idle_steps: Collection[int] = (),
     ) -> None:
         self.latents = latents
         self.scheduler = scheduler
         self.begin = begin
         self._function = function
         self._end = end
-        self._stage_changes = stage_changes
-        self._idle_steps = idle_steps
+        self._changes = changes
+        self.idle_steps = idle_steps
 
     @property
-    def stage_changes(self) -> Collection[int]:
-        """The steps from which on another network answers (the second of Wan 2.2's two): `sample` looks at them.
+    def changes(self) -> Changes:
+        """The steps from which on a role's prediction is made otherwise, so that `sample` carries no gap on.
+
+        There the second of Wan 2.2's two networks takes over, or a window begins or ends.
 
         Raises:
             ValueError: a pipeline of two networks that does not say when they change.
         """
-        return self._stage_changes()
-
-    @property
-    def idle_steps(self) -> Collection[int]:
-        """The steps at which windows leave strong and weak alike: `sample` reflects at none of them."""
-        return self._idle_steps()
+        return self._changes()
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, role: Role) -> torch.Tensor:
         """Return a prediction.
@@ -129,7 +128,7 @@ def predictor(pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = 
         from w2sd_video.driver.diffsynth_call import predictions
 
         function, latents, levels, changes, idle = predictions(pipe, branches, call)
-        return Predictor(function, latents, levels, stage_changes=lambda: changes, idle_steps=lambda: idle)
+        return Predictor(function, latents, levels, changes=lambda: changes, idle_steps=idle)
     from w2sd_video.driver.predicting import Loop
 
     before = _OPEN.pop(pipe, lambda: None)()
@@ -142,7 +141,7 @@ def predictor(pipe: Any, *, strong: Branch, weak: Branch, base: Branch | None = 
     else:
         loop = Loop(pipe, branches, call)
     _OPEN[pipe] = weakref.ref(loop)
-    steps = loop.stage_changes, loop.idle_steps
+    steps = loop.changes, loop.idle_steps
     predict = Predictor(loop.predicted, loop.latents, loop.scheduler, loop.begin, loop.close, *steps)
     weakref.finalize(predict, loop.end)
     return predict

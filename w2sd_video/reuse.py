@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence, Sized
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence, Sized
 from typing import Literal
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from w2sd_video.argument_checks import whole_number
 
 Carried = Literal["held", "linear"]
+Changes = Mapping[str, Collection[int]]
+"""For a role the steps from which on its prediction is made otherwise: by another network, or in another window."""
 
 
 class HeldGap:
@@ -22,13 +25,13 @@ class HeldGap:
         every: k: one step in so many measures.
         carried: how it comes to the others.
         steps: those that want it, in order.
-        fresh: those that measure in any case, for what made the gap is another from there on.
+        fresh: those from which on what makes the gap is another, so that the next that wants it measures.
     """
 
     def __init__(self, every: int, carried: Carried, steps: Sequence[int], fresh: Collection[int] = ()) -> None:
         self._carried = carried
+        self._fresh = _first_after(fresh, steps)
         self._measures = measuring_steps(every, steps, fresh)
-        self._fresh = fresh
         self._known: list[tuple[int, str, torch.Tensor]] = []
 
     def at(self, step: int, reading: str) -> torch.Tensor | None:
@@ -50,13 +53,24 @@ class HeldGap:
 
 def measuring_steps(every: int, steps: Sequence[int], fresh: Collection[int] = ()) -> frozenset[int]:
     """Return which of the steps that want a gap measure it."""
-    measuring, since = set(), every
+    measuring, since, begins = set(), every, _first_after(fresh, steps)
     for step in steps:
         since += 1
-        if since >= every or step in fresh or step == steps[-1]:
+        if since >= every or step in begins or step == steps[-1]:
             measuring.add(step)
             since = 0
     return frozenset(measuring)
+
+
+def _first_after(fresh: Collection[int], steps: Sequence[int]) -> frozenset[int]:
+    """Return for each step from which on a gap is another the first that wants it."""
+    places = (bisect_left(steps, step) for step in fresh)
+    return frozenset(steps[place] for place in places if place < len(steps))
+
+
+def changes_of(changes: Changes, *roles: str) -> frozenset[int]:
+    """Return the steps from which on the prediction of any of some roles is made otherwise."""
+    return frozenset(step for role in roles for step in changes.get(role, ()))
 
 
 def steps_of_changes(stage_changes: Collection[int], trajectory: Sized) -> frozenset[int]:

@@ -7,7 +7,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -24,7 +24,7 @@ from w2sd_video.argument_checks import (
 )
 from w2sd_video.inversions import Draw, Request, reflect_step
 from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role, WeakInversion
-from w2sd_video.reuse import Carried, steps_of_changes
+from w2sd_video.reuse import Carried, Changes, steps_of_changes
 from w2sd_video.strength import StrengthSchedule, as_strength
 from w2sd_video.time_grid import set_timesteps
 from w2sd_video.trajectory import Trajectory
@@ -149,8 +149,10 @@ def sample(
     if whole_number("begin", begin, 0) >= trajectory.number_of_calls:
         raise ValueError(f"begin must be from 0 to {trajectory.number_of_calls - 1}, got {begin}")
     if stage_changes is None:
-        stage_changes = getattr(predict, "stage_changes", ()) if settings.reuse > 1 else ()
-    fresh, idle = steps_of_changes(stage_changes, trajectory), getattr(predict, "idle_steps", ())
+        changes: Changes = getattr(predict, "changes", {}) if settings.reuse > 1 else {}
+    else:
+        changes = dict.fromkeys(get_args(Role), steps_of_changes(stage_changes, trajectory))
+    idle = getattr(predict, "idle_steps", ())
     nfe: Counter[str] = Counter(base=0, strong=0, weak=0)
     are_finite: list[tuple[str, torch.Tensor]] = []
 
@@ -177,7 +179,7 @@ def sample(
         return predicted(loop.scaled(request.latents, timestep), timestep, request.role, step)
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
-        final = drive(w2sd(trajectory, latents, settings, drawing_from(generator), begin, fresh, idle), answer)
+        final = drive(w2sd(trajectory, latents, settings, drawing_from(generator), begin, changes, idle), answer)
     are_finite.append(("the last step", torch.isfinite(final.detach()).all()))
     check_were_finite(are_finite)
     return Sampled(final, dict(nfe))

@@ -44,10 +44,13 @@ from w2sd_video.rendering.step_cost import duration, measured_cost
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.files import packaged_configs
 from w2sd_video.settings.schema import RenderConfig
+from w2sd_video.settings.sources import world_of
 from w2sd_video.writing import write_whole
 
 METRICS = ("likelihood", "adherence", "kid")
 """The first chooses settings and is compared; distances whose intervals take minutes are left out."""
+_OF_FASHION = ("likelihood", "adherence", "kid_efficientnet")
+"""In their place where pictures are real ones, and the judge is not ours."""
 _FLOPS = 10e12
 """Operations a second of an H100 in float32 at sizes like these, about a fifth of what it can."""
 _LAUNCH, _BESIDE = 5e-6, 0.3
@@ -83,7 +86,7 @@ def main(
     rounds: PositiveInt = 4,
     arms: tuple[str, ...] = tuple(ARMS),
     against: str = "CFG",
-    metrics: tuple[str, ...] = METRICS,
+    metrics: tuple[str, ...] | None = None,
     number_of_prompts: PositiveInt | None = None,
     number_of_tuning_prompts: PositiveInt | None = None,
     batch: PositiveInt | None = None,
@@ -103,7 +106,7 @@ def main(
         rounds: parts in which settings are looked at where one is chosen, the worse half given up after each.
         arms: what is compared.
         against: what the others are compared with.
-        metrics: the first chooses settings.
+        metrics: the first chooses settings; likelihood, adherence and kid unless given.
         number_of_prompts: of the report; as many as an evaluation takes unless given.
         number_of_tuning_prompts: other ones, on which settings are chosen.
         batch: clips sampled together; 64 on a CPU and 512 on a GPU unless given.
@@ -120,10 +123,10 @@ def main(
     with errors_in_one_line("evaluate"):
         studies, left_out = studies_of(options)
         if dry_run:
-            print(cost_in_words(studies, workers or 1))
+            print("\n".join([cost_in_words(studies, workers or 1), *(f"left out: {reason}" for reason in left_out)]))
             return 0
         codes = [evaluate.main([*study.words, "--folder", str(study.folder)]) for study in studies]
-        print(write_all(folder, studies, metrics, against, left_out))
+        print(write_all(folder, studies, against, left_out))
     return max(codes)
 
 
@@ -159,7 +162,8 @@ def _study(name: str, options: argparse.Namespace) -> Study:
     is_gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
     words = ["--against", options.against, "--budgets", *map(str, options.budgets)]
     words += ["--arms", *options.arms] if tuple(options.arms) != tuple(ARMS) else []  # of all of them some may not fit
-    words += ["--metrics", *options.metrics, "--batch", str(options.batch or (_BATCH_OF_GPU if is_gpu else _BATCH))]
+    metrics = options.metrics or (_OF_FASHION if world_of(config.model) == "fashion" else METRICS)
+    words += ["--metrics", *metrics, "--batch", str(options.batch or (_BATCH_OF_GPU if is_gpu else _BATCH))]
     words += ["--rounds", str(options.rounds)]
     for option in ("number_of_prompts", "number_of_tuning_prompts", "workers", "gpus_per_worker"):
         if (value := getattr(options, option)) is not None:
@@ -234,15 +238,15 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def write_all(folder: Path, studies: list[Study], metrics: Sequence[str], against: str, left_out: list[str]) -> str:
+def write_all(folder: Path, studies: list[Study], against: str, left_out: list[str]) -> str:
     """Write all.csv, table.md and report.html of all evaluations, and return the table in Markdown."""
     rows = [{"configuration": study.name, **row} for study in studies for row in _reported(study.folder)]
-    first = metrics[0].partition("=")[0]
+    names = list(dict.fromkeys(name for study in studies for name in study.plan.sources))
+    first = names[0]
     is_higher = load_metric(first).higher_is_better
     p_values = holm([_number(row[f"{first}_difference_p"]) for row in rows])
     for row, p in zip(rows, p_values, strict=True):
         row["p_by_holm_over_all"] = f"{p:.6g}" if np.isfinite(p) else ""
-    names = [name.partition("=")[0] for name in metrics]
     budgets = list(dict.fromkeys(row["budget"] for row in rows))
     tables = [_table([row for row in rows if row["budget"] == budget], budget, names, against) for budget in budgets]
     verdicts = [

@@ -8,8 +8,10 @@ from running import configured
 
 from w2sd_video.evaluation.arms import ARMS, candidates, check_arms
 from w2sd_video.messages import ConfigError
+from w2sd_video.presets import PRESETS
+from w2sd_video.rendering.load import load
 from w2sd_video.rendering.sample import sample_clips
-from w2sd_video.settings.evaluations import at_budget, nfe_of, reflected_steps
+from w2sd_video.settings.evaluations import at_budget, evaluations, nfe_of, reflected_steps
 
 MINIATURES = ["animatediff", "cogvideox", "pixart", "dit-moe", "animatediff-lora"]
 TUNED = ("AutoGuidance", "skip-layer", "Z-Sampling", "FSG", "Re-Sampling", "advanced Re-Sampling", "W2SD")
@@ -79,6 +81,35 @@ def test_an_arm_is_what_it_is_called():
     varied = {(one.inversion, one.strength, one.rounds, one.reflection_steps) for one in by_name["W2SD"]}
     assert {each[0] for each in varied} == {"paper", "current"} and len({each[1] for each in varied}) > 1
     assert {each[3] for each in varied} >= {None, (0.0, 0.5), (0.5, 1.0)}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        PRESETS["fast"],
+        {"reflection_steps": (0.0, 0.5), "inversion": "resample", "rounds": 3},
+        {"reflection_steps": 2, "inversion": "implicit", "strength": 0.3, "reuse": 3, "carried": "linear", "span": 2},
+        {"reflection_steps": 0, "autoguidance": 2.0, "reuse": 2, "reading": "sample"},
+    ],
+    ids=["fast", "Re-Sampling", "implicit", "AutoGuidance"],
+)
+def test_what_a_configuration_switches_on_is_no_part_of_the_other_arms(own):
+    config = configured("pixart")
+    for arm in ARMS:
+        settings = ARMS[arm](replace(config, **own))
+        if arm in ("W2SD as configured", "S2WD"):
+            assert bool(settings) == (own["reflection_steps"] != 0)
+        else:
+            assert settings == ARMS[arm](config), arm
+
+
+def test_a_mixture_takes_its_top_experts_so_that_strong_is_base():
+    config = configured("dit-moe")
+    (fast,) = ARMS["fast"](config).values()
+    pipe = load(fast)
+    pipe.set_progress_bar_config(disable=True)
+    counted = sample_clips(pipe, replace(fast, steps=6), [RED], [0])[1]
+    assert counted == evaluations(replace(fast, steps=6)) and sum(counted.values()) == 6 * 2 + 3 * 2
 
 
 @pytest.mark.parametrize("name", MINIATURES)

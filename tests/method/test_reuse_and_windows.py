@@ -7,6 +7,7 @@ import torch
 
 from w2sd_video import Reflector, sample
 from w2sd_video.reflection_settings import Reflection
+from w2sd_video.reuse import HeldGap, measuring_steps
 from w2sd_video.strength import StrengthSchedule, log_snr
 from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Window
@@ -58,14 +59,17 @@ def predict_for(kind, levels, scheduler, log=None):
 def plain(kind, levels, x, *, reading, steps, strength=1.0, reuse=1, linear=False, push=0.0, pushed=(), gap_of="base"):
     """W2SD with ``current``, and AutoGuidance, in numpy: a gap in a reading, measured at some steps."""
 
-    def share(i):
+    def read_at(i):
+        return "sample" if reading == "epsilon" and levels[i][0] == 0 else reading
+
+    def share(i, reading):
         """What of a gap in x0 there is in a reading at a level: epsilon = (x - alpha x0) / sigma, and so on."""
         alpha, sigma = levels[i]
         return {"sample": 1.0, "epsilon": -alpha / sigma, "native": {
             "epsilon": -alpha / sigma, "v_prediction": -alpha**2 / sigma - sigma, "flow": -alpha / sigma - 1
         }[kind]}[reading]  # fmt: skip
 
-    def displacement(i):
+    def displacement(i, reading):
         """How far latents move for a gap of 1: B / A of the step in that reading."""
         (a, s), (a2, s2) = levels[i], levels[i + 1]
         if reading == "sample":
@@ -79,15 +83,15 @@ def plain(kind, levels, x, *, reading, steps, strength=1.0, reuse=1, linear=Fals
     known = {"reflection": [], "push": []}
 
     def gap(name, wanted, i, measure):
+        """The gap at a step, and the reading in which it was measured."""
         order = sorted(wanted)
         place = order.index(i)
-        if place % reuse == 0 or i == order[-1]:
-            known[name].append((i, share(i) * measure()))
-            return known[name][-1][1]
-        if linear and len(known[name]) > 1:
-            (j, g), (k, h) = known[name][-1], known[name][-2]
-            return g + (g - h) * (i - j) / (j - k)
-        return known[name][-1][1]
+        if place % reuse == 0 or i == order[-1] or known[name][-1][2] != read_at(i):
+            known[name].append((i, share(i, read_at(i)) * measure(), read_at(i)))
+        elif linear and len(known[name]) > 1 and known[name][-1][2] == known[name][-2][2]:
+            (j, g, read), (k, h, _) = known[name][-1], known[name][-2]
+            return g + (g - h) * (i - j) / (j - k), read
+        return known[name][-1][1:]
 
     def difference(role, x, alpha, sigma):
         return lambda: denoised(x, alpha, sigma, role) - denoised(x, alpha, sigma, "weak")
@@ -97,16 +101,16 @@ def plain(kind, levels, x, *, reading, steps, strength=1.0, reuse=1, linear=Fals
         (a, s), (a2, s2) = levels[i], levels[i + 1]
         if i in steps:
             before = len(known["reflection"])
-            g = gap("reflection", steps, i, difference("strong", x, a, s))
+            g, read = gap("reflection", steps, i, difference("strong", x, a, s))
             evaluations += 2 * (len(known["reflection"]) - before)
-            x = x + strength * displacement(i) * g
+            x = x + strength * displacement(i, read) * g
         x0 = denoised(x, a, s, "base")
         evaluations += 1
         if i in pushed:
             before = len(known["push"])
-            g = gap("push", pushed, i, difference(gap_of, x, a, s))
+            g, read = gap("push", pushed, i, difference(gap_of, x, a, s))
             evaluations += (1 + (gap_of == "strong")) * (len(known["push"]) - before)
-            x0 = x0 + push * g / share(i)
+            x0 = x0 + push * g / share(i, read)
         x = a2 * x0 + s2 * (x - a * x0) / s
     return x, evaluations
 
@@ -144,10 +148,6 @@ CASES = {
 def test_every_setting_equals_a_loop_in_numpy(case, kind, reading):
     settings, plainly = CASES[case]
     scheduler, levels = levels_of(kind)
-    if levels[0][0] == 0 and 0 in {*plainly["steps"], *plainly.get("pushed", ())}:
-        levels[0] = (1e-12, levels[0][1])  # without signal epsilon is read as the sample: see the next test
-        if reading == "epsilon":
-            pytest.skip("at a first level without signal the gap is read as the sample, and not carried on")
     result = sample(
         predict_for(kind, levels, scheduler), noise(), scheduler, num_inference_steps=STEPS, inversion="current",
         reading=reading, **settings,
@@ -246,3 +246,14 @@ def test_what_makes_no_sense_is_refused():
         Window(2.0, 1.0, "log_snr")
     with pytest.raises(ValueError, match="autoguidance_steps must be from 0 to 10"):
         Reflection(0, autoguidance=1.0, autoguidance_steps=11).pushed_steps(10)
+
+
+def test_a_change_at_a_step_that_wants_no_gap_counts_for_the_next_that_does():
+    steps = [0, 1, 2, 6, 7, 8, 9, 10, 11]
+    assert measuring_steps(4, [0, 1, 2, 7, 8, 9], {4}) == {0, 7, 9}
+    assert measuring_steps(4, [0, 1, 2], {4}) == {0, 2}
+    held = HeldGap(4, "linear", steps, {5})
+    for step in (0, 6):
+        assert held.at(step, "epsilon") is None
+        held.keep(step, "epsilon", torch.tensor(float(step) ** 2))
+    assert held.at(7, "epsilon") == torch.tensor(36.0), "what was measured before the change is no line to go on"

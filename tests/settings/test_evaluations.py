@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import tiny
 
 from w2sd_video.driver.solvers import solver_of
 from w2sd_video.messages import ConfigError
@@ -11,7 +12,7 @@ from w2sd_video.rendering.sample import sample_clips
 from w2sd_video.settings.command_line import parse
 from w2sd_video.settings.evaluations import at_budget, evaluations, is_exact, nfe_of, reflected_steps
 from w2sd_video.settings.panels import EQUAL_COST, panels
-from w2sd_video.settings.schema import BranchConfig
+from w2sd_video.settings.schema import BranchConfig, ModelConfig
 from w2sd_video.trajectory import known_schedulers
 from w2sd_video.window import Window
 
@@ -40,6 +41,15 @@ WAYS = {
         "weak": BranchConfig(guidance_scale=1.0, weights="weak", windows={"weights": (0.5, 1.0)}),
         **{"reuse": 2, "inversion": "current"},
     },
+    "late guidance, reused": {
+        "strong": BranchConfig(guidance_scale=3.0, windows={"guidance_scale": (0.5, 1.0)}),
+        **{"reuse": 4, "inversion": "current"},
+    },
+    "pushed, base guided late, reused": {
+        "base": BranchConfig(guidance_scale=3.0, windows={"guidance_scale": (0.5, 1.0)}),
+        "weak": BranchConfig(guidance_scale=1.0, weights="weak"),
+        **{"reflection_steps": 0, "autoguidance": 1.0, "reuse": 4},
+    },
     "Re-Sampling beside a late gap": {
         "weak": BranchConfig(guidance_scale=1.0, weights="weak", windows={"weights": (0.5, 1.0)}),
         **{"inversion": "resample", "reflection_steps": (0.0, 0.5)},
@@ -61,6 +71,16 @@ def test_evaluations_are_those_of_the_solver(pixart, solver, way):
         pytest.skip(str(error))
     config = replace(configured("miniature-pixart"), solver=solver, steps=6, **WAYS[way])
     assert sample_clips(pixart, config, [RED], [0])[1] == evaluations(config)
+
+
+@pytest.mark.parametrize("way", ["reused", "pushed and reused"])
+def test_a_gap_is_measured_once_more_after_a_level_without_signal(way):
+    """CogVideoX begins without signal, where a gap is read as the sample, and not as noise as at later steps."""
+    ways = {"reused": {"inversion": "current"}, "pushed and reused": {"reflection_steps": 0, "autoguidance": 1.0}}
+    config = replace(configured("miniature-cogvideox"), steps=6, reuse=3, **ways[way])
+    pipe = load(config)
+    pipe.set_progress_bar_config(disable=True)
+    assert is_exact(config) and sample_clips(pipe, config, [RED], [0])[1] == evaluations(config)
 
 
 def test_a_solver_counts_and_not_the_pipelines_own_scheduler():
@@ -113,3 +133,24 @@ def test_what_may_be_fewer_is_said_to_be_the_most():
     assert not is_exact(replace(config, base=replace(config.base, windows={"guidance_scale": "levels.json"})))
     assert not is_exact(replace(config, reflection_steps=Window(-2.0, 1.0, "log_snr")))
     assert not is_exact(replace(config, call={"strength": 0.5}))
+
+
+@pytest.mark.parametrize("start", [-8.0, -2.0, 0.0, 2.0])
+def test_a_gap_that_may_be_another_from_a_level_on_is_counted_as_often_as_it_may_be_measured(pixart, start):
+    window = Window(start, 30.0, "log_snr")
+    strong = BranchConfig(guidance_scale=3.0, windows={"guidance_scale": window})
+    config = replace(configured("miniature-pixart"), steps=9, reuse=4, inversion="current", strong=strong)
+    counted, foretold = sample_clips(pixart, config, [RED], [0])[1], evaluations(config)
+    assert not is_exact(config) and all(counted[role] <= foretold[role] for role in counted)
+    assert is_exact(replace(config, strong=BranchConfig(guidance_scale=3.0)))
+
+
+def test_two_networks_may_measure_a_reused_gap_once_more(tmp_path):
+    pipe, _ = tiny.wan(two_stage=True)
+    pipe.save_pretrained(tmp_path)
+    weak = BranchConfig(guidance_scale=1.0, skip_layers=[1])
+    config = replace(configured("miniature-pixart"), base=BranchConfig(guidance_scale=1.0), weak=weak, steps=10)
+    config = replace(config, model=ModelConfig(str(tmp_path)), inversion="current")
+    reused = replace(config, reuse=4)
+    assert is_exact(config) and not is_exact(reused)
+    assert evaluations(reused)["weak"] == 3 + 1  # steps 0, 4 and 8, and the first of the second network

@@ -301,6 +301,19 @@ def test_the_predictor_and_sample_are_the_pipeline(settings, two_stage):
         predict(predict.latents, torch.tensor(0.123), "base")
 
 
+def test_a_reused_gap_is_measured_anew_at_the_edge_of_a_window():
+    pipe, call = tiny.wan()
+    strong = Branch(guidance_scale=6.0, windows={"guidance_scale": (0.5, 1.0)})
+    settings = {"inversion": "current", "reuse": STEPS}
+    with reflection(pipe, strong=strong, weak=Branch(guidance_scale=1.0, prompt="a sea"), **settings) as reflected:
+        expected = run(pipe, call)
+    predict = predictor(pipe, strong=strong, weak=Branch(guidance_scale=1.0, prompt="a sea"), **call)
+    edge = STEPS // 2
+    told = sample(predict, predict.latents, predict.scheduler, **settings, stage_changes=[edge])
+    close(told.latents, expected)
+    assert reflected.nfe["weak"] == told.nfe["weak"] == len({0, edge, STEPS - 2})
+
+
 def test_resampling_draws_after_the_initial_noise():
     pipe, call = tiny.wan()
     with reflection(pipe, strong=Branch(), weak=Branch(), inversion="resample") as reflected:

@@ -254,6 +254,19 @@ def test_a_predictor_with_texts_scales_and_guiders_that_know_the_step(guider):
     assert torch.equal(predicted(pipe, call, branches, inversion="current").latents, expected)
 
 
+def test_a_reused_gap_is_measured_anew_where_the_guider_begins_and_ends():
+    pipe, call = modular("wan", guider=diffusers.ClassifierFreeGuidance(3.0, start=0.3, stop=0.7))
+    call |= {"num_inference_steps": 10}
+    branches = {"strong": Branch(), "weak": Branch(weights=weaker(pipe))}
+    settings = {"inversion": "current", "reuse": 5}
+    with reflection(pipe, **branches, **settings) as reflected:
+        expected = run(pipe, call)
+    assert reflected.nfe["weak"] == reflected.nfe["strong"] == 6  # at 0 without signal, 1, 3 (guided: 2), 7 and 8
+    assert torch.equal(predicted(pipe, call, branches, **settings).latents, expected)
+    told = predicted(pipe, call, branches, **settings, stage_changes=[3, 7])
+    assert torch.equal(told.latents, expected)
+
+
 def test_blocks_that_step_a_part_of_their_latents_have_no_predictor():
     pipe, call = tiny_pipe("ltx image to video")
     with pytest.raises(ValueError, match=r"and those of its state have \(1, 48, 4\), so that it can have no predictor"):

@@ -93,6 +93,36 @@ def test_each_operator_is_what_its_name_says():
     assert (w2sd.strong.weights, w2sd.weak.weights) == (None, "weak") and isinstance(w2sd.reflection_steps, tuple)
 
 
+@pytest.mark.parametrize("name", ["AutoGuidance", "skip-layer"])
+def test_a_guided_gap_is_between_predictions_guided_alike(name):
+    operator = operator_of(name)
+    values = dict(operator.first[0]) | {"guidance_scale": 4.0, "guidance_start": 0.5, "guidance_length": 0.5}
+    values |= {"solver": "DDIMScheduler", "grid": 1.0, "eta": 0.0, "gap": "guided"}
+    config = operator.made(values)
+    assert config.weak.guidance_scale == config.base.guidance_scale == 4.0 and config.autoguidance_gap == "base"
+    assert config.weak.windows == config.base.windows == {"guidance_scale": (0.5, 1.0)}
+    config = operator.made(values | {"gap": "unguided"})
+    assert config.weak.guidance_scale == config.strong.guidance_scale == 1.0 and config.autoguidance_gap == "strong"
+
+
+def test_a_solver_of_the_configuration_is_one_of_those_that_are_open():
+    plain = replace(config_of("miniature-pixart"), solver="DPMSolverMultistepScheduler", grid=1.5)
+    (operator,), _ = operators_of(plain, ("guidance",))
+    assert operator.space["solver"] == ("DPMSolverMultistepScheduler", "DDIMScheduler", "UniPCMultistepScheduler")
+    for solver in operator.space["solver"]:
+        made = operator.made({"guidance_scale": 1.0, "solver": solver, "grid": 1.25, "eta": 0.5})
+        assert (made.solver or "DDIMScheduler", made.grid) == (solver, 1.0 if solver == "DDIMScheduler" else 1.25)
+        assert made.call.get("eta") == (0.5 if solver == "DDIMScheduler" else None)
+
+
+def test_nothing_of_the_configurations_own_reflection_is_left():
+    config = config_of("miniature-pixart")
+    own = replace(config, autoguidance=1.0, autoguidance_gap="strong", reuse=3, rounds=2, span=2, carried="linear")
+    for operator, plainly in zip(operators_of(own)[0], operators_of(config)[0], strict=True):
+        values = drawn(operator, random.Random(2))
+        assert operator.made(values) == plainly.made(values), operator.name
+
+
 def test_a_pair_of_guidance_alone_has_no_w2sd_of_its_own():
     config = config_of("cogvideox-5b-guidance")
     assert not has_weak_model(config) and has_weak_model(config_of("miniature-pixart"))

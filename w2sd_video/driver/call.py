@@ -26,6 +26,7 @@ from w2sd_video.branch import Branch, steps_without_gap
 from w2sd_video.driver.arguments import call_back_after_steps, check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.controlnet import ControlSwitch
 from w2sd_video.driver.denoiser import CompanionSwitch, DenoiserSwitch
+from w2sd_video.driver.gap_changes import gap_changes
 from w2sd_video.driver.guards import Momentum
 from w2sd_video.driver.loop_state import LoopState
 from w2sd_video.driver.networks import EVALUATING, in_use
@@ -40,7 +41,6 @@ from w2sd_video.driver.parts import (
     controlnet_of,
     denoisers_of,
     loop_of,
-    stage_changes,
 )
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.signatures import as_given, by_name, codes_of, declared_signature, defaults, with_signature
@@ -238,7 +238,7 @@ class PipelineCall:
             control.told(arguments)
         walk.draw = drawing_as(arguments.get("generator"))
         walk.on_turn = Momentum(self._pipe).after_turn
-        walk.fresh_steps = partial(stage_changes, self._pipe)
+        walk.gap_changes = partial(gap_changes, self._pipe, self._branches, arguments, ())
         walk.idle_steps = partial(steps_without_gap, self._branches["strong"], self._branches["weak"])
         walk.watch = Watch(
             type(self._pipe).__name__, LoopState(self._pipe, PipelineCall._call.__code__), self._check_control

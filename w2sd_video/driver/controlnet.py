@@ -82,6 +82,7 @@ class ControlSwitch:
         if self._state.probing is not None:
             self._state.given.append(arguments)
             return self._instead_of_residuals(arguments)
+        self._state.evaluated.append([scale == 0 for scale in _listed(arguments.get("conditioning_scale"))])
         branch = self._state.setting(self._branches)
         if branch.control_scale is not None:
             scale = _in_window(arguments.get("conditioning_scale"), self._own, branch.control_scale)

@@ -141,6 +141,7 @@ class DenoiserSwitch:
         state.answering = id(self._denoiser)
         if state.rehearsing is not None or state.probing is not None:
             return output_like(self._instead_of_rows(arguments), samples, arguments)
+        state.evaluated.append((len(samples), {name for name, value in arguments.items() if value is not None}))
         if state.leads and not state.in_turn:
             raise ValueError(
                 f"{type(self._pipe).__name__} evaluates its network outside of a loop over scheduler.timesteps with a "

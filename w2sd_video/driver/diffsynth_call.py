@@ -27,7 +27,7 @@ from w2sd_video.backends.diffsynth import (
     stages_of,
     trajectory_of,
 )
-from w2sd_video.branch import STAGES, Branch, steps_without_gap
+from w2sd_video.branch import STAGES, Branch, steps_of_switches, steps_without_gap
 from w2sd_video.driver.call import ReflectedPipeline, Run
 from w2sd_video.driver.networks import in_use
 from w2sd_video.driver.rehearsal import RehearsalOver
@@ -37,6 +37,7 @@ from w2sd_video.gaps import swapped
 from w2sd_video.guidance import guided
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection, Role
+from w2sd_video.reuse import Changes
 from w2sd_video.sampler import Predict
 from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Moment
@@ -104,7 +105,7 @@ def reflecting(
 
 def predictions(
     pipe: Any, branches: Mapping[Role, Branch], call: Mapping[str, Any]
-) -> tuple[Predict, torch.Tensor, Trajectory, frozenset[int], frozenset[int]]:
+) -> tuple[Predict, torch.Tensor, Trajectory, Changes, frozenset[int]]:
     """Return ``predict(latents, sigma, role)`` of a pipeline of DiffSynth; `predictor` comes here.
 
     The pipeline is called up to its first step, and no network that denoises is run for it: texts and images are
@@ -117,8 +118,8 @@ def predictions(
 
     Returns:
         The function, the latents that the pipeline begins with, the levels that it goes through, of which
-        ``sample(predict, latents, trajectory)`` makes what the pipeline would, the step from which on its second
-        network answers, if it has two, and the steps at which windows leave no gap. A sigma is one of those levels.
+        ``sample(predict, latents, trajectory)`` makes what the pipeline would, the steps from which on a role is
+        predicted otherwise, and those at which windows leave no gap. A sigma is one of those levels.
 
     Raises:
         ValueError: as of `reflecting`; when called, a sigma that is none of the levels.
@@ -147,18 +148,20 @@ def predictions(
 
     moments = dict(enumerate(_moments_of(trajectory)))
     idle = steps_without_gap(branches["strong"], branches["weak"], moments)
-    return predict, latents, trajectory, _stage_changes(network, timesteps), idle
+    return predict, latents, trajectory, _changes(network, branches, timesteps, moments), idle
 
 
 def _moments_of(trajectory: Trajectory) -> list[Moment]:
     return [Moment(step, len(trajectory), trajectory.level(step)) for step in range(len(trajectory))]
 
 
-def _stage_changes(network: Network, timesteps: torch.Tensor) -> frozenset[int]:
-    """Return the step from which on the second of two networks answers; none of a pipeline that has one."""
-    if len(stages_of(network.pipe, "dit")) < len(STAGES):
-        return frozenset()
-    return frozenset([i for i, timestep in enumerate(timesteps) if network.stage_at(timestep)][:1])
+def _changes(
+    network: Network, branches: Mapping[Role, Branch], timesteps: torch.Tensor, moments: Mapping[int, Moment]
+) -> Changes:
+    """Return the steps from which on a role is predicted otherwise: by the second of two networks, or in a window."""
+    has_two = len(stages_of(network.pipe, "dit")) == len(STAGES)
+    later = [i for i, timestep in enumerate(timesteps) if network.stage_at(timestep)] if has_two else []
+    return {role: steps_of_switches(branch, moments).union(later[:1]) for role, branch in branches.items()}
 
 
 def _first_step(network: Network, text: tuple[Any, Any] | None) -> tuple[list[Arguments], torch.Tensor]:
@@ -269,9 +272,10 @@ class _Call:
         settings, network = self._settings, self._network
         self._trajectory = trajectory_of(self._pipe.scheduler)
         self._timesteps = self._pipe.scheduler.timesteps.clone()
-        moments, fresh = _moments_of(self._trajectory), _stage_changes(network, self._timesteps)
+        moments = _moments_of(self._trajectory)
+        changes = _changes(network, self._branches, self._timesteps, dict(enumerate(moments)))
         idle = steps_without_gap(self._branches["strong"], self._branches["weak"], dict(enumerate(moments)))
-        asking = w2sd(self._trajectory, torch.zeros(0), settings, fresh=fresh, idle=idle)
+        asking = w2sd(self._trajectory, torch.zeros(0), settings, changes=changes, idle=idle)
         asked_of_step: list[list[Request | StepRequest]] = [[]]
         for asked in asked_by(asking):
             if isinstance(asked, Step):
@@ -284,7 +288,7 @@ class _Call:
             for i, moment in enumerate(moments)
             if len(asked_of_step[i]) > 1 or self._branches["base"].at(moment) != Branch()
         }
-        self._moments, self._fresh, self._idle = moments, fresh, idle
+        self._moments, self._changes, self._idle = moments, changes, idle
 
     @property
     def _is_on(self) -> bool:
@@ -327,7 +331,7 @@ class _Call:
         """Tell the algorithm the latents that a step begins with, and return what it asks for."""
         if self._algorithm is None:
             assert self._trajectory is not None
-            steps = 0, self._fresh, self._idle
+            steps = 0, self._changes, self._idle
             self._algorithm = w2sd(self._trajectory, sample, self._settings, self._draw, *steps)
             return next(self._algorithm)
         return self._algorithm.send(sample)

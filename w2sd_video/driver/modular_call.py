@@ -25,6 +25,7 @@ from w2sd_video.branch import Branch, steps_without_gap
 from w2sd_video.driver.arguments import check_no_own_timesteps, drawing_as, with_text
 from w2sd_video.driver.call import ReflectedPipeline, Run, of_class, reflecting_class, second_of
 from w2sd_video.driver.denoiser import check_same_shape
+from w2sd_video.driver.gap_changes import gap_changes
 from w2sd_video.driver.modular_networks import Networks
 from w2sd_video.driver.modular_walk import LoopWalk, TurnOver
 from w2sd_video.driver.networks import in_use
@@ -34,7 +35,6 @@ from w2sd_video.driver.parts import (
     check_same_adapters,
     check_text_encoders,
     loop_of,
-    stage_changes,
 )
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.rows import are_equal
@@ -253,7 +253,8 @@ class BlocksCall:
             if self._settings.grid != 1.0:
                 check_no_own_timesteps(arguments, self._settings.grid)
             self._walk.draw = drawing_as(arguments.get("generator"))
-            self._walk.fresh_steps = partial(stage_changes, self._pipe)
+            guiders = self._guiders.own.values()
+            self._walk.gap_changes = partial(gap_changes, self._pipe, self._branches, arguments, guiders)
             self._walk.idle_steps = partial(steps_without_gap, self._branches["strong"], self._branches["weak"])
             try:
                 self._parts["_blocks"] = with_reflection(self._pipe._blocks, self._iterate, is_quiet=True)

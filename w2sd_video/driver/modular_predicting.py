@@ -36,7 +36,7 @@ class _LedLoopWalk(LedWalk, LoopWalk):
     def turn_of(self, call: int) -> Turn:
         """Return the turn that was asked for; the first one after saying that predictions can be."""
         if self._algorithm is None:
-            self._loop.is_ready(self.first, self.wrapped, call)
+            self._loop.is_ready(self.first, self, call)
             self._algorithm = self._answering()
             next(self._algorithm)
             self._announce()

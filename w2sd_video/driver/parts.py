@@ -57,25 +57,6 @@ def check_kind(pipe: Any) -> None:
     Trajectory.check(pipe.scheduler)
 
 
-def stage_changes(pipe: Any, trajectory: Trajectory) -> frozenset[int]:
-    """Return the step from which on the second of a pipeline's two denoisers works, if it has two (Wan 2.2).
-
-    Raises:
-        ValueError: two denoisers, and nothing that tells when they change.
-    """
-    if len(denoisers_of(pipe)) < len(STAGES):
-        return frozenset()
-    ratio = getattr(pipe.config, "boundary_ratio", None)
-    if ratio is None:
-        raise ValueError(
-            f"{type(pipe).__name__} has two denoisers and no boundary_ratio in its configuration, so it is not known "
-            "where a gap becomes another; measure it at every step (reuse=1)"
-        )
-    boundary = ratio * pipe.scheduler.config.num_train_timesteps
-    later = [step for step, timestep in enumerate(trajectory.timesteps) if float(timestep) < boundary]
-    return frozenset(later[:1])
-
-
 def check_no_cache(pipe: Any, networks: Iterable[nn.Module]) -> None:
     """Refuse what keeps of one evaluation what it answers the next with, for that may be another role's.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -20,16 +20,14 @@ import torch
 from w2sd_video.algorithm import StepRequest
 from w2sd_video.argument_checks import check_latents
 from w2sd_video.backends import register, registered
-from w2sd_video.branch import Branch, steps_without_gap
+from w2sd_video.branch import Branch
 from w2sd_video.driver.call import ReflectedPipeline, walking
 from w2sd_video.driver.networks import WAITING_THREADS
-from w2sd_video.driver.parts import stage_changes
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.turns import ProbeRequest, Turn
 from w2sd_video.driver.walk import Walk
 from w2sd_video.reflection_settings import Reflection, Role
-from w2sd_video.trajectory import Trajectory
-from w2sd_video.window import Moment
+from w2sd_video.reuse import Changes
 
 CLOSED = "the predictor is closed: its block has ended, or another one of its pipeline was made"
 
@@ -64,12 +62,13 @@ class Loop:
         self.latents = torch.zeros(0)
         self.scheduler: Any = None
         self.begin = 0
+        self.idle_steps: Collection[int] = ()
+        self.changes: Callable[[], Changes] = dict
         self._asked: SimpleQueue[Asked | None] = SimpleQueue()
         self._ready: Future[None] = Future()
         self._answering: Future[torch.Tensor] | None = None
         self._one_at_a_time = threading.Lock()
         self._led = _led if led is None else led
-        self._pair = branches["strong"], branches["weak"]
         called = copy.copy(pipe)
         vars(called)["scheduler"] = copy.deepcopy(getattr(pipe, "scheduler", None))
         vars(called)["_progress_bar_config"] = {"disable": True}
@@ -100,17 +99,6 @@ class Loop:
                 raise RuntimeError(CLOSED)
             self._asked.put(asked)
             return asked.prediction.result().to(latents.dtype)
-
-    def stage_changes(self) -> frozenset[int]:
-        """Return the steps from which on the second of two denoisers works; see `parts.stage_changes`."""
-        return stage_changes(self._called, Trajectory(self.scheduler))
-
-    def idle_steps(self) -> frozenset[int]:
-        """Return the steps at which windows leave strong and weak alike."""
-        trajectory = Trajectory(self.scheduler)
-        steps = trajectory.steps_from(self.begin)
-        moments = {step: Moment(place, len(steps), trajectory.level(step)) for place, step in enumerate(steps)}
-        return steps_without_gap(*self._pair, moments)
 
     def _call_at(self, timestep: torch.Tensor) -> int:
         """Return the first call of the scheduler at a timestep, or refuse one that it does not go through."""
@@ -157,9 +145,10 @@ class Loop:
             if asked is not None:
                 asked.prediction.set_exception(RuntimeError(CLOSED))
 
-    def is_ready(self, latents: torch.Tensor, scheduler: Any, begin: int) -> None:
+    def is_ready(self, latents: torch.Tensor, walk: Walk, begin: int) -> None:
         """Note what the pipeline begins with; predictions can be asked for."""
-        self.latents, self.scheduler, self.begin = latents, copy.deepcopy(scheduler), begin
+        self.latents, self.scheduler, self.begin = latents, copy.deepcopy(walk.wrapped), begin
+        self.idle_steps, self.changes = walk.idle, walk.changes
         self._ready.set_result(None)
 
     def answer(self, prediction: torch.Tensor) -> None:
@@ -233,7 +222,7 @@ class _WatchedWalk(LedWalk):
                 )
         latents = super()._look(turn, asked, arguments)
         if self._algorithm is None and turn is self.turns[-1]:
-            self._loop.is_ready(self._first, self.wrapped, turn.call)
+            self._loop.is_ready(self._first, self, turn.call)
             self._algorithm = self._answering()
             return next(self._algorithm).latents
         return latents

@@ -114,6 +114,7 @@ class CallState:
         probing: the number of the probe turn that is under way; None in all others.
         answered: rows that the evaluations of this turn were answered with, where they are no network's own.
         given: the arguments of the networks in a turn in which they are not run.
+        evaluated: what the loop has its networks evaluated with in this turn: rows and names of what is given to each.
         answering: the denoiser that answered last in this turn; 0 where none has.
         layouts: what the probe turns have shown, by the denoiser that answered in them.
         stated_scales: the numbers among the call's arguments that are named for guidance or a scale.
@@ -144,6 +145,7 @@ class CallState:
     probing: int | None = None
     answered: list[list[torch.Tensor]] = field(default_factory=list)
     given: list[Arguments] = field(default_factory=list)
+    evaluated: list[Any] = field(default_factory=list)
     answering: int = 0
     layouts: dict[int, Layout] = field(default_factory=dict)
     stated_scales: dict[str, float] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, shift_history, w2sd
+from w2sd_video.algorithm import Step, StepRequest, asked_by, pushed_steps, reflected_steps, shift_history, w2sd
 from w2sd_video.driver.comparing import copied, differences
 from w2sd_video.driver.drift import Drift
 from w2sd_video.driver.edits import EDITED, UNKNOWN, Edits
@@ -39,6 +39,7 @@ from w2sd_video.driver.turns import (
 from w2sd_video.driver.watching import Watch, check_scaling
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.reflection_settings import Reflection
+from w2sd_video.reuse import Changes
 from w2sd_video.time_grid import set_timesteps
 from w2sd_video.trajectory import Trajectory
 from w2sd_video.window import Moment
@@ -74,18 +75,22 @@ class Walk:
         self._state = state
         self._begin, self._end = 0, 0
         self._moments: dict[int, Moment] = {}
+        self._of_steps: dict[int, Moment] = {}
         self._levels: Any = {}
         self._levels_differ: list[bool | torch.Tensor] = []
         self._is_under_way = False
         self._begins_loop = False
         self._positional = 0
         self._reflected: frozenset[int] = frozenset()
-        self._idle: Collection[int] = ()
+        self._pushed: frozenset[int] = frozenset()
+        self._reusing: set[int] = set()
+        self._evaluated_before: list[Any] = []
+        self.idle: Collection[int] = ()
         self._shown: Turn | None = None
         self._handed: tuple[torch.Tensor, torch.Tensor] | None = None
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
         self.watch = Watch()
-        self.fresh_steps: Callable[[Trajectory], Collection[int]] = lambda trajectory: ()
+        self.gap_changes: Callable[[Trajectory, Mapping[int, Moment]], Changes] = lambda trajectory, moments: {}
         self.idle_steps: Callable[[Mapping[int, Moment]], Collection[int]] = lambda moments: ()
         self._drift = Drift()
         self._handed_back, self._edits, self._undoes_edits = HandedBack(), Edits(), undoes_edits
@@ -210,15 +215,17 @@ class Walk:
         self._begin, self._end, self.at, self._algorithm, self._begins_loop = calls.start, calls.stop, 0, None, True
         self._probed, self._own_scale, self._drift, self._edits = [], None, Drift(), Edits()
         self._trajectory, self._levels, self._levels_differ = trajectory, copied(_levels_of(self.wrapped)), []
-        self._fresh = self.fresh_steps(trajectory) if self._settings.reuse > 1 else ()
         steps = trajectory.steps_from(calls.start, calls.stop)
         if not steps:
             raise ValueError(f"the pipeline begins at timestep {calls.start} of {calls.stop}: no step is left")
         self.total_steps = len(steps)
         self._moments = {call: self._moment_of(call, steps[0], len(steps)) for call in calls}
-        self._idle = self.idle_steps({step: self._moments[trajectory.calls[step]] for step in steps})
-        self._reflected = reflected_steps(trajectory, self._settings, calls.start, self._idle, calls.stop)
+        self._of_steps = {step: self._moments[trajectory.calls[step]] for step in steps}
+        self.idle = self.idle_steps(self._of_steps)
+        self._changes = self.changes() if self._settings.reuse > 1 else {}
+        self._reflected = reflected_steps(trajectory, self._settings, calls.start, self.idle, calls.stop)
         self.reflected_steps = len(self._reflected)
+        self._pushed, self._reusing = pushed_steps(trajectory, self._settings, calls.start, calls.stop), set()
         timesteps, begin = self.wrapped.timesteps, calls.start
         probe_turns, self.turns = self._probe_turns(begin), []
         asked_for_call: list[Request | StepRequest] = []
@@ -234,6 +241,14 @@ class Walk:
         self.turns = self._with_later_watches(begin)
         self._announce()
         return True
+
+    def changes(self) -> Changes:
+        """Return the steps of this call from which on a role's prediction is made otherwise.
+
+        Raises:
+            ValueError: two denoisers, and nothing that tells when they change.
+        """
+        return self.gap_changes(self._trajectory, self._of_steps)
 
     def _compare_levels(self) -> None:
         """Compare the levels that the scheduler has with those that the loop began with, without a wait."""
@@ -283,6 +298,10 @@ class Walk:
         # A gap that is reused asks for nothing, and yet what is evaluated next is at other latents than the loop's.
         reuses_gap = is_reflected and isinstance(asked_for_call[0], StepRequest)
         before = probes(call, self.wrapped.timesteps[call], "displace", 1) if reuses_gap else []
+        is_pushed = trajectory.step_of_call(call) in self._pushed
+        pushes = any(isinstance(asked, StepRequest) and asked.role == "weak" for asked in asked_for_call)
+        if reuses_gap or (is_pushed and not pushes):
+            self._reusing.add(call)
         return before + [
             Turn(
                 call,
@@ -309,7 +328,7 @@ class Walk:
         self._state.role = asked.role if asked else "base"
         self._state.place += not getattr(asked, "shares_latents", False)
         self._state.probing = asked.rows if isinstance(asked, ProbeRequest) else None
-        self._state.answered, self._state.given, self._state.answering = [], [], 0
+        self._state.answered, self._state.given, self._state.answering, self._state.evaluated = [], [], 0, []
         own = self._state.rehearsals.get(None)
         is_first = isinstance(asked, ProbeRequest) and asked.is_first
         self._state.noting = own if is_first and own and not own.calls else None
@@ -332,6 +351,7 @@ class Walk:
         if isinstance(turn.asked, ProbeRequest):
             result = self._result(self._look(turn, turn.asked, arguments), arguments)
         else:
+            self._check_what_is_reused(turn)
             result = self._answer(turn, arguments)
         self.at += 1
         self.on_turn(turn.takes_step)
@@ -345,6 +365,24 @@ class Walk:
             self._count(turn)
             self.on_step()
         return result
+
+    def _check_what_is_reused(self, turn: Turn) -> None:
+        """Look whether the loop has its network evaluated as where the gap was measured, at a step that reuses it.
+
+        Raises:
+            ValueError: it has not: an adapter or a guidance of the loop's own has begun or ended since.
+        """
+        if self._settings.reuse == 1 or not turn.takes_step:
+            return
+        if turn.call not in self._reusing:
+            self._evaluated_before = self._state.evaluated
+        elif self._state.evaluated != self._evaluated_before:
+            step = self._moments[turn.call].step
+            raise ValueError(
+                f"{self.watch.pipeline} has its network evaluated otherwise at step {step} than where the gap was "
+                "measured that is reused there (an adapter or a guidance of its own begins or ends); measure it at "
+                "every step (reuse=1)"
+            )
 
     def _unedited(self, turn: Turn, arguments: dict[str, Any]) -> torch.Tensor:
         """Return the latents that a turn is to step from, which a loop may have changed (inpainting).
@@ -483,7 +521,7 @@ class Walk:
         self, latents: torch.Tensor, draw: Draw
     ) -> Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor]:
         """Return the algorithm over the steps of this call."""
-        steps = self._begin, self._fresh, self._idle, self._end
+        steps = self._begin, self._changes, self.idle, self._end
         return w2sd(self._trajectory, latents, self._settings, draw, *steps)
 
     def _take_step(self, step: Step, arguments: dict[str, Any]) -> Any:

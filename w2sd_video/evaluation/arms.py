@@ -15,8 +15,8 @@ from w2sd_video.evaluation.places import SETTINGS, Settings, at_places, is_guide
 from w2sd_video.messages import ConfigError, suggest
 from w2sd_video.presets import PRESETS
 from w2sd_video.settings.evaluations import at_budget, nfe_of
-from w2sd_video.settings.panels import panels, weak_panel
-from w2sd_video.settings.schema import BranchConfig, RenderConfig, stage_scales
+from w2sd_video.settings.panels import weak_panel
+from w2sd_video.settings.schema import BranchConfig, RenderConfig, stage_scales, without_reflection
 from w2sd_video.settings.sources import denoiser_of, is_told_guidance
 
 __getattr__ = names_of(__name__)
@@ -50,17 +50,17 @@ class Candidate:
 
 def strong(config: RenderConfig) -> Settings:
     """The strong model alone, as base is configured; a larger budget means more steps."""
-    return {_guidance_label(config): _without_reflection(config)}
+    return {_guidance_label(config): without_reflection(config)}
 
 
 def weak(config: RenderConfig) -> Settings:
     """The weak model alone."""
-    return {_guidance_label(config): panels(replace(config, compare=True))["weak"]}
+    return {_guidance_label(config): replace(without_reflection(config), base=weak_panel(config))}
 
 
 def cfg(config: RenderConfig) -> Settings:
     """Plain guidance of the strong model, over scales; of a gap that is reused, as AutoGuidance by the other half."""
-    unreflected = _without_reflection(config)
+    unreflected = without_reflection(config)
     unguided = _with_guidance(unreflected, 1.0)
     scales = {f"guidance {scale:g}": _with_guidance(unreflected, scale) for scale in GUIDANCE_SCALES}
     reusing = {} if is_told_guidance(config.model) else {name: _guidance_as_a_gap(one) for name, one in scales.items()}
@@ -72,7 +72,7 @@ def autoguidance(config: RenderConfig) -> Settings:
 
     Beside a guided base the gap is that of the guided predictions, or that without guidance, which takes a row less.
     """
-    unguided, guided = (_without_reflection(variant) for variant in _unguided_and_guided(config))
+    unguided, guided = (without_reflection(variant) for variant in _unguided_and_guided(config))
     alone, beside = (replace(variant, weak=weak_panel(variant)) for variant in (unguided, guided))
     plain = replace(beside, strong=alone.base, weak=alone.weak, autoguidance_gap="strong")
     return at_places(
@@ -92,22 +92,22 @@ def autoguidance(config: RenderConfig) -> Settings:
 
 def fast(config: RenderConfig) -> Settings:
     """AutoGuidance by the fast preset: along the gap of strong and weak, in the less noisy half of the steps."""
-    return {_guidance_label(config): replace(_without_reflection(config), **PRESETS["fast"])}
+    return {_guidance_label(config): replace(without_reflection(config), **PRESETS["fast"])}
 
 
 def w2sd_as_configured(config: RenderConfig) -> Settings:
-    """W2SD as the configuration has it, in the packaged ones the paper's setting."""
-    return {_guidance_label(config): config}
+    """W2SD as the configuration has it, in the packaged ones the paper's setting; nothing of one without reflection."""
+    return {_guidance_label(config): config} if config.reflection_steps != 0 else {}
 
 
 def w2sd_recommended(config: RenderConfig) -> Settings:
     """W2SD by the recommended preset."""
-    return {_guidance_label(config): replace(config, **PRESETS["recommended"])}
+    return {_guidance_label(config): replace(_reflecting(config), **PRESETS["recommended"])}
 
 
 def w2sd(config: RenderConfig) -> Settings:
     """W2SD: the cheapest inversion and the paper's, with base unguided and guided, and a half of the strength."""
-    unguided, guided = _unguided_and_guided(config)
+    unguided, guided = _unguided_and_guided(_reflecting(config))
     return at_places(
         {
             f"{_guidance_label(variant)}, {inversion}{label}": replace(
@@ -129,7 +129,7 @@ def w2sd(config: RenderConfig) -> Settings:
 
 def z_sampling(config: RenderConfig) -> Settings:
     """Z-Sampling: a reflection whose gap is guidance alone, high over low."""
-    first, second = _guided_variants(config)
+    first, second = _guided_variants(_reflecting(config))
     return at_places(
         {
             f"{_guidance_label(variant)} over {low:g}, {inversion}": replace(
@@ -150,7 +150,7 @@ def z_sampling(config: RenderConfig) -> Settings:
 
 def fsg(config: RenderConfig) -> Settings:
     """Foresight guidance: a few longer reflections of a guidance gap."""
-    first, second = _guided_variants(config)
+    first, second = _guided_variants(_reflecting(config))
     return at_places(
         {
             f"{_guidance_label(variant)} over {low:g}, span {span}, rounds {rounds}": replace(
@@ -179,13 +179,14 @@ def advanced_resampling(config: RenderConfig) -> Settings:
 
 
 def s2wd(config: RenderConfig) -> Settings:
-    """W2SD with the roles of strong and weak swapped."""
-    return {_guidance_label(config): replace(config, strong=config.weak, weak=config.strong)}
+    """W2SD as it is configured, with the roles of strong and weak swapped."""
+    swapped = replace(config, strong=config.weak, weak=config.strong)
+    return {label: swapped for label in w2sd_as_configured(config)}
 
 
 def skip_layers(config: RenderConfig) -> Settings:
     """Skip-layer guidance: pushed away from the same network without a block, over weights."""
-    unguided, guided = (_without_reflection(variant) for variant in _unguided_and_guided(config))
+    unguided, guided = (without_reflection(variant) for variant in _unguided_and_guided(config))
     settings = {
         f"{_guidance_label(variant)}, {label}, weight {weight:g}": replace(variant, weak=branch, autoguidance=weight)
         for weight in WEIGHTS
@@ -236,8 +237,9 @@ def candidates(arm: str, config: RenderConfig, budget: int) -> list[Candidate]:
     ]
 
 
-def _without_reflection(config: RenderConfig) -> RenderConfig:
-    return replace(config, reflection_steps=0, autoguidance=0.0)
+def _reflecting(config: RenderConfig) -> RenderConfig:
+    """Return a configuration that reflects all steps but the last, whatever it says of that itself."""
+    return replace(without_reflection(config), reflection_steps=None)
 
 
 def _guidance_label(config: RenderConfig) -> str:
@@ -265,7 +267,7 @@ def _guidance_gap(config: RenderConfig, low: float) -> RenderConfig:
 
 
 def _resampled(config: RenderConfig, inversion: Literal["resample", "resample-advanced"]) -> Settings:
-    unguided, guided = _unguided_and_guided(config)
+    unguided, guided = _unguided_and_guided(_reflecting(config))
     return at_places(
         {
             f"{_guidance_label(variant)}, rounds {rounds}": replace(

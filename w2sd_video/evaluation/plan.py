@@ -13,7 +13,7 @@ import numpy as np
 from w2sd_video._moved import names_of
 from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
 from w2sd_video.evaluation.arms import ARMS, candidates, check_arms
-from w2sd_video.evaluation.splits import Split
+from w2sd_video.evaluation.splits import Split, rounds_of
 from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.messages import ConfigError
 from w2sd_video.metrics import BIASED, check_name
@@ -179,15 +179,17 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
     for budget in options.budgets or []:
         _within("budgets", budget, 1, 10**4)
     is_chosen = any(len(ARMS[arm](config)) > 1 for arm in arms)
-    warning = _warning(select, measurement.tuning) if is_chosen else ""
     budgets = sorted(set(options.budgets or [max(nfe_of(config) // 2, 1), nfe_of(config)]))
     for arm in options.arms or [against]:  # of those that nobody named, it is only noted
+        if not ARMS[arm](config):
+            raise ConfigError(f"arm {arm}: the configuration reflects no step (reflection_steps: 0); leave the arm out")
         if not any(candidates(arm, config, budget) for budget in budgets):
             fits = ", ".join(map(str, budgets))
             raise ConfigError(
                 f"arm {arm}: none of its settings fits {fits} evaluations; raise --budgets or leave it out"
             )
     rounds = _within("rounds", options.rounds, 1, MOST_ROUNDS)
+    warning = warning_of_choice(select, measurement.tuning, rounds) if is_chosen else ""
     return Plan(**vars(measurement), arms=arms, against=against, budgets=budgets, warning=warning, rounds=rounds)
 
 
@@ -258,20 +260,22 @@ def _enough_seeds(prompts: int) -> int:
     return math.ceil(SAMPLES_TO_CHOOSE_ON / prompts)
 
 
-def _warning(select: str, tuning: Split) -> str:
-    """Return what is to be said of settings that are chosen by a metric on so many samples.
+def warning_of_choice(select: str, tuning: Split, rounds: int) -> str:
+    """Return what is to be said of settings that are chosen by a metric on so many samples, looked at in rounds.
 
     Raises:
         ConfigError: a distance that would choose by how many samples there are, and not by how good they are.
     """
     samples, enough = tuning.samples, _enough_seeds(len(tuning.prompts))
+    fewest = rounds_of(tuning, rounds)[0].samples
+    if select in BIASED and fewest < SAMPLES_TO_CHOOSE_ON:
+        raise ConfigError(
+            f"select {select}: on {fewest} samples it tells their number more than how good they are, and chooses by "
+            f"chance; take a score or kid, or {SAMPLES_TO_CHOOSE_ON} samples at once, with --rounds 1 and "
+            f"--number-of-tuning-seeds {enough}"
+        )
     if samples >= SAMPLES_TO_CHOOSE_ON:
         return ""
-    if select in BIASED:
-        raise ConfigError(
-            f"select {select}: on {samples} samples it tells their number more than how good they are, and chooses "
-            f"by chance; take a score or kid, or {SAMPLES_TO_CHOOSE_ON} samples with --number-of-tuning-seeds {enough}"
-        )
     return (
         f"each setting is tried on {samples} samples only, and chance decides among those that are near each other; "
         f"--number-of-tuning-seeds {enough} makes {SAMPLES_TO_CHOOSE_ON} of them"

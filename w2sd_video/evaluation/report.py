@@ -221,7 +221,7 @@ def _notes(outcome: Outcome, missing: Mapping[str, str], select: Metric, plan: P
             )
     notes += [f"The metric {name} is left out: {reason}" for name, reason in missing.items()]
     if outcome.too_dear:
-        notes.append(f"No number of steps fits: {', '.join(outcome.too_dear)}.")
+        notes.append(f"No setting fits: {', '.join(outcome.too_dear)}.")
     return notes
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import re
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from w2sd_video.branch import STAGES
 from w2sd_video.reflection_settings import Inversion, Role, default_inversion
 from w2sd_video.reuse import measuring_steps
-from w2sd_video.settings.scheduler_calls import calls_by_steps, calls_of_steps
+from w2sd_video.settings.scheduler_calls import calls_by_steps, calls_of_steps, without_signal_by_steps
 from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, filled, reflection_of, stage_scales
-from w2sd_video.settings.sources import is_told_guidance, read_json, scheduler_of
+from w2sd_video.settings.sources import is_told_guidance, read_json, scheduler_of, stages_of
 from w2sd_video.window import Window
 
 MOST_STEPS = 1000
@@ -41,11 +42,13 @@ def is_exact(config: RenderConfig) -> bool:
     """Return whether `evaluations` are exact, and not the most that there can be.
 
     They are the most for stages of a two-stage model that need different numbers, what depends on the noise level and
-    is nothing at some, and arguments of the pipeline's own that may leave out steps (`call.strength`).
+    is nothing at some, a gap that is reused and may be another from a level on, and arguments of the pipeline's own
+    that may leave out steps (`call.strength`).
     """
     stages = evaluations_by_stage(config)
     is_shortened = any(word in name for name in config.call for word in _SHORTENING)
-    return stages[0] == stages[-1] and not is_shortened and not _depends_on_levels(config)
+    has_known_gaps = config.reuse == 1 or not _unforeseen(config, ROLES)
+    return stages[0] == stages[-1] and has_known_gaps and not is_shortened and not _depends_on_levels(config)
 
 
 def _depends_on_levels(config: RenderConfig) -> bool:
@@ -104,15 +107,19 @@ class _Files:
         is_told_guidance: whether guidance is distilled into the network.
         inversion: as the model has it.
         calls: predictions that the scheduler takes at each step, by the number of steps.
+        begins_without_signal: whether its first level is noise alone, by the number of steps.
     """
 
     is_told_guidance: bool
     inversion: Inversion
     calls: Callable[[int], tuple[int, ...]]
+    begins_without_signal: Callable[[int], bool]
 
 
 def _files_of(config: RenderConfig) -> _Files:
-    return _Files(is_told_guidance(config.model), inversion_of(config), calls_by_steps(config))
+    return _Files(
+        is_told_guidance(config.model), inversion_of(config), calls_by_steps(config), without_signal_by_steps(config)
+    )
 
 
 def _by_stage(config: RenderConfig, files: _Files) -> list[dict[str, int]]:
@@ -130,12 +137,24 @@ def _evaluations(config: RenderConfig, files: _Files, branches: list[BranchConfi
     reflected, pushed = list(settings.steps(len(calls))), settings.pushed_steps(len(calls))
     if (branches[1].windows or branches[2].windows) and not files.inversion.startswith("resample"):
         reflected = [step for step in reflected if of_role["strong"][step] != of_role["weak"][step]]
-    measured = measuring_steps(settings.reuse, reflected), measuring_steps(settings.reuse, pushed)
     rows = {
         id(branch): (_but_guidance(branch, stage), _halves(branch, stage, files.is_told_guidance))
         for branch in {id(branch): branch for of_steps in of_role.values() for branch in of_steps}.values()
     }
     counts = dict.fromkeys(ROLES, 0)
+
+    def measuring(steps: list[int] | range, roles: list[Role]) -> Collection[int]:
+        """Return which steps measure a gap of some roles; where that is open, as many of the dearest as may be."""
+        switches = {i for role in roles for i in range(1, len(calls)) if of_role[role][i] != of_role[role][i - 1]}
+        measured, unforeseen = measuring_steps(settings.reuse, steps, switches), _unforeseen(config, roles)
+        if config.reading == "epsilon" and 0 in steps and files.begins_without_signal(len(calls)):
+            measured |= set(steps[1:2])  # at step 0 it is read as the sample, which is not carried on
+        if settings.reuse == 1 or not unforeseen:
+            return measured
+        costs = {step: sum(len(rows[id(of_role[role][step])][1]) for role in roles) for step in steps}
+        return sorted(steps, key=costs.__getitem__, reverse=True)[: len(measured) + unforeseen]
+
+    measured = measuring(reflected, ["strong", "weak"]), measuring(pushed, [settings.autoguidance_gap, "weak"])
 
     def evaluate(roles: list[Role], step: int) -> None:
         """Count what some roles evaluate at the same latents, one after the other."""
@@ -163,6 +182,15 @@ def _evaluations(config: RenderConfig, files: _Files, branches: list[BranchConfi
             gap: list[Role] = ["weak", "strong"] if settings.autoguidance_gap == "strong" else ["weak"]
             evaluate([*(gap if pushes else []), "base"], step)
     return {role: counts[role] for role in ROLES}
+
+
+def _unforeseen(config: RenderConfig, roles: Iterable[Role]) -> int:
+    """Return at how many steps the gap of some roles may be another that no number of the step tells."""
+    of_levels = [window for role in roles for window in (filled(config, getattr(config, role)).windows or {}).values()]
+    ends = sum({Window: 2, str: MOST_STEPS}.get(type(window), 0) for window in of_levels)
+    of_call = [value for name, value in config.call.items() if re.fullmatch(r".*_guidance_(start|end|stop)", name)]
+    ends += sum(len(value) if isinstance(value, (list, tuple)) else 1 for value in of_call)
+    return ends + (stages_of(config.model) != 1)  # the second of two networks takes over; of one not here, who knows
 
 
 def inversion_of(config: RenderConfig) -> Inversion:
@@ -205,5 +233,5 @@ def _halves(branch: BranchConfig, stage: int, embedded: bool) -> set[str]:
 
 def _but_guidance(branch: BranchConfig, stage: int) -> tuple[BranchConfig, int]:
     """Return what two branches must have in common to share evaluations at a stage."""
-    experts = None if branch.experts in STAGES else branch.experts
+    experts = None if branch.experts in ("top", *STAGES) else branch.experts  # a mixture takes its top experts
     return replace(branch, guidance_scale=None, experts=experts), _stage_used(branch, stage)

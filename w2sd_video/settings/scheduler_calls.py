@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from itertools import pairwise
 
+from w2sd_video.levels import Steps
 from w2sd_video.messages import ConfigError, first_line
 from w2sd_video.scheduler_levels import known_schedulers, steps_of
 from w2sd_video.settings.schema import RenderConfig
@@ -27,15 +28,38 @@ def calls_of_steps(config: RenderConfig) -> tuple[int, ...]:
 
 def calls_by_steps(config: RenderConfig) -> Callable[[int], tuple[int, ...]]:
     """Return `calls_of_steps` of a configuration as a function of the number of steps; its files are read once."""
-    name = config.solver or scheduler_of(config.model)
+    return functools.partial(_calls, *_scheduler(config))
+
+
+def without_signal_by_steps(config: RenderConfig) -> Callable[[int], bool]:
+    """Return a function of the number of steps: whether the first level is noise alone (flow, zero terminal SNR)."""
+    return functools.partial(_begins_without_signal, *_scheduler(config))
+
+
+def _scheduler(config: RenderConfig) -> tuple[str, str]:
     settings = read_json(config.model.pretrained, "scheduler/scheduler_config.json")
-    return functools.partial(_calls, name, json.dumps(settings, sort_keys=True))
+    return config.solver or scheduler_of(config.model), json.dumps(settings, sort_keys=True)
+
+
+def _calls(name: str, settings: str, steps: int) -> tuple[int, ...]:
+    known = _steps(name, settings, steps)
+    return (
+        (1,) * steps
+        if known is None
+        else tuple(after - call for call, after in pairwise([*known.calls, len(known.timesteps)]))
+    )
+
+
+def _begins_without_signal(name: str, settings: str, steps: int) -> bool:
+    known = _steps(name, settings, steps)
+    return known is not None and known.levels[0].alpha == 0.0
 
 
 @functools.cache
-def _calls(name: str, settings: str, steps: int) -> tuple[int, ...]:
+def _steps(name: str, settings: str, steps: int) -> Steps | None:
+    """Return the steps of a scheduler; None of one that is not known."""
     if name not in known_schedulers():
-        return (1,) * steps
+        return None
     import diffusers
 
     config = json.loads(settings)
@@ -44,7 +68,6 @@ def _calls(name: str, settings: str, steps: int) -> tuple[int, ...]:
     try:
         scheduler = getattr(diffusers, name).from_config(config)
         scheduler.set_timesteps(steps)
-        starts = steps_of(scheduler).calls
+        return steps_of(scheduler)
     except Exception as error:  # whatever a foreign scheduler raises
         raise ConfigError(f"steps {steps}: cannot be taken by {name}: {first_line(error)}") from error
-    return tuple(end - start for start, end in pairwise([*starts, len(scheduler.timesteps)]))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role
 from w2sd_video.reuse import Carried
@@ -177,6 +177,13 @@ def reflection_of(config: RenderConfig) -> Reflection:
         autoguidance_steps=config.autoguidance_steps,
         autoguidance_gap=config.autoguidance_gap,
     )
+
+
+def without_reflection(config: RenderConfig) -> RenderConfig:
+    """Return a configuration that neither reflects nor pushes, and says nothing more of how that would be done."""
+    names = {field.name for field in fields(Reflection)} - {"grid"}  # which spaces the steps of any sampler
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(RenderConfig) if field.name in names}
+    return replace(config, **defaults | {"reflection_steps": 0})
 
 
 def filled(config: RenderConfig, branch: BranchConfig) -> BranchConfig:

@@ -15,7 +15,7 @@ from w2sd_video.messages import ConfigError, suggest
 from w2sd_video.reflection_settings import Inversion
 from w2sd_video.settings.evaluations import at_budget, inversion_of, nfe_of
 from w2sd_video.settings.panels import weak_panel
-from w2sd_video.settings.schema import BranchConfig, RenderConfig
+from w2sd_video.settings.schema import BranchConfig, RenderConfig, without_reflection
 from w2sd_video.settings.sources import is_told_guidance, read_json, scheduler_of
 from w2sd_video.time_grid import takes_grid
 
@@ -99,7 +99,7 @@ def operators_of(config: RenderConfig, names: tuple[str, ...] = OPERATORS) -> tu
 
 def plain_of(config: RenderConfig) -> RenderConfig:
     """Return a configuration without its reflection and AutoGuidance, and not in a comparison."""
-    return replace(config, reflection_steps=0, autoguidance=0.0, autoguidance_steps=None, compare=False)
+    return replace(without_reflection(config), compare=False)
 
 
 def has_weak_model(config: RenderConfig) -> bool:
@@ -163,13 +163,13 @@ def _autoguidance(plain: RenderConfig) -> Operator:
 
 
 def _skip_layers(plain: RenderConfig) -> Operator:
-    blocks = without_a_block(plain)
-    space = {"layers": tuple(blocks), **_pushing(plain)}
+    blocks = tuple(without_a_block(plain))
+    space = {"layers": blocks, **_pushing(plain)}
 
     def made(values: Values) -> RenderConfig:
-        return _pushed(plain, values, lambda _: blocks[values["layers"]])
+        return _pushed(plain, values, lambda config: without_a_block(config)[values["layers"]])
 
-    first = tuple({"layers": next(iter(blocks))} | values for values in _FIRST_PUSHED)
+    first = tuple({"layers": blocks[0]} | values for values in _FIRST_PUSHED)
     return _operator("skip-layer", plain, space, made, first)
 
 
@@ -324,7 +324,7 @@ def _stepping(plain: RenderConfig) -> dict[str, Open]:
     scheduler = scheduler_of(plain.model)
     if not scheduler:
         return {}
-    solvers = [_own_solver(plain), *(name for name in _MULTISTEP if name != scheduler)]
+    solvers = dict.fromkeys((plain.solver or scheduler, scheduler, *_MULTISTEP))
     space: dict[str, Open] = {"solver": tuple(solvers), "grid": Range(1.0, 1.75, 0.25)}
     if takes_eta(plain):
         space["eta"] = Range(0.0, 1.0, 0.25)
@@ -335,14 +335,13 @@ def _stepped(config: RenderConfig, values: Values) -> RenderConfig:
     """Return a configuration with a solver, a grid where that takes one, and noise where that adds any."""
     if "solver" not in values:
         return config
-    scheduler = scheduler_of(config.model)
-    solver = scheduler if values["solver"] == _own_solver(config) else values["solver"]
-    config = replace(config, solver=None if solver == scheduler else solver)
-    if _takes_grid(solver):
-        config = replace(config, grid=values["grid"])
+    solver = values["solver"]
+    config = replace(config, solver=None if solver == scheduler_of(config.model) else solver)
+    config = replace(config, grid=values["grid"] if _takes_grid(solver) else 1.0)
+    call = {name: value for name, value in config.call.items() if name != "eta"}
     if "eta" in values and solver == _TAKES_ETA:
-        config = replace(config, call={**config.call, "eta": values["eta"]})
-    return config
+        call["eta"] = values["eta"]
+    return replace(config, call=call)
 
 
 def _takes_grid(solver: str) -> bool:
@@ -351,10 +350,6 @@ def _takes_grid(solver: str) -> bool:
 
     kind = getattr(diffusers, solver, None)
     return kind is not None and takes_grid(kind, is_flow="FlowMatch" in solver)
-
-
-def _own_solver(config: RenderConfig) -> str:
-    return config.solver or scheduler_of(config.model)
 
 
 def _prediction(config: RenderConfig) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from w2sd_video.evaluation.plan import MOST_ROUNDS, Measurement, measurement_of, metrics_of
+from w2sd_video.evaluation.plan import MOST_ROUNDS, Measurement, measurement_of, metrics_of, warning_of_choice
 from w2sd_video.evaluation.splits import Split, rounds_of
 from w2sd_video.jobs.pool_options import add_pool_options
 from w2sd_video.messages import ConfigError
@@ -153,6 +153,8 @@ def tuning_plan_of(options: argparse.Namespace, config: RenderConfig, name: str)
     sources, select = ({}, VOTE) if is_voted else metrics_of(config, [*metrics, *options.also], names[0])
     measurement = measurement_of(options, config, name, sources, select)
     report = measurement.report
+    if not is_voted:
+        warning_of_choice(select, measurement.tuning, options.rounds)
     if is_voted:
         few = min(measurement.shown, len(measurement.tuning.prompts), len(report.prompts))
         if few < 2:

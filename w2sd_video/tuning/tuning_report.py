@@ -266,11 +266,13 @@ def _configuration(config: RenderConfig, candidate: Candidate, name: str, findin
     call = {"num_inference_steps": chosen.steps, "guidance_scale": scale if scale > 1 else 1.0, **chosen.call}
     call |= {size: value for size in ("height", "width") if (value := getattr(chosen, size)) is not None}
     arguments = ", ".join(f"{argument}={value!r}" for argument, value in call.items())
+    weights = ", ".join(f'"{name}": ...' for name in chosen.model.weights)
+    file = f"FILE, weights={{{weights}}}" if weights else "FILE"
     searched = ", ".join(metric.name for metric in findings.searched)
     head = (
         f"# {name}: {candidate.setting}; {candidate.nfe} NFE a clip, found by w2sd-video tune by {searched}.\n"
         f'# w2sd-video render "a prompt" --config FILE, or in a script, with the pipeline of this model:\n'
-        f"#   with reflection(pipe, **load_settings(FILE)):\n"
+        f"#   with reflection(pipe, **load_settings({file})):\n"
         f"#       pipe(prompt, {arguments})\n"
     )
     return head + yaml.safe_dump(plain(chosen), sort_keys=False, allow_unicode=True)
