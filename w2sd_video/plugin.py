@@ -63,8 +63,8 @@ def reflection(
         base: the setting of the step that counts; None is the pipeline's own.
         reflection_steps: λ, counted from the noisiest step; or a window (start, stop) of fractions; None for all
             steps but the last.
-        strength: scale of the displacement; 1 is the paper's. A ``StrengthSchedule``, or the name of its file, has one
-            for each noise level.
+        strength: scale of the displacement; 1 is the paper's, and right for no pair in particular (`calibrate`). A
+            ``StrengthSchedule``, or the name of its file, has one for each noise level.
         rounds: reflections that follow each other at each reflected step.
         inversion: where the weak prediction is made: "paper", "explicit", "current" or "implicit"; "auto" is "current"
             for flow matching and "paper" for others; "resample" makes none and adds noise instead, "resample-advanced"

@@ -32,8 +32,8 @@ class Reflection:
         reflection_steps: λ, the number of reflected steps counted from the noisiest; or a window (start, stop) of
             fractions of the steps, each end rounded to whole steps, a half up: (0, 0.5) of 5 steps are the first 3; or
             a `Window`, of log-SNRs for example; or None for all steps but the last, as in the paper.
-        strength: scale of the displacement; 1 is the paper's. A ``StrengthSchedule`` has one for each noise level, and
-            where it is 0 there is no reflection.
+        strength: scale of the displacement; 1 is the paper's, and right for no pair in particular (`calibrate`). A
+            ``StrengthSchedule`` has one for each noise level, and where it is 0 there is no reflection.
         rounds: reflections that follow each other at each reflected step, at least 1.
         inversion: where the weak prediction is made. ``paper``: at x_{t-1} and timestep t; ``explicit``: at x_{t-1}
             and timestep t-1; ``current``: at x_t and t; ``implicit``: at the inverted latents and t, a fixed point.

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import diffusers
 import numpy as np
 import pytest
+import torch
 from running import configured
 
 from w2sd_video.evaluation.arms import ARMS, candidates, check_arms
@@ -159,3 +161,28 @@ def test_a_window_that_few_steps_do_not_have_takes_more_of_them(window):
         for one in candidates(arm, config, 30):
             assert one.nfe <= 30 and (one.config.reflection_steps == 0 or len(reflected_steps(one.config)) > 0)
     assert at_budget(config, 40).steps > 5
+
+
+def test_the_step_of_euler_ancestral_is_that_of_ddim_with_all_its_noise():
+    """So one of them stands for both in a comparison."""
+    ddim = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    ancestral = diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
+    seeded = [torch.Generator().manual_seed(1) for _ in range(2)]
+    x = torch.randn(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for scheduler in (ddim, ancestral):
+        scheduler.set_timesteps(10)
+    share = [ddim.alphas_cumprod[int(t)].double() for t in ddim.timesteps]
+
+    def noise_in(x, alpha_squared):
+        """Of data from a Gaussian around 1 with a spread of 0.5."""
+        variance = alpha_squared / 4 + 1 - alpha_squared
+        mean = 1 + alpha_squared.sqrt() / 4 / variance * (x - alpha_squared.sqrt())
+        return (x - alpha_squared.sqrt() * mean) / (1 - alpha_squared).sqrt()
+
+    other = x / share[0].sqrt()
+    for t, alpha_squared in zip(ddim.timesteps, share, strict=True):
+        x = ddim.step(noise_in(x, alpha_squared), t, x, eta=1.0, generator=seeded[0]).prev_sample
+        scaled = ancestral.scale_model_input(other, t.float())
+        torch.testing.assert_close(scaled, other * alpha_squared.sqrt(), rtol=1e-4, atol=1e-4)
+        other = ancestral.step(noise_in(scaled, alpha_squared), t.float(), other, generator=seeded[1]).prev_sample
+    torch.testing.assert_close(x, other, rtol=1e-5, atol=1e-5)

@@ -5,6 +5,7 @@ its levels from the definition of each schedule, and knows nothing of the packag
 """
 
 import math
+from functools import partial
 from itertools import product
 
 import diffusers
@@ -76,9 +77,9 @@ def noise_in(x, level, role):
 # --- the plain loop ----------------------------------------------------------------------------------------------
 
 
-def displacement(operator, x, i, levels, gap_at):
+def displacement(operator, x, i, levels, gap_at, span=1):
     """How far the latents move by an operator: down with strong, and back up with weak."""
-    (a, s), (a2, s2) = levels[i], levels[i + 1]
+    (a, s), (a2, s2) = levels[i], levels[i + span]
 
     def measured(of):
         strong = of(x, (a, s), "strong")
@@ -116,18 +117,29 @@ class Held:
         return same[-1][2]
 
 
-def plain(kind, solver, levels, x, operator, steps, reuse, linear, generator):
+def renoised(operator, x, i, levels, generator, span):
+    """Re-Sampling: down with strong, and up by noise, which the advanced form mirrors where it is not like W2SD."""
+    (a, s), (a2, s2) = levels[i], levels[i + span]
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).numpy()
+    if operator == "resample-advanced":
+        similarity = (noise * displacement("paper", x, i, levels, lambda reading, measure: measure(), span)).sum(1)
+        noise = noise * np.where(similarity < 0, -1.0, 1.0)[:, None]
+    lower = a2 * denoised(x, (a, s), "strong") + s2 * noise_in(x, (a, s), "strong")
+    return a / a2 * lower + math.sqrt(max(s**2 - (a * s2 / a2) ** 2, 0)) * noise
+
+
+def plain(kind, solver, levels, x, operator, steps, reuse, linear, generator, span=1, rounds=1):
     held, history, before = Held(reuse, steps, linear), [], None
     for i in range(STEPS):
         (a, s), (a2, s2) = levels[i], levels[i + 1]
-        moved = 0.0
-        if i in steps and operator == "resample":
-            fresh = torch.randn(x.shape, generator=generator, dtype=torch.float64).numpy()
-            lower = a2 * denoised(x, (a, s), "strong") + s2 * noise_in(x, (a, s), "strong")
-            moved = 0.8 * (a / a2 * lower + math.sqrt(max(s**2 - (a * s2 / a2) ** 2, 0)) * fresh - x)
-        elif i in steps and operator != "AutoGuidance":
-            moved = 0.8 * displacement(operator, x, i, levels, lambda reading, measure: held.at(i, reading, measure))  # noqa: B023
-        x = x + moved
+        unmoved = x
+        for _ in range(rounds if i in steps and operator != "AutoGuidance" else 0):
+            if operator.startswith("resample"):
+                x = x + 0.8 * (renoised(operator, x, i, levels, generator, span) - x)
+            else:
+                gap_at = held.at if reuse > 1 else lambda i, reading, measure: measure()
+                x = x + 0.8 * displacement(operator, x, i, levels, partial(gap_at, i), span)
+        moved = x - unmoved
         clean = denoised(x, (a, s), "base")
         if i in steps and operator == "AutoGuidance":
             reading = a > 0  # noise where there is signal; either is a multiple of the other
@@ -198,6 +210,29 @@ CASES = [case for case in product(OPERATORS, WINDOWS, REUSE, SOLVERS, KINDS) if 
 GRID_CASES = list(product(("current", "AutoGuidance"), ("middle",), ("held",), ("2M", "UniPC"), KINDS))
 
 
+MORE = {
+    "paper, twice": ("paper", {"rounds": 2}),
+    "current, three times": ("current", {"rounds": 3}),
+    "paper, spanning": ("paper", {"span": 2}),
+    "current, spanning": ("current", {"span": 3}),
+    "implicit, spanning, twice": ("implicit", {"span": 2, "rounds": 2}),
+    "Re-Sampling, spanning, twice": ("resample", {"span": 2, "rounds": 2}),
+    "advanced Re-Sampling": ("resample-advanced", {}),
+    "advanced Re-Sampling, spanning, twice": ("resample-advanced", {"span": 2, "rounds": 2}),
+}
+"""Operators with rounds and spans, in the middle of the steps."""
+
+
+@pytest.mark.filterwarnings("ignore:inversion='paper'")
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MORE)
+def test_rounds_and_spans_equal_the_plain_loop(name, kind, solver):
+    operator, more = MORE[name]
+    if makes_sense(operator, "middle", "every step", solver, kind):
+        compare(operator, "middle", "every step", solver, kind, 1.0, more)
+
+
 @pytest.mark.filterwarnings("ignore:inversion='paper'")
 @pytest.mark.parametrize(
     ("case", "grid"),
@@ -205,7 +240,10 @@ GRID_CASES = list(product(("current", "AutoGuidance"), ("middle",), ("held",), (
     ids=["-".join(case) for case in CASES] + ["-".join(case) + "-grid" for case in GRID_CASES],
 )
 def test_it_equals_the_plain_loop(case, grid):
-    operator, window, reuse, solver, kind = case
+    compare(*case, grid, {})
+
+
+def compare(operator, window, reuse, solver, kind, grid, more):
     scheduler = scheduler_of(kind, solver)
     set_timesteps(scheduler, {"num_inference_steps": STEPS}, grid)
     levels = levels_of(kind, scheduler) if grid == 1.0 else levels_on_a_grid(kind, solver, grid)
@@ -224,12 +262,12 @@ def test_it_equals_the_plain_loop(case, grid):
     settings = {"reflection_steps": WINDOWS[window], "inversion": operator, "strength": 0.8}
     if operator == "AutoGuidance":
         settings = {"reflection_steps": 0, "autoguidance": 0.8, "autoguidance_steps": WINDOWS[window]}
-    settings |= {"reuse": k, "carried": "linear" if linear else "held"}
+    settings |= {"reuse": k, "carried": "linear" if linear else "held", **more}
     noise = torch.randn(32, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     seeded = [torch.Generator().manual_seed(1) for _ in range(2)]
     result = sample(predict, noise, scheduler, num_inference_steps=STEPS, generator=seeded[0], grid=grid, **settings)
     steps = range(round(WINDOWS[window][0] * STEPS), round(WINDOWS[window][1] * STEPS))
-    expected = plain(kind, solver, levels, noise.numpy(), operator, steps, k, linear, seeded[1])
+    expected = plain(kind, solver, levels, noise.numpy(), operator, steps, k, linear, seeded[1], **more)
     np.testing.assert_allclose(result.latents.numpy(), expected, rtol=1e-4, atol=1e-4)
     unmoved = plain(kind, solver, levels, noise.numpy(), operator, (), 1, False, torch.Generator().manual_seed(1))
     assert np.abs(expected - unmoved).max() > 1e-3

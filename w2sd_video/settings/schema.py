@@ -100,7 +100,7 @@ class RenderConfig:
     reflection_steps: int | tuple[float, float] | Window | None = None
     """Reflected steps from the noisiest, or a window of fractions like [0, 0.5], half up; null: all but the last."""
     strength: float | str = 1.0
-    """Scale of the reflection's displacement, -10 to 10; or a file with one for each noise level."""
+    """Scale of the reflection's displacement, -10 to 10 (1: the paper's, no pair's own); or a file with one a level."""
     rounds: int = 1
     """Reflections at each reflected step, 1 to 100."""
     inversion: Inversion = "auto"
