@@ -15,6 +15,7 @@ from w2sd_video import evaluate
 from w2sd_video.evaluation.arms import candidates
 from w2sd_video.evaluation.laboratory import sample_clips
 from w2sd_video.evaluation.plan import add_options, plan_of
+from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.video import write_video
 from w2sd_video.settings.command_line import parse
 
@@ -217,6 +218,8 @@ def test_a_distance_chooses_settings_of_enough_samples_alone():
     usual = planned()
     assert usual.select == "likelihood" and usual.tuning.samples >= 500 and not usual.warning
     assert planned("--select", "frechet_distance").select == "frechet_distance"
+    with pytest.raises(ConfigError, match="select frechet_distance: on 64 samples it tells their number more"):
+        planned("--select", "frechet_distance", "--rounds", "4")  # the first of them
     few = planned("--number-of-tuning-seeds", "1")
     assert few.tuning.samples == 64 and "64 samples only" in few.warning
     nothing_to_choose = planned("--number-of-tuning-seeds", "1", "--select", "recall", "--arms", "strong", "weak")
@@ -235,6 +238,7 @@ def test_a_distance_chooses_settings_of_enough_samples_alone():
         (["--batch", "0"], "batch 0: must be from 1 to 1024"),
         (["--shown", "-1"], "shown -1: must be from 0 to 1000"),
         (["--arms", "strong", "--against", "CFG"], "--against CFG: is not among the arms that are compared, strong"),
+        (["--preset", "fast", "--arms", "S2WD", "strong"], "arm S2WD: the configuration reflects no step"),
         (["--arms", "strong", "FSG", "--budgets", "4"], "arm FSG: none of its settings fits 4 evaluations; raise"),
         (["--seed", "3"], "--seed: the noise of an evaluation is always the same; --number-of-seeds takes more"),
         (["--steps=3", "--budgets", "4"], "--steps: --budgets says how many evaluations there are; leave one out"),

@@ -83,6 +83,7 @@ def test_a_configuration_renders_and_a_script_makes_the_same_of_it(searched, nam
     file, picture = searched[0] / name, tmp_path / "a.png"
     assert render.main(["a red circle moving left", "--config", str(file), "-o", str(picture)]) == 0
     config = yaml.safe_load(file.read_text())
+    assert '(pipe, **load_settings(FILE, weights={"weak": ...}))' in file.read_text()
     pipe = load_pipeline("pixart")
     weak = load_weak(pipe) if "weak" in str(load_settings(file)["weak"].weights) else None
     weights = {"weak": weak} if weak is not None else None
@@ -215,6 +216,7 @@ def test_a_dry_run_says_what_it_would_cost_and_makes_nothing(tmp_path, capsys):
         (["--metric", "likelyhood"], "unknown metric 'likelyhood'; did you mean 'likelihood'?"),
         (["--metric", "vote", "adherence"], "--metric vote: cannot be had beside other metrics"),
         (["--metric", "likelihood", "likelihood"], "names one twice"),
+        (["--metric", "frechet_distance"], "select frechet_distance: on 64 samples it tells their number more than"),
         (["--votes", "a.json"], "--votes: are for a search by --metric vote"),
         (["--metric", "vote", "--votes", "none.json"], "--votes none.json: cannot be read"),
         (["--trials", "0"], "--trials 0: must be from 1 to 10000"),
