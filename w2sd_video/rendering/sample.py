@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +15,14 @@ from torch import nn
 from w2sd_video.backends import registered
 from w2sd_video.branch import STAGES
 from w2sd_video.messages import ConfigError, first_line, is_out_of_memory
-from w2sd_video.reflection_settings import Reflection
 from w2sd_video.rendering.call_arguments import base_is_pipelines, call_arguments
 from w2sd_video.rendering.video import to_uint8
-from w2sd_video.settings.schema import ROLES, BranchConfig, RenderConfig, filled
+from w2sd_video.settings.schema import OF_A_REFLECTION, ROLES, BranchConfig, RenderConfig, filled
 from w2sd_video.settings.sources import MINIATURE
 from w2sd_video.strength import StrengthSchedule
 
 if TYPE_CHECKING:
     from w2sd_video.plugin import Run
-
-_OF_A_REFLECTION = (*(setting.name for setting in fields(Reflection)), "solver")
-"""Arguments of `reflection` that are settings of the same name."""
 
 
 def sample_clips(
@@ -98,7 +94,7 @@ def reflection_arguments(pipe: Any, config: RenderConfig) -> dict[str, Any]:
 
 def settings_of_a_reflection(config: RenderConfig) -> dict[str, Any]:
     """Return what `reflection` is called with beside the pipeline and the branches."""
-    return {name: getattr(config, name) for name in _OF_A_REFLECTION}
+    return {name: getattr(config, name) for name in (*OF_A_REFLECTION, "solver")}
 
 
 def _refusal(pipe: Any, config: RenderConfig, error: Exception) -> str:

@@ -159,6 +159,10 @@ FAMILY_OPTIONS = {
 """The settings of a model that only one family knows."""
 
 
+OF_A_REFLECTION = tuple(setting.name for setting in fields(Reflection))
+"""The settings of a configuration that a `Reflection` has by the same name."""
+
+
 def used_roles(config: RenderConfig) -> list[Role]:
     """Return the roles that are evaluated: base, and strong and weak as far as they are used."""
     used = reflection_of(config).roles
@@ -181,9 +185,9 @@ def reflection_of(config: RenderConfig) -> Reflection:
 
 def without_reflection(config: RenderConfig) -> RenderConfig:
     """Return a configuration that neither reflects nor pushes, and says nothing more of how that would be done."""
-    names = {field.name for field in fields(Reflection)} - {"grid"}  # which spaces the steps of any sampler
-    defaults: dict[str, Any] = {field.name: field.default for field in fields(RenderConfig) if field.name in names}
-    return replace(config, **defaults | {"reflection_steps": 0})
+    usual: dict[str, Any] = {setting.name: setting.default for setting in fields(RenderConfig)}
+    own = {"reflection_steps": 0, "grid": config.grid}  # a grid spaces the steps of any sampler
+    return replace(config, **{name: usual[name] for name in OF_A_REFLECTION} | own)
 
 
 def filled(config: RenderConfig, branch: BranchConfig) -> BranchConfig:

@@ -14,7 +14,15 @@ import torch
 from w2sd_video.branch import STAGES, Branch
 from w2sd_video.messages import ConfigError, suggest
 from w2sd_video.reflection_settings import Reflection
-from w2sd_video.settings.schema import FAMILY_OPTIONS, ROLES, BranchConfig, ModelConfig, RenderConfig, stage_scales
+from w2sd_video.settings.schema import (
+    FAMILY_OPTIONS,
+    OF_A_REFLECTION,
+    ROLES,
+    BranchConfig,
+    ModelConfig,
+    RenderConfig,
+    stage_scales,
+)
 from w2sd_video.strength import StrengthSchedule
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -169,7 +177,7 @@ def _check_reflection(config: RenderConfig) -> None:
             raise ConfigError(f"{name} {where}: must be from 0 to {config.steps}, the number of steps")
     if config.span > config.steps:
         raise ConfigError(f"span {config.span}: must be from 1 to {config.steps}, the number of steps")
-    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(Reflection)}
+    settings = {name: getattr(config, name) for name in OF_A_REFLECTION}
     for name in ("strength", "autoguidance"):
         if isinstance(settings[name], str):
             settings[name] = _schedule(name, settings[name])
