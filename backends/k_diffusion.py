@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +20,7 @@ from w2sd_video.argument_checks import check_callable, check_finite, check_laten
 from w2sd_video.backends.sampler_trial import Sampler, starting_calls
 from w2sd_video.inversions import Request, reflect_step
 from w2sd_video.reflection_settings import Inversion, Reading, Reflection, Role
-from w2sd_video.reuse import Carried, HeldGap
+from w2sd_video.reuse import Carried, HeldGap, steps_of_changes
 from w2sd_video.sampler import drawing_from
 from w2sd_video.strength import StrengthSchedule, as_strength
 from w2sd_video.trajectory import Trajectory
@@ -56,6 +56,7 @@ def sample_w2sd(
     autoguidance: float | str | Path | StrengthSchedule = 0.0,
     autoguidance_steps: Steps = None,
     autoguidance_gap: Literal["base", "strong"] = "base",
+    stage_changes: Collection[int] = (),
     generator: torch.Generator | list[torch.Generator] | None = None,
     nfe: MutableMapping[str, int] | None = None,
     sampler: str | Sampler = "euler",
@@ -89,6 +90,8 @@ def sample_w2sd(
         reflection_steps: see ``Reflection``, as of all settings down to ``autoguidance_gap``. 0 is the sampler alone,
             or AutoGuidance alone.
         strength: a number, or a ``StrengthSchedule`` or the name of its file.
+        stage_changes: steps from which on strong or weak predict with something else (conditioning, another network),
+            where a gap that is reused is measured anew.
         generator: for the noise of Re-Sampling; a list has one a sample. None is the generator of torch.
         nfe: if given, calls are counted in it by role, "base", "strong" and "weak", while they happen.
         sampler: "euler", another name of k-diffusion without its ``sample_`` (the package must be installed), or a
@@ -137,7 +140,7 @@ def sample_w2sd(
 
     denoisers = _denoisers(model if strong is None else strong, weak, settings, bool(pushed))
     starts = starting_calls(run, name, model, sigmas, reflected, extra_args, options) if reflected else []
-    held = HeldGap(settings.reuse, settings.carried, reflected)
+    held = HeldGap(settings.reuse, settings.carried, reflected, steps_of_changes(stage_changes, trajectory))
     draw = drawing_from(generator)
     are_finite: list[tuple[str, torch.Tensor]] = []
 

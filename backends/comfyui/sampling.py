@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -279,6 +279,7 @@ class _Both(comfy.samplers.Sampler):
                     return model(x, sigma, **extra_args)
 
             settings = {**self._settings, "kind": kind, "nfe": nfe, "sampler": self._plain.sampler_function}
+            settings["stage_changes"] = _switches([guider, self._weak_guider], sigmas)
             return sample_w2sd(model, x, sigmas, weak=weak, strong=strong, **settings, **options)
 
         def within(
@@ -304,6 +305,26 @@ class _Both(comfy.samplers.Sampler):
             f"W2SD: {len(sigmas) - 1} steps, evaluations {', '.join(f'{n} {role}' for role, n in nfe.items())}"
         )
         return sampled[0]
+
+
+def _switches(guiders: Sequence[Any], sigmas: torch.Tensor) -> set[int]:
+    """Return the steps from which on some conditioning, ControlNet or hook is on that was off, or off that was on."""
+    begins, ends = [], []
+    for conditioning in (each for guider in guiders for those in guider.conds.values() for each in those):
+        begins.append(conditioning.get("timestep_start"))
+        ends.append(conditioning.get("timestep_end"))
+        control = conditioning.get("control")
+        while control is not None:
+            begin, end = control.timestep_range or (None, None)
+            begins.append(begin)
+            ends.append(end)
+            control = control.previous_controlnet
+        for hook in conditioning["hooks"].hooks if conditioning.get("hooks") else ():
+            begins += [keyframe.start_t for keyframe in hook.hook_keyframe.keyframes]
+    steps = list(enumerate(sigmas[:-1].tolist()))
+    from_begins = (next((i for i, sigma in steps if sigma <= begin), None) for begin in begins if begin is not None)
+    from_ends = (next((i for i, sigma in steps if sigma < end), None) for end in ends if end is not None)
+    return {step for step in (*from_begins, *from_ends) if step is not None}
 
 
 def _with_function(sampler: Any, function: Callable[..., torch.Tensor]) -> Any:

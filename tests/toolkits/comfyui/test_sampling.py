@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from networks import sd15, video, wan
-from nodes import ControlNetApplyAdvanced
+from nodes import ConditioningSetTimestepRange, ControlNetApplyAdvanced
 from ways import CFG, NEGATIVE, POSITIVE, STEPS, WAYS, ByGuider, ByModel, node, plain_loop
 
 from w2sd_video import Reflection, StrengthSchedule
@@ -131,6 +131,27 @@ def test_progress_and_previews_count_the_steps(way, monkeypatch):
     monkeypatch.setattr("latent_preview.prepare_callback", prepare)
     way.reflected(wan(0), wan(1), CURRENT, video())
     assert progress == [(step, STEPS, (1, 16, 3, 8, 8)) for step in range(STEPS)]
+
+
+def range_of(model, conditioning, start, end):
+    (ranged,) = ConditioningSetTimestepRange().set_range(conditioning, start, end)
+    return ranged
+
+
+@each_way
+def test_a_reused_gap_is_measured_anew_where_conditioning_begins(way):
+    calls_of_weak, latent = [], networks.image()
+    strong, weak = sd15(0), counting(sd15(1), calls_of_weak)
+    settings = Reflection(3, inversion="current", reuse=3)
+    held = way.reflected(strong, weak, settings, latent, weak_positive=networks.text(2))
+    assert len(calls_of_weak) == 2, "at steps 0 and 2"
+    sigma_of = sd15(0).model.model_sampling.percent_to_sigma
+    levels = networks.levels(sd15(0), STEPS)
+    edge = next(p / 1000 for p in range(1000) if sigma_of(p / 1000) <= (levels[0] + levels[1]) / 2)
+    calls_of_weak.clear()
+    first, (second,) = range_of(weak, networks.text(2), 0.0, edge), range_of(weak, networks.text(3), edge, 1.0)
+    switched = way.reflected(strong, weak, settings, latent, weak_positive=[*first, second])
+    assert len(calls_of_weak) == 3 and distance(held, switched) > 1e-4
 
 
 @each_way
