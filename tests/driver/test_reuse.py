@@ -91,6 +91,17 @@ def test_a_window_of_the_calls_own_controlnet_is_known():
     torch.testing.assert_close(result, by_half, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("layers", "rows"), [([0], 2 + 3 + 2 + 2), (None, 2 + 2 + 2)], ids=["skipped", "none"])
+def test_a_window_of_guidance_by_skipped_layers_is_known(layers, rows):
+    """It has a third row, at steps 2 to 5 of 10: so 0, 2, 6 and 8 are measured, where without it 0, 4 and 8 are."""
+    pipe, call = build("StableDiffusion3Pipeline")
+    call |= {"num_inference_steps": STEPS, "guidance_scale": 4.0, "skip_guidance_layers": layers}
+    call |= {"skip_layer_guidance_start": 0.15, "skip_layer_guidance_stop": 0.6}
+    with reflection(pipe, strong=Branch(), weak=Branch(perturbed_layers=[0]), **REUSED, reading="native") as done:
+        run(pipe, call)
+    assert done.nfe["weak"] == rows
+
+
 @pytest.mark.parametrize(
     ("make", "window"),
     [

@@ -79,8 +79,11 @@ def _on_at(arguments: Mapping[str, Any], i: int, total: int) -> list[bool]:
     )
     most = max(len(starts), len(ends))
     controls = zip(*(part * most if len(part) == 1 else part for part in (starts, ends)), strict=False)
-    skips = [total * (arguments.get(f"skip_layer_guidance_{end}") or 0.0) for end in ("start", "stop")]
-    return [start <= i / total and (i + 1) / total <= end for start, end in controls] + [skips[0] < i < skips[1]]
+    on = [start <= i / total and (i + 1) / total <= end for start, end in controls]
+    if arguments.get("skip_guidance_layers") is not None:
+        first, last = (total * arguments.get(f"skip_layer_guidance_{end}", 0.0) for end in ("start", "stop"))
+        on.append(first < i < last)
+    return on
 
 
 def _asked_at(guiders: Sequence[Any], i: int, total: int) -> list[int]:

@@ -190,6 +190,7 @@ def _unforeseen(config: RenderConfig, roles: Iterable[Role]) -> int:
     ends = sum({Window: 2, str: MOST_STEPS}.get(type(window), 0) for window in of_levels)
     of_call = [value for name, value in config.call.items() if re.fullmatch(r".*_guidance_(start|end|stop)", name)]
     ends += sum(len(value) if isinstance(value, (list, tuple)) else 1 for value in of_call)
+    ends += 2 * ("skip_guidance_layers" in config.call)
     return ends + (stages_of(config.model) != 1)  # the second of two networks takes over; of one not here, who knows
 
 
