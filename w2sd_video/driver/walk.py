@@ -232,6 +232,8 @@ class Walk:
         for asked in asked_by(self._w2sd(torch.zeros(0), torch.randn_like)):
             if isinstance(asked, Step):
                 self.turns += self._turns_of(asked.call, asked_for_call)
+                if self._reuses_gap(asked.call, asked_for_call):
+                    self._reusing.add(asked.call)
                 asked_for_call = []
             else:
                 asked_for_call.append(asked)
@@ -298,10 +300,6 @@ class Walk:
         # A gap that is reused asks for nothing, and yet what is evaluated next is at other latents than the loop's.
         reuses_gap = is_reflected and isinstance(asked_for_call[0], StepRequest)
         before = probes(call, self.wrapped.timesteps[call], "displace", 1) if reuses_gap else []
-        is_pushed = trajectory.step_of_call(call) in self._pushed
-        pushes = any(isinstance(asked, StepRequest) and asked.role == "weak" for asked in asked_for_call)
-        if reuses_gap or (is_pushed and not pushes):
-            self._reusing.add(call)
         return before + [
             Turn(
                 call,
@@ -313,6 +311,13 @@ class Walk:
             )
             for number, asked in enumerate(asked_for_call)
         ]
+
+    def _reuses_gap(self, call: int, asked_for_call: Sequence[Request | StepRequest]) -> bool:
+        """Return whether a call has a gap that was measured before, of a reflection or of AutoGuidance."""
+        step = self._trajectory.step_of_call(call)
+        pushes = any(isinstance(asked, StepRequest) and asked.role == "weak" for asked in asked_for_call)
+        reflects = isinstance(asked_for_call[0], Request)
+        return (step in self._reflected and not reflects) or (step in self._pushed and not pushes)
 
     def _timestep_of(self, asked: Request | StepRequest) -> torch.Tensor:
         if isinstance(asked, Request):

@@ -145,11 +145,13 @@ def _evaluations(config: RenderConfig, files: _Files, branches: list[BranchConfi
 
     def measuring(steps: list[int] | range, roles: list[Role]) -> Collection[int]:
         """Return which steps measure a gap of some roles; where that is open, as many of the dearest as may be."""
+        if settings.reuse == 1:
+            return steps
         switches = {i for role in roles for i in range(1, len(calls)) if of_role[role][i] != of_role[role][i - 1]}
         measured, unforeseen = measuring_steps(settings.reuse, steps, switches), _unforeseen(config, roles)
         if config.reading == "epsilon" and 0 in steps and files.begins_without_signal(len(calls)):
             measured |= set(steps[1:2])  # at step 0 it is read as the sample, which is not carried on
-        if settings.reuse == 1 or not unforeseen:
+        if not unforeseen:
             return measured
         costs = {step: sum(len(rows[id(of_role[role][step])][1]) for role in roles) for step in steps}
         return sorted(steps, key=costs.__getitem__, reverse=True)[: len(measured) + unforeseen]
