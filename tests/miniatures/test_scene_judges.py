@@ -21,7 +21,7 @@ class Knowing(SceneJudge):
         super().__init__()
         self.shown = scene_judges.labels_of([scenes.parse(prompt) for prompt in prompts]).clamp(min=0).flatten(0, 1)
 
-    def forward(self, halves):
+    def logits_of(self, features):
         one_hot = torch.nn.functional.one_hot
         return {
             kind: 9.0 * one_hot(self.shown[:, k], len(words)) for k, (kind, words) in enumerate(scenes.KINDS.items())

@@ -56,7 +56,10 @@ class JudgeNetwork(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """The logits of every head."""
-        features = self.features(x)
+        return self.logits_of(self.features(x))
+
+    def logits_of(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The logits of every head by features (n, 16 * width)."""
         return {name: head(features) for name, head in self.heads.items()}
 
     def save_pretrained(self, folder: Path, **measured: float) -> None:

@@ -6,7 +6,7 @@ Clips are judged by their motion, pictures by the trail behind the sprite; which
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 
 from w2sd_video.miniatures import WEIGHTS
+from w2sd_video.miniatures.asked_once import asked_once
 from w2sd_video.miniatures.judge_network import FRAMES, JudgeNetwork
 from w2sd_video.miniatures.world import COLOURS, DIRECTIONS, SHAPES, Attributes, parse
 
@@ -79,15 +80,12 @@ def _on_device(name: str, device: str) -> Classifier:
     return copy.deepcopy(load_classifier(name)).to(device)
 
 
-def _judged(
-    samples: Samples, of: Callable[[Classifier, torch.Tensor], dict[str, torch.Tensor]]
-) -> dict[str, torch.Tensor]:
-    """Return what a function finds with the classifier, 256 samples at a time, on the CPU."""
-    x = as_tensor(samples)
-    judge = _judge(x)
+@asked_once
+@torch.no_grad()
+def _features(judge: Classifier, x: torch.Tensor) -> torch.Tensor:
+    """Return features (n, d), 256 samples at a time, where the classifier is."""
     device = next(judge.parameters()).device
-    parts = [of(judge, part.to(device)) for part in x.split(256)]
-    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    return torch.cat([judge.features(part.to(device)) for part in x.split(256)])
 
 
 def classify(samples: Samples) -> list[Attributes]:
@@ -99,7 +97,9 @@ def classify(samples: Samples) -> list[Attributes]:
 @torch.no_grad()
 def logits(samples: Samples) -> dict[str, torch.Tensor]:
     """The logits (n, labels) of every head for `samples`, clips or pictures, given as to `as_tensor`."""
-    return _judged(samples, lambda judge, part: judge(part))
+    x = as_tensor(samples)
+    judge = _judge(x)
+    return {name: head.cpu() for name, head in judge.logits_of(_features(judge, x)).items()}
 
 
 def adherence(samples: Samples, prompts: Sequence[str]) -> dict[str, float]:
@@ -109,10 +109,10 @@ def adherence(samples: Samples, prompts: Sequence[str]) -> dict[str, float]:
     return {**dict(zip(HEADS, right.mean(0).tolist(), strict=True)), "joint": float(right.all(1).mean())}
 
 
-@torch.no_grad()
 def features(samples: Samples) -> np.ndarray:
     """Penultimate features (n, d) of `samples`, clips or pictures, given as to `as_tensor`."""
-    return _judged(samples, lambda judge, part: {"features": judge.features(part)})["features"].numpy()
+    x = as_tensor(samples)
+    return _features(_judge(x), x).cpu().numpy()
 
 
 def comets(videos: Samples) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from w2sd_video.miniatures import folder_of, folders
+from w2sd_video.miniatures.asked_once import asked_once
 from w2sd_video.miniatures.judge_network import JudgeNetwork
 from w2sd_video.miniatures.scenes import FRAMES, HALF, KINDS, SIZE, Scene, parse
 from w2sd_video.miniatures.world import Attributes
@@ -76,17 +77,22 @@ def logits(clips: np.ndarray) -> dict[str, Tensor]:
     """
     x = _as_tensor(clips)
     judge = load_judge(x.shape[1] > 1)
-    parts = [judge(halves_of(part)) for part in x.split(_AT_ONCE)]
-    return {kind: torch.cat([part[kind] for part in parts]).unflatten(0, (-1, 2)) for kind in KINDS}
+    heads = judge.logits_of(_features_of_halves(judge, x))
+    return {kind: heads[kind].unflatten(0, (-1, 2)) for kind in KINDS}
 
 
-@torch.no_grad()
 def features(clips: np.ndarray) -> np.ndarray:
     """Features (n, d) of clips uint8 (n, frames, 64, 64, 3): of both halves, one after the other."""
     x = _as_tensor(clips)
-    judge = load_judge(x.shape[1] > 1)
-    found = torch.cat([judge.features(halves_of(part)) for part in x.split(_AT_ONCE)])
+    found = _features_of_halves(load_judge(x.shape[1] > 1), x)
     return rearrange(found, "(n halves) d -> n (halves d)", halves=2).numpy()
+
+
+@asked_once
+@torch.no_grad()
+def _features_of_halves(judge: SceneJudge, x: Tensor) -> Tensor:
+    """Features (2 n, d) of the halves in turn."""
+    return torch.cat([judge.features(halves_of(part)) for part in x.split(_AT_ONCE)])
 
 
 def labels_of(scenes: Sequence[Scene]) -> Tensor:
