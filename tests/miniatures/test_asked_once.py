@@ -34,12 +34,7 @@ def test_only_what_was_asked_last_is_kept(counted, kind):
 SCENE = "a red circle moving left above a blue square moving up"
 WORLDS = {
     "sprites": (judges.Classifier, (3, 1, 32, 32, 3), "a red circle moving left", "kid"),
-    "scenes": (
-        scene_judges.SceneJudge,
-        (3, 1, 64, 64, 3),
-        SCENE,
-        "kid",
-    ),
+    "scenes": (scene_judges.SceneJudge, (3, 1, 64, 64, 3), SCENE, "kid"),
     "clothes": (None, (3, 1, 32, 32, 3), "trouser", "kid_efficientnet"),
 }
 
