@@ -16,6 +16,7 @@ import fast_miniatures
 import fast_preset
 import operators_exact
 import readings
+import readings_of_miniatures
 import solvers_exact
 import toy
 import zero_gap
@@ -130,3 +131,15 @@ def test_fast_on_a_miniature(tmp_path, capsys):
     found = fast_miniatures.main("dit-moe", tmp_path, steps=2, prompts=4, seeds=1)
     costs = [int(arm["nfe"]) for arm in found.values()]
     assert costs == [4, 6, 8, 8, 8] and "| AutoGuidance, late half | 6 |" in capsys.readouterr().out
+
+
+def test_readings_of_a_miniature(capsys):
+    found = readings_of_miniatures.main(("dit-moe",), ("current",), (1.0,), steps=3, prompts=4, seeds=1)
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| dit-moe")]
+    worth = {cells[4].strip(): float(cells[6].split()[0]) for cells in rows}
+    less = {cells[4].strip(): float(cells[8].split()[0]) for cells in rows[1:]}
+    assert len({cells[5] for cells in rows}) == 1, "all cost as many evaluations"
+    assert len(set(worth.values())) == 3, "for a velocity that is not exact the readings are three"
+    for reading, of_reading in less.items():
+        assert of_reading == pytest.approx(worth[reading] - worth["epsilon"], abs=0.1)
+        assert found["dit-moe", "current", 1.0, reading].value == pytest.approx(of_reading, abs=0.1)
