@@ -18,9 +18,9 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 }
 """``paper``: the paper's setting, λ = T - 1.
 
-``recommended``: for guided sampling at 20 evaluations and more, where it was better than ``paper`` at equal cost on
-three miniatures; worse than that with fewer, and without guidance (docs/studies/evidence.md). Only the noisier half of
-the steps is reflected, with the weak prediction at the latents themselves; without guidance take the other half.
+``recommended``: for guided sampling at 20 evaluations and more, where it was ahead of ``paper`` at equal cost on two
+miniatures and behind on none; with fewer, and without guidance, it is (docs/studies/evidence.md). Only the noisier half
+of the steps is reflected, with the weak prediction at the latents themselves; without guidance take the other half.
 
 ``fast``: no reflection, but AutoGuidance along the gap of strong and weak in the less noisy half of the steps: half an
 evaluation more a step (docs/studies/exact-pairs.md). Weight 1 is a start: a pair may bear more or less.
