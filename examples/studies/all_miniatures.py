@@ -53,8 +53,8 @@ _OF_FASHION = ("likelihood", "adherence", "kid_efficientnet")
 """In their place where pictures are real ones, and the judge is not ours."""
 _FLOPS = 10e12
 """Operations a second of an H100 in float32 at sizes like these, about a fifth of what it can."""
-_LAUNCH, _BESIDE = 5e-6, 0.3
-"""Seconds that it takes to start a kernel of a GPU, and of a call of 512 clips beside its networks."""
+_LAUNCH, _CALL, _CLIP = 5e-6, 0.05, 5e-4
+"""Seconds that it takes to start a kernel of a GPU, and of a call and of each of its clips beside the networks."""
 _BATCH, _BATCH_OF_GPU, _WORKERS_OF_GPU = 64, 512, 16
 _EMPTY = Cell("", np.nan)
 
@@ -99,7 +99,7 @@ def main(
     """Evaluate all configurations, or say what that would take.
 
     Args:
-        configs: names of configurations, with * for any, or files.
+        configs: names of configurations, with * for any, or files; of one model with * the first alone.
         budgets: network evaluations a clip.
         samples: of each arm in the report, at least.
         tuning_samples: of each setting where one is chosen, at least.
@@ -143,14 +143,20 @@ def studies_of(options: argparse.Namespace) -> tuple[list[Study], list[str]]:
         if not known and not Path(pattern).is_file():
             raise ConfigError(f"configs {pattern}: no configuration has such a name; known are {', '.join(packaged)}")
         chosen |= {name: name == pattern for name in known or [pattern]}
-    studies, left_out = [], []
+    studies, left_out, of_models = [], [], {}
     for name, is_named in chosen.items():
         try:
-            studies.append(_study(name, options))
+            study = _study(name, options)
         except ConfigError as error:
             if is_named or name not in packaged:
                 raise
             left_out.append(f"{name}: {error}")
+            continue
+        first = of_models.setdefault(study.config.model.pretrained, name)
+        if first == name or is_named:
+            studies.append(study)
+        else:
+            left_out.append(f"{name}: another pair of the model of {first}; name it to have it too")
     if not studies:
         raise ConfigError("; ".join(left_out))
     return studies, left_out
@@ -191,7 +197,7 @@ def cost_in_words(studies: list[Study], workers: int) -> str:
         flops, kernels = _work(study.config)
         of_networks += evaluations * flops / _FLOPS
         of_a_call = min(_BATCH_OF_GPU, rounds_of(plan.tuning, plan.rounds)[0].samples, plan.report.samples)
-        of_calls += (evaluations * kernels * _LAUNCH + samples * _BESIDE) / of_a_call
+        of_calls += (evaluations * kernels * _LAUNCH + samples * _CALL) / of_a_call + samples * _CLIP
         cost = measured_cost(study.config, min(plan.batch, 64))
         assert cost is not None, "miniatures are on every machine"
         seconds = cost.seconds(samples, evaluations)
@@ -206,8 +212,8 @@ def cost_in_words(studies: list[Study], workers: int) -> str:
         seconds = of_networks + of_calls / count
         lines.append(f"{'on one H100, by estimate':<28} {duration(seconds)} by {count} worker(s) that share it")
     lines.append(
-        f"{'':<28} ({_FLOPS / 1e12:.0f} TFLOP/s, {_LAUNCH * 1e6:.0f} us to start a kernel, {_BESIDE} s of a call of "
-        f"{_BATCH_OF_GPU} clips beside its networks)"
+        f"{'':<28} ({_FLOPS / 1e12:.0f} TFLOP/s, {_LAUNCH * 1e6:.0f} us to start a kernel, {_CALL} s of a call and "
+        f"{_CLIP} of a clip beside the networks)"
     )
     return "\n".join(lines)
 

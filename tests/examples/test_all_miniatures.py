@@ -85,11 +85,16 @@ def test_what_a_pattern_names_and_cannot_be_measured_is_left_out():
         "workers": None,
         "gpus_per_worker": None,
     }
-    options = type("Options", (), FEW | options | {"configs": ("miniature-*",), "folder": Path("all")})
-    studies, left_out = all_miniatures.studies_of(options)
-    assert {"miniature-pixart", "miniature-cogvideox", "miniature-animatediff-lora"} <= {one.name for one in studies}
+    options = FEW | options | {"configs": ("miniature-*",), "folder": Path("all")}
+    studies, left_out = all_miniatures.studies_of(type("Options", (), options))
+    assert {"miniature-pixart", "miniature-cogvideox", "miniature-animatediff"} <= {one.name for one in studies}
+    lora = "miniature-animatediff-lora"
+    named = options | {"configs": (*options["configs"], lora)}
+    assert lora in {one.name for one in all_miniatures.studies_of(type("Options", (), named))[0]}
     reasons = dict(line.split(": ", 1) for line in left_out)
-    assert reasons.keys() == {"miniature-animatediff-control", "miniature-fashion-two"}
+    narrow = "miniature-scenes-pixart-narrow"
+    assert reasons.keys() == {"miniature-animatediff-control", "miniature-fashion-two", lora, narrow}
+    assert reasons[lora] == "another pair of the model of miniature-animatediff; name it to have it too"
     assert reasons["miniature-animatediff-control"].startswith("inputs.conditioning_frames")
     assert reasons["miniature-fashion-two"].startswith("prompts: 1 given")
     assert all(replace(one.plan, real=None).report.samples >= 12 for one in studies)
