@@ -152,6 +152,21 @@ def test_eta_keeps_its_noise_in_the_schedulers_own_step():
         assert torch.equal(run(pipe, call, eta=1.0), stock)
 
 
+@pytest.mark.parametrize("solver", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_eta_is_ignored_by_what_ignores_it_in_a_stock_call_and_refused_beside_a_solver(solver):
+    pipe, call = tiny.animatediff()
+    with reflection(pipe, strong=STRONG, weak=WEAK, solver=solver):
+        run(pipe, call, eta=0.0)
+        with pytest.raises(ValueError, match=f"eta 1.0: {solver} adds no such noise .* take DDIMParallelScheduler or"):
+            run(pipe, call, eta=1.0)
+    pipe.scheduler = getattr(diffusers, solver).from_config(pipe.scheduler.config)
+    stock = run(pipe, call, eta=1.0)
+    assert torch.equal(run(pipe, call), stock)
+    for off in ({"reflection_steps": 0}, {"strength": NOTHING}):
+        with reflection(pipe, strong=STRONG, weak=WEAK, **off):
+            assert torch.equal(run(pipe, call, eta=1.0), stock)
+
+
 def test_image_to_image_begins_where_the_stock_pipeline_does():
     pipe, call = tiny.stable_diffusion()
     parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}

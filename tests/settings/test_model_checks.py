@@ -102,6 +102,17 @@ def test_classes_are_asked_for_by_number_or_name(minimal, pipeline_folder, write
     assert planned(minimal, *bare, "8") is None and "use a number from 0 to 8" in planned(minimal, *bare, "9")
 
 
+def test_noise_of_the_steps_is_refused_where_nothing_adds_it(minimal):
+    miniature = ["--model.family", "pipeline", "--model.pretrained", "miniature:pixart", "--call.eta", "0.5"]
+    prompt = ["a red circle moving left"]
+    assert planned(minimal, *miniature, *prompt) is None
+    assert planned(minimal, *miniature, *prompt, "--solver", "DDIMParallelScheduler") is None
+    said = planned(minimal, *miniature, *prompt, "--solver", "UniPCMultistepScheduler")
+    assert said.startswith("call.eta 0.5: UniPCMultistepScheduler adds no such noise to its steps; leave it out, or")
+    said = planned(minimal, *miniature, *prompt, "--model.scheduler", "CogVideoXDDIMScheduler")
+    assert said.startswith("call.eta 0.5: CogVideoXDDIMScheduler adds no"), "which has the argument, in vain"
+
+
 def test_evaluations_of_two_stages_are_exact_or_at_most(minimal, pipeline_folder):
     folder = pipeline_folder("WanPipeline", {"transformer": {}, "transformer_2": {}})
     options = [*folder, "--steps", "5", "--reflection-steps", "2", "--inversion", "current"]

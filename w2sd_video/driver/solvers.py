@@ -80,6 +80,28 @@ def solver_of(pipe: Any, name: str | None) -> Any:
     return solver
 
 
+def adds_noise(kind: Any) -> bool:
+    """Return whether the step of a class of schedulers does something with an ``eta`` (CogVideoX's has it in vain)."""
+    loads = (one for one in dis.get_instructions(inspect.unwrap(kind.step)) if one.opname.startswith("LOAD_FAST"))
+    return any("eta" in (one.argval if isinstance(one.argval, tuple) else (one.argval,)) for one in loads)
+
+
+def check_eta(eta: Any, kind: Any, where: str = "eta") -> None:
+    """Refuse noise of each step that a class of schedulers would leave out in silence.
+
+    Raises:
+        ValueError: naming it, and those that add it.
+    """
+    import diffusers
+
+    if eta and not adds_noise(kind):
+        taking = [name for name in known_schedulers() if adds_noise(getattr(diffusers, name))]
+        raise ValueError(
+            f"{where} {eta}: {kind.__name__} adds no such noise to its steps; leave it out, or take "
+            f"{' or '.join(taking)}"
+        )
+
+
 def _taking_levels_of(own: Any, kind: Any) -> type:
     """Return a class of solvers that take what the call of a pipeline sets the levels of its own scheduler with.
 
@@ -91,6 +113,8 @@ def _taking_levels_of(own: Any, kind: Any) -> type:
     known = inspect.signature(kind.set_timesteps)
 
     class Solver(kind):
+        in_place_of = type(own).__name__
+
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             sigmas, mu = kwargs.pop("sigmas", None), kwargs.pop("mu", None)
             if mu is not None and "mu" in taken and self.config.get("use_dynamic_shifting"):

@@ -18,6 +18,7 @@ from w2sd_video.settings.sources import (
     is_class_conditional,
     path_of,
     read_json,
+    scheduler_of,
     sources_of,
     stages_of,
     world_of,
@@ -61,6 +62,7 @@ def _check_plan(config: RenderConfig) -> None:
     if is_class_conditional(model):
         _check_classes(config)
     check_vocabulary(model, _texts(config))
+    check_eta_of(config, config.solver or scheduler_of(model))
     _check_sizes(config)
 
 
@@ -166,6 +168,24 @@ def _texts(config: RenderConfig) -> Iterator[str]:
     yield from config.prompts
     told = [getattr(getattr(config, role), name) for role in ROLES for name in ("prompt", "negative_prompt")]
     yield from (text for text in (*told, config.call.get("negative_prompt")) if text and isinstance(text, str))
+
+
+def check_eta_of(config: RenderConfig, scheduler: str) -> None:
+    """Refuse noise of the steps (`call.eta`) that a scheduler, by the name of its class, would leave out in silence.
+
+    Raises:
+        ConfigError: naming it, and those that add it.
+    """
+    import diffusers
+
+    from w2sd_video.driver.solvers import check_eta
+
+    kind = getattr(diffusers, scheduler, None)
+    try:
+        if kind is not None and config.call.get("eta"):
+            check_eta(config.call["eta"], kind, "call.eta")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_sizes(config: RenderConfig) -> None:
