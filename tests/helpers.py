@@ -3,6 +3,9 @@
 import diffusers
 import torch
 
+NOTHING = 1e-300
+"""A strength whose displacement rounds to nothing, though all is led and evaluated as in any reflection."""
+
 
 def run(pipe, call, **changes):
     """Return the final latents of a run from one and the same noise (DiT's are decoded, for it always decodes)."""

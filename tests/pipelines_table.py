@@ -2,8 +2,8 @@
 
     python tests/pipelines_table.py
 
-Each is run five times: as it is, with reflection off, with a strength of 0, without a gap and reflected. Where no tiny
-model is known, the table says what the class alone tells.
+Each is run five times: as it is, with reflection off, with a strength of next to nothing, without a gap and reflected.
+Where no tiny model is known, the table says what the class alone tells.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import diffusers
 import torch
 import transformers
+from helpers import NOTHING
 from replay import denoisers_of
 from systems import SYSTEMS
 from tiny import parts
@@ -92,7 +93,7 @@ def tried(name: str) -> Row:
 def reflected(pipe: Any, call: dict[str, Any], stock: torch.Tensor, **options: Any) -> Row:
     """Say what reflection does to a pipeline that runs; one that is refused for its edits is tried with them undone."""
     try:
-        for off in ({"reflection_steps": 0}, {"strength": 0.0}):
+        for off in ({"reflection_steps": 0}, {"strength": NOTHING}):
             with reflection(pipe, strong=Branch(), weak=Branch(), **off, **options):
                 if not torch.equal(run(pipe, call), stock):
                     return Row("wrong", f"with {off} the result is not the stock pipeline's")
@@ -193,9 +194,9 @@ def main() -> None:
 INTRODUCTION = """# Which pipelines are reflected
 
 `python tests/pipelines_table.py` wrote this file. It goes through every pipeline class of diffusers {version}, puts
-together a tiny random model of those it can, and runs it as it is, with `reflection_steps=0`, with `strength=0`, with
-no gap between strong and weak, and reflected. Random weights say that the plugin works with a pipeline, nothing about
-what it does to the pictures.
+together a tiny random model of those it can, and runs it as it is, with `reflection_steps=0`, with a strength of
+1e-300, whose displacement rounds to nothing, with no gap between strong and weak, and reflected. Random weights say
+that the plugin works with a pipeline, nothing about what it does to the pictures.
 
 - **reflected**: with either kind of off the result was the stock pipeline's, bit for bit, and without a gap up to
   rounding; reflected, by guidance 4 over 1, it was finite and another. Where a branch cannot set the guidance scale

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -12,6 +14,8 @@ from w2sd_video import __version__
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended, as shells have it."""
+BLANK = "is given a blank, which names nothing; leave it out for what it is by itself"
+"""What is said of a name or a path without a letter."""
 
 
 def fail(message: str, code: int = 2, command: str | None = "render") -> NoReturn:
@@ -19,6 +23,21 @@ def fail(message: str, code: int = 2, command: str | None = "render") -> NoRetur
     head = f"w2sd_video.{command}" if command else "w2sd-video"
     print(f"{head}: {' '.join(message.splitlines())}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def given_nothing(words: Sequence[str], actions: Iterable[argparse.Action]) -> str | None:
+    """Return an option that is given a blank, as a variable of a shell that is not set gives it; None if there is none.
+
+    Args:
+        words: of a command line.
+        actions: of its parser, those whose options name something.
+    """
+    options = {option for action in actions if action.nargs != 0 for option in action.option_strings}
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue="-"):
+        option, has_value, value = word.partition("=")
+        if option in options and not (value if has_value else following).strip():
+            return option
+    return None
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -34,6 +53,13 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(prog, allow_abbrev=False, **settings)
         self.add_argument("--version", action="version", version=f"w2sd-video {__version__}")
         self._command = command
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse an option that is given a blank, which would mean something else than what was meant."""
+        words = list(sys.argv[1:] if args is None else args)
+        if option := given_nothing(words, self._actions):
+            self.error(f"{option}: {BLANK}")
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, without a block of how it is used."""

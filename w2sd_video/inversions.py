@@ -54,7 +54,7 @@ def reflect_step(
         trajectory: the levels.
         latents: tensor of any shape, at ``trajectory.level(i)``.
         i: the step, counted from the noisiest.
-        settings: how to reflect.
+        settings: how to reflect; at strength 0 nothing is asked for.
         draw: makes the noise of Re-Sampling, like the latents that it is given.
         held: the gap of earlier steps, where it is to be reused; None measures it here.
 
@@ -63,6 +63,8 @@ def reflect_step(
     """
     settings = settings.on(trajectory)
     strength, reading = settings.strength_at(trajectory.level(i)), settings.reading_at(trajectory, i)
+    if strength == 0.0:
+        return latents
     for _ in range(settings.rounds):
         if settings.inversion in ("resample", "resample-advanced"):
             renoised = yield from _resample(trajectory, latents, i, settings, draw)

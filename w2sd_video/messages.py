@@ -22,10 +22,18 @@ class ConfigError(ValueError):
     """Something asked for that cannot be done; the message is one line that names the value and what is allowed."""
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is nearest to an unknown one as a question, or else all that are known."""
+def suggest(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """Return the known name that is nearest to an unknown one as a question, or else all that are known.
+
+    Args:
+        name: the unknown one.
+        known: those that are known.
+        otherwise: what is said where none is near, in place of all of them.
+    """
     nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+    if nearest:
+        return f"did you mean {nearest[0]!r}?"
+    return f"known are {', '.join(known)}" if otherwise is None else otherwise
 
 
 def first_line(error: BaseException) -> str:

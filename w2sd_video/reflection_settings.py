@@ -33,7 +33,8 @@ class Reflection:
             fractions of the steps, each end rounded to whole steps, a half up: (0, 0.5) of 5 steps are the first 3; or
             a `Window`, of log-SNRs for example; or None for all steps but the last, as in the paper.
         strength: scale of the displacement; 1 is the paper's, and right for no pair in particular (`calibrate`). A
-            ``StrengthSchedule`` has one for each noise level, and where it is 0 there is no reflection.
+            ``StrengthSchedule`` has one for each noise level. Where it is 0 there is no reflection, and nothing is
+            evaluated for one.
         rounds: reflections that follow each other at each reflected step, at least 1.
         inversion: where the weak prediction is made. ``paper``: at x_{t-1} and timestep t; ``explicit``: at x_{t-1}
             and timestep t-1; ``current``: at x_t and t; ``implicit``: at the inverted latents and t, a fixed point.
@@ -104,7 +105,7 @@ class Reflection:
         """Return the settings with the inversion that ``auto`` is on a trajectory; warn of the paper's on flow."""
         if self.inversion == "auto":
             return replace(self, inversion=default_inversion(trajectory.is_flow))
-        if self.inversion == "paper" and trajectory.is_flow and self.reflection_steps != 0:
+        if self.inversion == "paper" and trajectory.is_flow and self.reflects:
             _warn_of_paper_on_flow()
         return self
 
@@ -112,11 +113,16 @@ class Reflection:
     def roles(self) -> set[Role]:
         """The roles that are evaluated."""
         roles: set[Role] = {"base"}
-        if self.reflection_steps != 0:
+        if self.reflects:
             roles |= {"strong", "weak"}
         if self.autoguidance and self.autoguidance_steps != 0:
             roles |= {"weak", self.autoguidance_gap}
         return roles
+
+    @property
+    def reflects(self) -> bool:
+        """Whether there may be a reflection: there are steps for it, and its displacement is not nothing."""
+        return self.reflection_steps != 0 and self.strength != 0.0
 
     @property
     def is_on(self) -> bool:
@@ -160,6 +166,8 @@ class Reflection:
         reflected = range(total if below else max(total - 1, 0))
         if self.reflection_steps is not None:
             reflected = _among("reflection_steps", self.reflection_steps, total)
+        if not self.reflects:
+            return range(0)
         if len(reflected) and self.span > total + below:
             raise ValueError(f"span must be from 1 to {total + below}, the number of steps; got {self.span}")
         if not self.is_by_level:

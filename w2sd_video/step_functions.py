@@ -37,7 +37,7 @@ def reflect(
         step_fn_weak: ``(latents, t) -> latents`` back at the level of ``t``, inverted by the weak model.
         latents: floating-point tensor of any shape, on any device, at the level of ``t``.
         t: passed on untouched to both functions.
-        strength: scale of the displacement; 1 is the paper's, 0 returns the latents as they are.
+        strength: scale of the displacement; 1 is the paper's, 0 returns the latents as they are, and calls nothing.
         rounds: how many reflections follow each other, at least 1.
 
     Returns:
@@ -56,7 +56,7 @@ def reflect(
     strength, rounds = real_number("strength", strength), whole_number("rounds", rounds, 1)
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
-        for _ in range(rounds):
+        for _ in range(rounds if strength else 0):
             lower = _checked("step_fn_strong", step_fn_strong(latents, t), latents)
             inverted = _checked("step_fn_weak", step_fn_weak(lower, t), latents)
             latents = latents + strength * (inverted - latents)

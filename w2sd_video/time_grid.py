@@ -48,7 +48,7 @@ def set_timesteps(scheduler: Any, given: Mapping[str, Any], grid: float) -> None
         )
     if not _takes_its_own(type(scheduler), is_flow):
         scheduler.set_timesteps(**rest, num_inference_steps=steps)
-        _respace(scheduler, *(_flow_levels if is_flow else _noise_levels)(scheduler, steps, grid))
+        put_levels(scheduler, *(_flow_levels if is_flow else _noise_levels)(scheduler, steps, grid))
     elif is_flow:
         scheduler.set_timesteps(**rest, sigmas=fractions(steps) ** grid)  # of numpy: UniPC multiplies it
     else:
@@ -93,8 +93,14 @@ def _flow_levels(scheduler: Any, steps: int, grid: float) -> tuple[np.ndarray, n
     return sigmas * total, sigmas
 
 
-def _respace(scheduler: Any, timesteps: np.ndarray, sigmas: np.ndarray) -> None:
-    """Put timesteps and noise levels in the place of those that a scheduler has set; the final level stays."""
+def put_levels(scheduler: Any, timesteps: np.ndarray, sigmas: np.ndarray) -> None:
+    """Put timesteps and noise levels in the place of those that a scheduler has set; the final level stays.
+
+    Args:
+        scheduler: whose timesteps are set, to as many.
+        timesteps: (T,).
+        sigmas: (T,), in the scheduler's own meaning.
+    """
     final = scheduler.sigmas[len(timesteps) :]
     scheduler.sigmas = torch.cat([torch.from_numpy(sigmas).to(scheduler.sigmas), final])
     scheduler.timesteps = torch.from_numpy(timesteps).to(scheduler.timesteps)

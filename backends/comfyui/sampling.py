@@ -75,7 +75,7 @@ class Reflecting(comfy.samplers.Sampler):
     """A SAMPLER whose steps are another's, reflected or pushed as some settings say."""
 
     def __init__(self, sampler: Any, settings: Reflection) -> None:
-        _check_sampler(sampler, is_reflected=settings.reflection_steps != 0)
+        _check_sampler(sampler, is_reflected=settings.reflects)
         self.sampler = sampler
         self.settings = settings
 

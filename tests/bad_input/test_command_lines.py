@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+import re
 import typing
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,9 @@ FILES = {
     "sdeep.json": "[" * 100000,
     "comments.txt": "# nothing\n\n",
     "bad.png": "no picture",
+    "ugly.jsonl": '{"prompt": "a red circle moving left", "negative_prompt": "ugly"}',
+    "blank.yaml": "model: {pretrained: 'miniature:pixart'}\nprompts: [x]\noutput: ' '\n",
+    "blank_weights.yaml": "model: {pretrained: 'miniature:pixart', weights: {w: ''}}\nprompts: [x]\n",
 }
 
 
@@ -119,6 +124,14 @@ TABLE = [
     ("render|a\udcffb", "bytes that are not UTF-8"),
     ("render|a purple circle moving left", "unknown word 'purple'"),
     ("render|a red circle", "names no direction"),
+    ("render|A red circle moving left", "'A' in 'A red circle moving left': this network knows words in small letters"),
+    ("render --config miniature-scenes-pixart|a red circle moving left above something.", "'something.' in"),
+    ("render --config miniature-pixart --call.negative_prompt ugly", "unknown word 'ugly'"),
+    ("render --prompts ugly.jsonl -o x/", "unknown word 'ugly'"),
+    ("render --config miniature-fashion 57", "use a number from 0 to 9, or a name: t-shirt, trouser"),
+    ("render --config miniature-fashion-two 1", "use a number from 0 to 0, or a name: trouser or sneaker"),
+    ("render --config blank.yaml", "output: is given a blank, which names nothing"),
+    ("render --config blank_weights.yaml", "model.weights.w: is given a blank"),
     # outputs
     ("render -o {LONG}", "is too long a name; at most 220 bytes"),
     ("render -o {LONG}.mp4", "is too long a name"),
@@ -166,7 +179,7 @@ TABLE = [
     ("render --call.eta nan", "call.eta nan: must be a finite number"),
     ("render --call.eta=-Infinity", "call.eta -Infinity: must be a finite number"),
     # options
-    ("render --stepz 3", "unknown option --stepz; did you mean --steps?"),
+    ("render --stepz 3", "unknown option --stepz; did you mean '--steps'?"),
     ("render --steps", "expected one argument"),
     ("render --preset best", "must be one of paper, recommended, fast"),
     ("render --compare=maybe", "--compare"),
@@ -237,6 +250,7 @@ TABLE = [
     ("evaluate --budgets 40|a red circle moving left", "prompts go before an option of several values"),
     ("evaluate --budgets 0", "budgets 0: must be from 1"),
     ("evaluate --metrics beauty", "unknown metric 'beauty'"),
+    ("evaluate --metrics clip_score=", "clip_score=: its source is given a blank"),
     ("evaluate --metrics clip_score=empty", "select clip_score: clip_score cannot be loaded from 'empty'"),
     ("evaluate --metrics adherence --select fid", "select fid: is not among the metrics"),
     ("evaluate --batch 0", "batch 0: must be from 1 to 1024"),
@@ -297,6 +311,25 @@ def test_a_wrong_command_line_is_answered_in_one_line(line, said, here, capfd):
     code, answer = ended(capfd, command, *argv)
     assert code and said in answer, answer
     assert len(answer) < 700
+
+
+@pytest.mark.parametrize("command", ["render", "evaluate", "calibrate", "tune", "studio", "miniatures.train"])
+def test_an_option_that_is_given_a_blank_is_refused(command, here, capfd):
+    """A shell gives one for a variable that is not set, and none is what it would be without the option."""
+    with pytest.raises(SystemExit):
+        import_module(f"w2sd_video.{command}").main(["--help"])
+    shown = capfd.readouterr().out
+    taking = sorted({name for name in re.findall(r"^ +(?:-o [A-Z]+, |-o, )?(--[a-z._-]+) ", shown, re.M)})
+    switches = {"--help", "--version", "--dry-run", "--print-config", "--no-samples", "--last-run", "--compile"}
+    mappings = {f"--{name}" for name in ("call", "inputs", "model", "base", "strong", "weak")}
+    named = [name for name in taking if name not in {*switches, *mappings} and not name.endswith(("prompt", "compare"))]
+    assert len(named) > 3
+    for words in ([f"{name}{given}"] if given else [name, " "] for name in named for given in ("=", "")):
+        code, said = ended(capfd, command, *words)
+        assert code == 2, words
+        assert (
+            "blank" in said or "must be" in said or "is needed" in said or "is no" in said or "cannot be read" in said
+        ), said
 
 
 ODD = ["nan", "inf", "-inf", "1e400", "-1", "1e30", "9" * 40, "x", "", "[]", "{}", "null", "true", "[1, nan]", "a\nb"]

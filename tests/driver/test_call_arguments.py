@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import tiny
 import torch
-from helpers import close, state
+from helpers import NOTHING, close, state
 from plain_loop import STEPS, STRONG, run
 from tiny.variants import build
 from usual_pipelines import GAP, PIPELINES, denoiser_of, pipelines, reflected
@@ -112,7 +112,7 @@ def test_a_loop_in_the_name_of_another_counts_real_steps():
     pipe, call = tiny.stable_diffusion()
     own = Own(**pipe.components, requires_safety_checker=False)
     stock = own(call["prompt"], num_inference_steps=STEPS)[0]
-    with reflection(own, strong=Branch(), weak=Branch(skip_layers=[0]), strength=0.0):
+    with reflection(own, strong=Branch(), weak=Branch(skip_layers=[0]), strength=NOTHING):
         torch.testing.assert_close(own(call["prompt"], num_inference_steps=STEPS)[0], stock)
 
 
@@ -120,7 +120,7 @@ def test_arguments_refusals_and_callbacks_reach_through_a_subclass():
     pipe, call = tiny.stable_diffusion_xl()
     stock = run(pipe, call, denoising_end=0.8)
     pipe.__class__ = app_of(type(pipe))
-    with reflection(pipe, **GAP, strength=0.0):
+    with reflection(pipe, **GAP, strength=NOTHING):
         assert torch.equal(run(pipe, call, denoising_end=0.8), stock)
     with reflection(pipe, **GAP):
         seen = []
@@ -207,7 +207,7 @@ def test_wrappers_of_a_networks_forward_see_arguments_as_the_pipeline_gives_them
 
     network.forward = wrapped
     stock, shape = run(pipe, call), given[0]
-    settings = {"reflection_steps": 0} if off else {"strength": 0.0}
+    settings = {"reflection_steps": 0} if off else {"strength": NOTHING}
     with reflection(pipe, **GAP, **settings):
         assert torch.equal(run(pipe, call), stock)
     assert set(map(str, given)) == {str(shape)}
@@ -340,7 +340,7 @@ def test_a_step_that_names_its_arguments_otherwise_is_given_those_that_it_shows(
     pipe, call = tiny.stable_diffusion()
     STEPPING[name](pipe)
     stock = run(pipe, call, eta=1.0)
-    for settings in ({"reflection_steps": 0}, {"strength": 0.0}):
+    for settings in ({"reflection_steps": 0}, {"strength": NOTHING}):
         with reflection(pipe, **GAP, **settings):
             assert torch.equal(run(pipe, call, eta=1.0), stock)
     assert not torch.equal(reflected(pipe, call), stock)

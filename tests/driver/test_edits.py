@@ -5,7 +5,7 @@ from itertools import pairwise
 import diffusers
 import pytest
 import torch
-from helpers import close
+from helpers import NOTHING, close
 from pipelines_table import run
 from plain_loop import STRONG, WEAK
 from test_watched import Loop, of
@@ -140,7 +140,7 @@ def test_an_inpainting_loop_equals_the_plain_loop(cls, scheduler, inversion):
     of_weak = STEPS - 1 if inversion == "paper" else 0  # strong's rows, at the same latents
     assert done.nfe == {"base": 2 * STEPS, "strong": 2 * (STEPS - 1), "weak": of_weak}
     assert (wanted - stock).norm() > 1e-2 * stock.norm()
-    with reflection(pipe, undo_edits=True, strong=STRONG, weak=WEAK, inversion=inversion, strength=0.0):
+    with reflection(pipe, undo_edits=True, strong=STRONG, weak=WEAK, inversion=inversion, strength=NOTHING):
         assert torch.equal(run(pipe, call), stock)
 
 

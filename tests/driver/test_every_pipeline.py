@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import NOTHING
 from pipelines_table import run
 from replay import denoisers_of
 from tiny.variants import build
@@ -99,7 +100,7 @@ def test_a_loop_without_a_gap_is_the_stock_loop_and_what_is_asked_is_seen(name, 
 
     off, stock_share, _ = share_seen(reflection_steps=0)
     assert torch.equal(off, stock)
-    result, share, done = share_seen(strength=0.0)
+    result, share, done = share_seen(strength=NOTHING)
     assert torch.equal(result, stock) and share >= stock_share and done.reflected_steps
     null, share, _ = share_seen(inversion="current")
     assert (null - stock).double().norm() <= 1e-4 * stock.double().norm() and share >= stock_share

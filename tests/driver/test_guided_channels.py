@@ -6,6 +6,7 @@ Goes to tests/driver/test_guided_channels.py when the driver does it.
 import diffusers
 import pytest
 import torch
+from helpers import NOTHING
 from tiny.dit_moe import dit_moe as tiny_dit_moe
 from tiny.variants import build
 
@@ -24,7 +25,7 @@ def lumina():
 
 
 @pytest.mark.parametrize("make", [dit_moe_learned_range, lumina])
-@pytest.mark.parametrize("settings", [{"reflection_steps": 0}, {"strength": 0.0}])
+@pytest.mark.parametrize("settings", [{"reflection_steps": 0}, {"strength": NOTHING}])
 def test_base_at_the_pipelines_own_scale_is_the_stock_call(make, settings):
     pipe, call = make()
     pipe.set_progress_bar_config(disable=True)

@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import tiny
 import torch
-from helpers import close
+from helpers import NOTHING, close
 from pipelines_table import run as result_of
 from plain_loop import STRONG, WEAK, run
 from tiny.variants import build
@@ -58,7 +58,7 @@ def test_windows_are_in_real_steps(name):
         close(result_of(pipe, call), stock)
     with reflection(pipe, strong=Branch(), weak=Branch(), reflection_steps=0):
         assert torch.equal(result_of(pipe, call), stock)
-    with reflection(pipe, strong=Branch(), weak=Branch(), strength=0.0) as done:
+    with reflection(pipe, strong=Branch(), weak=Branch(), strength=NOTHING) as done:
         assert torch.equal(result_of(pipe, call), stock)
     assert done.reflected_steps == done.steps - ("denoising_end" not in window)
 
@@ -71,7 +71,7 @@ def test_temporal_reasoning_ends_after_the_real_steps_it_was_given():
     stock = result_of(pipe, call)
     with reflection(pipe, **NULL):
         close(result_of(pipe, call), stock)
-    with reflection(pipe, strong=Branch(), weak=Branch(), strength=0.0):
+    with reflection(pipe, strong=Branch(), weak=Branch(), strength=NOTHING):
         assert torch.equal(result_of(pipe, call), stock)
 
 
@@ -128,7 +128,7 @@ def test_the_old_callback_is_called_as_in_a_stock_loop(steps, every):
         return shown
 
     stock = seen()
-    with reflection(pipe, strong=Branch(), weak=Branch(), strength=0.0):
+    with reflection(pipe, strong=Branch(), weak=Branch(), strength=NOTHING):
         off = seen()
     with reflection(pipe, strong=STRONG, weak=WEAK):
         on = seen()

@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import tiny
 import torch
-from helpers import add_lora, state
+from helpers import NOTHING, add_lora, state
 from plain_loop import SCALES, STEPS, STRONG, SYSTEMS, WEAK, close, guided, noise_like, run
 
 from w2sd_video import Branch, reflection
@@ -148,8 +148,23 @@ def test_the_plugin_walks_every_scheduler_as_sample_does(name, inversion):
 def test_eta_keeps_its_noise_in_the_schedulers_own_step():
     pipe, call = tiny.animatediff()
     stock = run(pipe, call, eta=1.0)
-    with reflection(pipe, strong=STRONG, weak=WEAK, strength=0.0):
+    with reflection(pipe, strong=STRONG, weak=WEAK, strength=NOTHING):
         assert torch.equal(run(pipe, call, eta=1.0), stock)
+
+
+@pytest.mark.parametrize("solver", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_eta_is_ignored_by_what_ignores_it_in_a_stock_call_and_refused_beside_a_solver(solver):
+    pipe, call = tiny.animatediff()
+    with reflection(pipe, strong=STRONG, weak=WEAK, solver=solver):
+        run(pipe, call, eta=0.0)
+        with pytest.raises(ValueError, match=f"eta 1.0: {solver} adds no such noise .* take DDIMParallelScheduler or"):
+            run(pipe, call, eta=1.0)
+    pipe.scheduler = getattr(diffusers, solver).from_config(pipe.scheduler.config)
+    stock = run(pipe, call, eta=1.0)
+    assert torch.equal(run(pipe, call), stock)
+    for off in ({"reflection_steps": 0}, {"strength": NOTHING}):
+        with reflection(pipe, strong=STRONG, weak=WEAK, **off):
+            assert torch.equal(run(pipe, call, eta=1.0), stock)
 
 
 def test_image_to_image_begins_where_the_stock_pipeline_does():
@@ -163,7 +178,7 @@ def test_image_to_image_begins_where_the_stock_pipeline_does():
         pipe.scheduler = scheduler
         extra = {"image": image, "strength": 0.6, "num_inference_steps": 10}
         stock = run(pipe, call, **extra)
-        with reflection(pipe, strong=STRONG, weak=WEAK, strength=0.0) as reflected:
+        with reflection(pipe, strong=STRONG, weak=WEAK, strength=NOTHING) as reflected:
             assert torch.equal(run(pipe, call, **extra), stock)
         assert (reflected.steps, reflected.reflected_steps) == (6, 5)
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from gaps_by_hand import BY_HAND
-from helpers import close, run, state
+from helpers import NOTHING, close, run, state
 from peft import LoraConfig, get_peft_model_state_dict
 from replay import Replay, denoisers_of
 from systems import SYSTEMS
@@ -31,7 +31,7 @@ def test_off_is_stock_bit_for_bit_and_after_is_as_before(name):
     with reflection(pipe, strong=STRONG, weak=WEAK, reflection_steps=0) as off:
         assert torch.equal(run(pipe, call), stock)
     assert (off.nfe["strong"], off.nfe["weak"], off.reflected_steps) == (0, 0, 0)
-    with reflection(pipe, strong=STRONG, weak=WEAK, strength=0.0) as on:
+    with reflection(pipe, strong=STRONG, weak=WEAK, strength=NOTHING) as on:
         assert torch.equal(run(pipe, call), stock)
     assert on.reflected_steps == on.steps - 1 > 0
     assert state(pipe) == before

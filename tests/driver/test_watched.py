@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from helpers import NOTHING
 from pipelines_table import run
 from plain_loop import STRONG, WEAK
 from tiny.variants import build
@@ -406,7 +407,7 @@ class WeightsFirst(Weights):
 def test_what_is_zipped_with_timesteps_goes_along_with_real_steps(cls):
     pipe, call = of(cls)
     stock = run(pipe, call)
-    for off in ({"strength": 0.0}, {"reflection_steps": 0}):
+    for off in ({"strength": NOTHING}, {"reflection_steps": 0}):
         with reflection(pipe, strong=Branch(), weak=Branch(), **off):
             assert torch.equal(run(pipe, call), stock)
     with reflection(pipe, strong=Branch(), weak=Branch(), inversion="current") as done:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 
 import diffusers
 import pytest
@@ -229,6 +230,35 @@ def test_perturbed_attention_of_a_pipeline_acts_in_a_second_denoiser_too():
         assert torch.equal(run(pipe, call), result)
     with reflection(pipe, strong=Branch(), weak=Branch()):
         assert not torch.equal(run(pipe, call, pag_scale=0.0), result)
+
+
+def test_what_a_pipeline_switches_in_its_network_in_mid_call_is_switched_in_a_second_denoiser_too():
+    """GLIGEN's grounding is on in the first steps only; a second denoiser of the same weights answers alike."""
+    pipe, call = tiny.stable_diffusion()
+    grounding = {"attention_type": "gated", "cross_attention_dim": pipe.unet.config.cross_attention_dim}
+    parts = {**pipe.components, "unet": tiny.unet(3, **grounding).eval()}
+    names = inspect.signature(diffusers.StableDiffusionGLIGENPipeline).parameters
+    pipe = diffusers.StableDiffusionGLIGENPipeline(
+        **{name: parts[name] for name in names if name in parts}, requires_safety_checker=False
+    )
+    for name, parameter in pipe.unet.named_parameters():
+        if "fuser.alpha" in name:  # 0 before training
+            parameter.data.fill_(1.0)
+    call |= {"gligen_phrases": ["a fox"], "gligen_boxes": [[0.1, 0.1, 0.6, 0.7]]}
+    call = {name: value for name, value in call.items() if name in inspect.signature(pipe.__call__).parameters}
+    call["gligen_scheduled_sampling_beta"] = 0.5
+    second = copy.deepcopy(pipe.unet)
+    before = [getattr(module, "enabled", None) for module in second.modules()]
+
+    def result_of(weak):
+        with reflection(pipe, strong=Branch(guidance_scale=1.0), weak=weak):
+            return run(pipe, call)
+
+    one = result_of(Branch())
+    assert torch.equal(result_of(Branch(weights=second)), one)
+    assert [getattr(module, "enabled", None) for module in second.modules()] == before and True in before
+    with reflection(pipe, strong=Branch(guidance_scale=1.0), weak=Branch()):
+        assert not torch.equal(run(pipe, call | {"gligen_scheduled_sampling_beta": 1.0}), one)
 
 
 def test_a_second_denoiser_without_the_adapters_of_the_first_is_refused():

@@ -149,6 +149,16 @@ def test_eta_makes_a_difference_and_zero_is_the_step_without_noise(pixart):
     assert (clips[0] == clips[1]).all() and (clips[0] != clips[2]).any()
 
 
+@pytest.mark.parametrize("arm", ARMS)
+def test_no_setting_of_an_arm_is_another_one_by_a_further_name(arm):
+    """Nor is there noise of the steps beside a solver that adds none."""
+    pixart = configured("pixart")
+    for config in (pixart, replace(pixart, solver="UniPCMultistepScheduler"), replace(pixart, call={"eta": 1.0})):
+        settings = list(ARMS[arm](config).values())
+        assert all(one not in settings[:number] for number, one in enumerate(settings))
+        assert not any(one.solver and "eta" in one.call for one in settings)
+
+
 def test_an_unknown_arm_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match="unknown arm 'AutoGuidanc'; did you mean 'AutoGuidance'"):
         check_arms(["AutoGuidanc"])

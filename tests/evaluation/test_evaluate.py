@@ -274,3 +274,11 @@ def test_the_folder_of_something_else_is_left_alone(tmp_path, capsys):
         evaluate.main([*QUICK, "--folder", str(tmp_path)])
     assert "holds other files (mine.txt) and no job" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_class_by_its_number_is_the_class_of_that_name():
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    config = parse(["--config", "miniature-fashion", "1", "7", "07", "bag"], command="evaluate").config
+    plan = plan_of(parser.parse_args(["--number-of-prompts", "1"]), config, "miniature-fashion")
+    assert {*plan.report.prompts, *plan.tuning.prompts} == {"trouser", "sneaker", "bag"}

@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import tiny
 import torch
+from helpers import NOTHING
 from networks import STEPS, attributes, everywhere, reflected, run
 
 from w2sd_video import Branch, reflection
@@ -125,7 +126,7 @@ def test_a_t2i_adapter_acts_in_every_turn():
     image = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     call |= {"image": image}
     stock = run(pipe, call)
-    with reflection(pipe, strong=Branch(), weak=Branch(guidance_scale=1.0), strength=0.0):
+    with reflection(pipe, strong=Branch(), weak=Branch(guidance_scale=1.0), strength=NOTHING):
         assert torch.equal(run(pipe, call), stock)
         in_half = run(pipe, call, adapter_conditioning_factor=0.5)
     assert torch.equal(run(pipe, call, adapter_conditioning_factor=0.5), in_half) and not torch.allclose(in_half, stock)

@@ -6,6 +6,7 @@ import itertools
 import diffusers
 import pytest
 import torch
+from helpers import NOTHING
 
 from w2sd_video import Reflection, Trajectory, reflect, sample
 
@@ -261,6 +262,7 @@ def test_without_strength_every_scheduler_walks_as_without_reflection(name):
         generator = torch.Generator().manual_seed(1)
         return sample(network, noise(), scheduler, num_inference_steps=12, generator=generator, **settings).latents
 
+    assert torch.equal(run(reflection_steps=0), run(strength=NOTHING))
     assert torch.equal(run(reflection_steps=0), run(strength=0.0))
     assert not torch.equal(run(reflection_steps=0), run())
     assert getattr(scheduler, "num_inference_steps", None) == before.get("num_inference_steps")

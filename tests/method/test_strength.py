@@ -7,7 +7,8 @@ import pytest
 import tiny
 import torch
 
-from w2sd_video import Branch, Reflection, StrengthSchedule, Trajectory, reflection, sample
+from w2sd_video import Branch, Reflection, Reflector, StrengthSchedule, Trajectory, reflect, reflection, sample
+from w2sd_video.inversions import reflect_step
 from w2sd_video.strength import log_snr
 from w2sd_video.trajectory import Level
 
@@ -70,6 +71,52 @@ def test_each_step_has_the_strength_of_its_level_and_none_where_it_is_0():
         latents = scheduler.step(network(latents, t, "base"), t, latents).prev_sample
     torch.testing.assert_close(result.latents, latents, rtol=1e-6, atol=1e-6)
     assert result.nfe == {"base": STEPS, "strong": 2, "weak": 2}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"inversion": "resample"}, {"inversion": "explicit", "reuse": 2, "rounds": 2}]
+)
+def test_at_strength_0_nothing_is_evaluated_or_drawn(settings):
+    """Noise that a reflection drew would change that of the steps, which is the same generator's."""
+
+    def run(**settings):
+        scheduler, generator = diffusers.EulerAncestralDiscreteScheduler(), torch.Generator().manual_seed(3)
+        return sample(network, noise(), scheduler, num_inference_steps=STEPS, generator=generator, **settings)
+
+    off, at_0 = run(reflection_steps=0), run(strength=0.0, reflection_steps=STEPS, **settings)
+    assert torch.equal(off.latents, at_0.latents) and at_0.nfe == off.nfe == {"base": STEPS, "strong": 0, "weak": 0}
+    assert run(strength=0.0, autoguidance=1.0).nfe == {"base": STEPS, "strong": 0, "weak": STEPS}
+    with pytest.raises(ValueError, match="reflection_steps must be from 0 to 6"):
+        run(strength=0.0, reflection_steps=STEPS + 1)
+
+
+def test_a_gap_is_not_reused_from_steps_without_a_strength():
+    """Of six steps the first, third, fourth and fifth have a strength; every second of these measures, and the last."""
+    scheduler = diffusers.DDIMScheduler(**DDIM)
+    scheduler.set_timesteps(STEPS)
+    levels = tuple(log_snr(Trajectory(scheduler).level(i)) for i in range(STEPS))
+    schedule = StrengthSchedule(levels, (1.0, 0.0, 1.0, 1.0, 1.0, 0.0))
+    asked = []
+
+    def predict(latents, timestep, role):
+        asked.append((role, scheduler.timesteps.tolist().index(int(timestep))))
+        return network(latents, timestep, role)
+
+    sample(predict, noise(), scheduler, num_inference_steps=STEPS, strength=schedule, reuse=2, inversion="current")
+    assert [step for role, step in asked if role == "weak"] == [0, 3, 4]
+
+
+def test_a_loop_of_ones_own_is_asked_nothing_at_strength_0():
+    scheduler = diffusers.DDIMScheduler(**DDIM)
+    scheduler.set_timesteps(STEPS)
+
+    def never(*args):
+        pytest.fail("evaluated")
+
+    reflector = Reflector(never, Trajectory(scheduler), Reflection(strength=0.0))
+    assert reflector(noise(), 0) is not None and not +reflector.nfe
+    assert torch.equal(reflect(never, never, noise(), 0, strength=0.0), noise())
+    assert list(reflect_step(Trajectory(scheduler), noise(), 0, Reflection(strength=0.0))) == []
 
 
 def test_a_file_serves_pipelines_of_any_number_of_steps(tmp_path):

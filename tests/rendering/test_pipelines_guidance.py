@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from helpers import NOTHING
 from tiny.variants import build
 
 from w2sd_video.rendering.call_arguments import base_is_pipelines, call_arguments
@@ -95,7 +96,7 @@ def test_base_is_a_stock_call(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["guidance_rescale", "two stages"])
 def test_base_is_a_stock_call_beside_a_reflection_that_does_nothing(name, tmp_path):
-    pipe, config = made(name, tmp_path, reflection_steps=2, weak=BranchConfig(1.0), strength=0.0, inversion="paper")
+    pipe, config = made(name, tmp_path, reflection_steps=2, weak=BranchConfig(1.0), strength=NOTHING, inversion="paper")
     clips, nfe = sample_clips(pipe, config, PROMPTS, SEEDS)
     assert np.array_equal(clips, stock(pipe, config, **PIPELINES[name][1]))
     assert nfe == evaluations(config)

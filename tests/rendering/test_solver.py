@@ -6,7 +6,10 @@ import diffusers
 import pytest
 import tiny
 import torch
+from pipelines_table import run
+from tiny.variants import build
 
+from w2sd_video import Branch, reflection
 from w2sd_video.driver.solvers import solver_of
 from w2sd_video.messages import ConfigError
 from w2sd_video.settings.schema import ModelConfig, RenderConfig
@@ -54,6 +57,50 @@ def test_a_solver_of_flow_keeps_the_shift_whatever_it_is_called():
     assert solver_of(pipe, "FlowMatchEulerDiscreteScheduler").config.shift == 3.0
     pipe, _ = tiny.wan()
     assert solver_of(pipe, "UniPCMultistepScheduler").config.flow_shift == pipe.scheduler.config.shift == 7.0
+
+
+FLOW = ("flux", "QwenImagePipeline", "ZImagePipeline", "CogView4Pipeline")
+
+
+@pytest.mark.parametrize("solver", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("name", FLOW)
+def test_a_solver_takes_what_the_call_of_a_pipeline_sets_its_levels_with(name, solver):
+    """A shift by the size, levels in a list, or both with timesteps: it steps to where the pipeline's own does."""
+    pipe, call = tiny.flux() if name == "flux" else build(name)
+    pipe.set_progress_bar_config(disable=True)
+
+    def at(steps, **settings):
+        with reflection(pipe, strong=Branch(), weak=Branch(), reflection_steps=0, **settings):
+            return run(pipe, {**call, "num_inference_steps": steps}).double()
+
+    limit = at(100)
+    error = float((at(40, solver=solver) - limit).norm() / limit.norm())
+    assert error < 0.06 and type(pipe.scheduler) is diffusers.FlowMatchEulerDiscreteScheduler
+    assert not torch.equal(at(4, solver=solver), at(4))
+
+
+def test_levels_that_are_given_are_those_of_the_pipelines_own():
+    pipe, _ = tiny.flux()
+    own, solver = pipe.scheduler, solver_of(pipe, "DPMSolverMultistepScheduler")
+    given = {"sigmas": [1.0, 0.7, 0.2], "mu": 0.5}
+    own.set_timesteps(**given)
+    solver.set_timesteps(**given, device="cpu")
+    assert solver.sigmas.tolist() == pytest.approx([0.999, *own.sigmas[1:].tolist()])
+    assert solver.timesteps.tolist() == own.timesteps.round().tolist() and "mu" not in solver.config
+    stock = diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    stock.set_timesteps(5)
+    solver.set_timesteps(5, mu=0.5)
+    assert torch.equal(solver.sigmas, stock.sigmas)
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion3Img2ImgPipeline", "FluxInpaintPipeline"])
+def test_a_solver_without_what_a_pipeline_asks_of_its_scheduler_is_refused_before_anything_runs(name):
+    pipe, _ = build(name)
+    with pytest.raises(ValueError, match=f"UniPCMultistepScheduler: has no scale_noise, which {name} asks of its"):
+        with reflection(pipe, strong=Branch(), weak=Branch(), solver="UniPCMultistepScheduler"):
+            pytest.fail("begun")
+    pipe, _ = build("WanVideoToVideoPipeline")  # which asks what there is
+    assert solver_of(pipe, "DPMSolverMultistepScheduler")
 
 
 def test_levels_that_a_solver_cannot_walk_are_refused():

@@ -34,6 +34,7 @@ WAYS = {
     "strong": {"reflection_steps": 0},
     "reflected": {"reflection_steps": (0.0, 0.5)},
     "all but the last": {"rounds": 2},
+    "at strength 0": {"strength": 0.0, "rounds": 2},
     "reused": {"reuse": 2, "inversion": "current"},
     "spanning": {"span": 2, "reflection_steps": (0.0, 0.5)},
     "late gap": {"weak": BranchConfig(guidance_scale=1.0, weights="weak", windows={"weights": (0.5, 1.0)})},
@@ -117,6 +118,12 @@ def test_many_steps_are_found_and_those_that_a_scheduler_cannot_take_are_not():
     assert at_budget(config, 10**4).steps == 999, "DDIM's thousandth timestep does not exist"
     with pytest.raises(ConfigError, match="steps 1000: cannot be taken by DDIMScheduler"):
         evaluations(replace(config, steps=1000))
+
+
+def test_at_strength_0_a_budget_is_all_for_the_steps():
+    config = configured("miniature-pixart", "--strength", "0", "--span", "3")
+    assert at_budget(config, 2).steps == 2 and at_budget(config, 13).steps == 13
+    assert is_exact(config) and "W2SD" not in panels(config)
 
 
 def test_strong_at_equal_cost_is_counted_with_the_solver(pixart):

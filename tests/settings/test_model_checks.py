@@ -96,6 +96,21 @@ def test_classes_are_asked_for_by_number_or_name(minimal, pipeline_folder, write
     assert parse(["--config", numbers]).config.prompts == ["1", "2"] and planned(numbers) is None
     assert "True is not a text" in planned(write({"prompts": [True], "model": {"pretrained": "a/b"}}, "true.yaml"))
     assert "base.prompt: this model" in planned(minimal, "--model.family", "dit_moe", "--base.prompt", "x")
+    named = pipeline_folder("DiTPipeline", {"transformer": {"num_embeds_ada_norm": 1000}}, id2label={"4": "ray"})
+    assert planned(minimal, *named, "4") is None and "use a number from 4 to 4" in planned(minimal, *named, "3")
+    bare = pipeline_folder("DiTPipeline", {"transformer": {"num_embeds_ada_norm": 9}})
+    assert planned(minimal, *bare, "8") is None and "use a number from 0 to 8" in planned(minimal, *bare, "9")
+
+
+def test_noise_of_the_steps_is_refused_where_nothing_adds_it(minimal):
+    miniature = ["--model.family", "pipeline", "--model.pretrained", "miniature:pixart", "--call.eta", "0.5"]
+    prompt = ["a red circle moving left"]
+    assert planned(minimal, *miniature, *prompt) is None
+    assert planned(minimal, *miniature, *prompt, "--solver", "DDIMParallelScheduler") is None
+    said = planned(minimal, *miniature, *prompt, "--solver", "UniPCMultistepScheduler")
+    assert said.startswith("call.eta 0.5: UniPCMultistepScheduler adds no such noise to its steps; leave it out, or")
+    said = planned(minimal, *miniature, *prompt, "--model.scheduler", "CogVideoXDDIMScheduler")
+    assert said.startswith("call.eta 0.5: CogVideoXDDIMScheduler adds no"), "which has the argument, in vain"
 
 
 def test_evaluations_of_two_stages_are_exact_or_at_most(minimal, pipeline_folder):

@@ -55,6 +55,21 @@ def test_every_operator_gets_the_same_number_of_trials(tmp_path):
     assert len({each.values["scale"] for each in tried}) == 19, "each operator has the first one, and else all differ"
 
 
+def test_a_setting_is_tried_once_however_its_idle_values_differ(tmp_path):
+    def made(values):
+        return dataclasses.replace(CONFIG, grid=values["grid"] if values["solver"] == "DPM" else 1.0)
+
+    operator = Operator("none", {"solver": ("DDIM", "DPM"), "grid": (1.0, 1.25, 1.5)}, made)
+    for trials, answers in ((8, 2), (8, 10**6)):  # interrupted, and gone on with
+        search = Search(tmp_path / "journal", [operator], {"likelihood": True}, 10, [TUNING])
+        try:
+            search.run(trials, ignored, Judge(answers))
+        except KeyboardInterrupt:
+            continue
+    grids = [each.candidate.config.grid for each in search.tried()]
+    assert sorted(grids) == [1.0, 1.25, 1.5] and all(each.state == "finished" for each in search.tried())
+
+
 def test_the_hopeless_are_given_up_and_never_before_some_are_finished(tmp_path):
     search, judge = search_in(tmp_path), Judge()
     search.run(16, ignored, judge)

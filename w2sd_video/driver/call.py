@@ -44,6 +44,7 @@ from w2sd_video.driver.parts import (
 )
 from w2sd_video.driver.rehearsal import CallState, Rehearsal, RehearsalOver, same_random_state
 from w2sd_video.driver.signatures import as_given, by_name, codes_of, declared_signature, defaults, with_signature
+from w2sd_video.driver.solvers import check_eta
 from w2sd_video.driver.timesteps import counting_calls
 from w2sd_video.driver.walk import Walk, presented
 from w2sd_video.driver.watching import Watch
@@ -218,6 +219,8 @@ class PipelineCall:
     def _tell(self, arguments: Mapping[str, Any]) -> None:
         """Tell the walk and the switches what the call is given, and what is to be watched and measured in it."""
         state, walk = self._state, self._walk
+        if hasattr(walk.wrapped, "in_place_of"):  # else it is ignored as in a stock call
+            check_eta(arguments.get("eta"), type(walk.wrapped))
         if self._settings.grid != 1.0:
             check_no_own_timesteps(arguments, self._settings.grid)
         told = "distilled_guidance_scale"  # as HunyuanImage has the scale that a network is told, beside its guider's

@@ -21,7 +21,7 @@ from w2sd_video.driver.comparing import copied, differences
 from w2sd_video.driver.guards import Caches
 from w2sd_video.driver.layout import Layout, answered, rows_needed
 from w2sd_video.driver.measuring import CHANGED_SCALE, probe_rows
-from w2sd_video.driver.networks import in_place_of, mixes_rows, processors_of, unswitched
+from w2sd_video.driver.networks import in_place_of, mixes_rows, settings_in, unswitched
 from w2sd_video.driver.rehearsal import CallsOfTurn, CallState, follows_latents
 from w2sd_video.driver.rows import Arguments, output_like, output_shapes, rows_of, take_rows
 from w2sd_video.driver.signatures import as_given, by_name, named_signature, uncompiled
@@ -29,6 +29,9 @@ from w2sd_video.gaps import Swap, swapped, swaps_of
 from w2sd_video.gaps.lora import lora_scales
 from w2sd_video.reflection_settings import Role
 from w2sd_video.window import Moment
+
+_UNSET = object()
+"""Stands for an attribute that was not there."""
 
 
 class DenoiserSwitch:
@@ -85,32 +88,36 @@ class DenoiserSwitch:
             self._loras[1].append((branch, known))
         return known
 
-    def _put_in_by_pipeline(self, module: nn.Module) -> list[Swap]:
-        """Return the swaps that give a second denoiser the processors which the call has put into the pipeline's own.
+    def _set_by_pipeline(self, module: nn.Module) -> list[Swap]:
+        """Return the swaps that give a second denoiser what the call has set in the pipeline's own, up to now.
 
-        Perturbed attention is such: the pipeline sets it in its call, and takes it out at the end.
+        Perturbed attention is such, set as processors before the loop and taken out at the end; so is GLIGEN's
+        grounding, which is on in the first steps only.
 
         Raises:
-            ValueError: a second denoiser without the attentions that have them.
+            ValueError: a second denoiser without a module in which something is set.
         """
         if module is self._denoiser:
             return []
-        if module not in self._of_call:
-            now, modules = processors_of(uncompiled(self._denoiser)), dict(uncompiled(module).named_modules())
-            put_in = {name: one for name, one in now.items() if one is not self._processors.get(name)}
-            if missing := put_in.keys() - modules.keys():
+        modules, swaps = dict(uncompiled(module).named_modules()), []
+        for path, attributes in settings_in(uncompiled(self._denoiser)).items():
+            before, known = self._settings_before.get(path, {}), self._set_in_call.setdefault(path, set())
+            known |= {name for name, value in attributes.items() if before.get(name, _UNSET) != value}
+            changed = {name: attributes[name] for name in known & attributes.keys()}  # also what is as before again
+            if changed and path not in modules:
                 raise ValueError(
-                    f"{type(self._pipe).__name__} sets an attention processor of its own in {min(missing)}, which a "
-                    "second denoiser does not have; let the branches differ in something else"
+                    f"{type(self._pipe).__name__} sets {min(changed)} of {path} in its network, which a second "
+                    "denoiser does not have; let the branches differ in something else"
                 )
-            self._of_call[module] = [(modules[name], {"processor": one}) for name, one in put_in.items()]
-        return self._of_call[module]
+            if changed:
+                swaps.append((modules[path], changed))
+        return swaps
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Put the switch in the denoiser's place for one call of the pipeline, and take it out at the end."""
         self._forget()
-        self._processors = processors_of(uncompiled(self._denoiser))
+        self._settings_before = settings_in(uncompiled(self._denoiser))
         try:
             with in_place_of(self._denoiser, self._forward_as_named) as self._forward:
                 yield
@@ -124,7 +131,7 @@ class DenoiserSwitch:
         self._caches = Caches()
         self._loras = (None, [])
         self._mixing: dict[nn.Module, bool] = {}
-        self._of_call: dict[nn.Module, list[Swap]] = {}
+        self._set_in_call: dict[str, set[str]] = {}
         self._kept: tuple[int, list[tuple[Branch, dict[int, torch.Tensor]]]] = (-1, [])
 
     def _forward_as_named(self, evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -315,7 +322,7 @@ class DenoiserSwitch:
         self._state.nfe[self._state.role] += rows
         branch = self._state.setting(self._branches)
         module, swaps = self._module_and_swaps(branch)
-        swaps = swaps + self._lora(module, branch) + self._put_in_by_pipeline(module)
+        swaps = swaps + self._lora(module, branch) + self._set_by_pipeline(module)
         # The other denoiser of a two-stage model has a switch of its own, which this evaluation passes by.
         run = self._forward if module is self._denoiser else unswitched(module)
         self._caches.check(arguments, branch)

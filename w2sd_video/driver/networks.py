@@ -34,6 +34,7 @@ _USES_LOCK = threading.Lock()
 
 EVALUATING = (nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__)
 """What is on the stack while a network is evaluated, its hooks among it."""
+_SET = (bool, int, float, str)
 _POLL = 0.002
 """Seconds between looks at what other threads do."""
 
@@ -164,6 +165,17 @@ def processors_of(network: nn.Module) -> dict[str, Any]:
     """Return the attention processors of a network by the names of the modules that have them."""
     found = {name: getattr(module, "processor", None) for name, module in network.named_modules()}
     return {name: processor for name, processor in found.items() if processor is not None}
+
+
+def settings_in(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return what code sets on the modules of a network, by their names: processors, numbers and words."""
+    found = {}
+    for path, module in network.named_modules():
+        settings = {name: value for name, value in vars(module).items() if type(value) in _SET}
+        if (processor := getattr(module, "processor", None)) is not None:
+            settings["processor"] = processor
+        found[path] = settings
+    return found
 
 
 def foreign_processors(network: nn.Module) -> set[str]:

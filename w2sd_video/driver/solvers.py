@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dis
 import inspect
+import itertools
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 
+from w2sd_video.driver.signatures import codes_of
 from w2sd_video.messages import suggest
+from w2sd_video.time_grid import put_levels
 from w2sd_video.trajectory import Trajectory, known_schedulers
 
 _GIVEN_TO_STEPS = {"self", "model_output", "timestep", "sample"}
@@ -66,7 +71,103 @@ def solver_of(pipe: Any, name: str | None) -> Any:
         ) from error
     if stops_in_noise and not _stops_in_noise(own):
         raise ValueError(f"solver {name}: ends on this pipeline's noise levels before the noise is gone")
+    if lacking := _asked_of_scheduler(type(pipe), own, solver):
+        raise ValueError(
+            f"solver {name}: has no {lacking}, which {type(pipe).__name__} asks of its scheduler (a "
+            f"{type(own).__name__} has it); leave the solver out"
+        )
+    solver.__class__ = _taking_levels_of(own, kind)
     return solver
+
+
+def adds_noise(kind: Any) -> bool:
+    """Return whether the step of a class of schedulers does something with an ``eta`` (CogVideoX's has it in vain)."""
+    loads = (one for one in dis.get_instructions(inspect.unwrap(kind.step)) if one.opname.startswith("LOAD_FAST"))
+    return any("eta" in (one.argval if isinstance(one.argval, tuple) else (one.argval,)) for one in loads)
+
+
+def check_eta(eta: Any, kind: Any, where: str = "eta") -> None:
+    """Refuse noise of each step that a class of schedulers would leave out in silence.
+
+    Raises:
+        ValueError: naming it, and those that add it.
+    """
+    import diffusers
+
+    if eta and not adds_noise(kind):
+        taking = [name for name in known_schedulers() if adds_noise(getattr(diffusers, name))]
+        raise ValueError(
+            f"{where} {eta}: {kind.__name__} adds no such noise to its steps; leave it out, or take "
+            f"{' or '.join(taking)}"
+        )
+
+
+def _taking_levels_of(own: Any, kind: Any) -> type:
+    """Return a class of solvers that take what the call of a pipeline sets the levels of its own scheduler with.
+
+    A shift that depends on the size (``mu``) is for schedulers that shift so, as that of flow matching has it, which
+    ignores it otherwise. Levels (``sigmas``) that a solver cannot be given are put in the place of its own.
+    """
+    taken, of_own = (inspect.signature(cls.set_timesteps).parameters for cls in (kind, type(own)))
+    further = {name: of_own[name] for name in ("sigmas", "mu") if name in of_own and name not in taken}
+    known = inspect.signature(kind.set_timesteps)
+
+    class Solver(kind):
+        in_place_of = type(own).__name__
+
+        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+            sigmas, mu = kwargs.pop("sigmas", None), kwargs.pop("mu", None)
+            if mu is not None and "mu" in taken and self.config.get("use_dynamic_shifting"):
+                kwargs["mu"] = mu
+            if sigmas is None:
+                kind.set_timesteps(self, *args, **kwargs)
+            elif "sigmas" in taken and kwargs.keys() <= taken.keys():  # CogView4 gives timesteps too
+                kind.set_timesteps(self, *args, **kwargs, sigmas=np.asarray(sigmas))  # of a list UniPC makes no product
+            else:
+                given = {"sigmas": sigmas, "mu": mu, "timesteps": kwargs.pop("timesteps", None)}
+                levels = copy.deepcopy(own)
+                levels.set_timesteps(**{name: value for name, value in given.items() if value is not None})
+                kind.set_timesteps(self, len(sigmas), *args[1:], **kwargs)
+                put_levels(self, *_of_flow(levels, kind.__name__))
+
+    Solver.set_timesteps.__signature__ = known.replace(  # type: ignore[attr-defined]
+        parameters=[*known.parameters.values(), *further.values()]
+    )
+    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(Solver, name, getattr(kind, name))
+    return Solver
+
+
+def _of_flow(scheduler: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return timesteps and levels of flow matching, the first a little below 1: a solver takes its logarithm.
+
+    Raises:
+        ValueError: levels above 1, which are none of flow matching.
+    """
+    timesteps, sigmas = (each.double().cpu().numpy() for each in (scheduler.timesteps, scheduler.sigmas))
+    if sigmas[0] > 1.0:
+        raise ValueError(
+            f"solver {name}: cannot walk the noise levels that this pipeline gives its scheduler, the first "
+            f"{sigmas[0]:g}; leave the solver out"
+        )
+    return timesteps, np.minimum(sigmas[: len(timesteps)], 1 - 1 / scheduler.config.num_train_timesteps)
+
+
+def _asked_of_scheduler(cls: type, own: Any, solver: Any) -> str | None:
+    """Return what the code of a pipeline asks of its scheduler that a solver does not have, and its own has.
+
+    Code that asks first which of two things there is chooses by itself.
+    """
+    for value in itertools.chain(*(vars(base).values() for base in cls.__mro__)):
+        for code in codes_of(value):
+            if any(isinstance(word, str) and hasattr(own, word) != hasattr(solver, word) for word in code.co_consts):
+                continue
+            for part, further in itertools.pairwise(dis.get_instructions(code)):
+                name = further.argval
+                if part.argval == "scheduler" and further.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                    if hasattr(own, name) and not hasattr(solver, name):
+                        return str(name)
+    return None
 
 
 def _stops_in_noise(scheduler: Any) -> bool:

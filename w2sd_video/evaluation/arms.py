@@ -16,7 +16,7 @@ from w2sd_video.messages import ConfigError, suggest
 from w2sd_video.presets import PRESETS
 from w2sd_video.settings.evaluations import at_budget, nfe_of
 from w2sd_video.settings.panels import weak_panel
-from w2sd_video.settings.schema import BranchConfig, RenderConfig, stage_scales, without_reflection
+from w2sd_video.settings.schema import BranchConfig, RenderConfig, reflection_of, stage_scales, without_reflection
 from w2sd_video.settings.sources import denoiser_of, is_told_guidance
 
 __getattr__ = names_of(__name__)
@@ -97,7 +97,7 @@ def fast(config: RenderConfig) -> Settings:
 
 def w2sd_as_configured(config: RenderConfig) -> Settings:
     """W2SD as the configuration has it, in the packaged ones the paper's setting; nothing of one without reflection."""
-    return {_guidance_label(config): config} if config.reflection_steps != 0 else {}
+    return {_guidance_label(config): config} if reflection_of(config).reflects else {}
 
 
 def w2sd_recommended(config: RenderConfig) -> Settings:

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
+from w2sd_video.driver.solvers import adds_noise
 from w2sd_video.settings.schema import RenderConfig, stage_scales
 from w2sd_video.settings.sources import index_of, is_told_guidance, scheduler_of
 
@@ -49,8 +50,6 @@ PLACES = {
     "late, 2M, grid 1.3": Place(LATE, is_second_order=True, grid=1.3),
 }
 """The places by what they are called; the first two are those of all settings."""
-_ADDS_NOISE = ("DDIMScheduler",)
-"""Schedulers whose steps have an eta; CogVideoX's DDIM has the argument, and does nothing with it."""
 _FIRST_ORDER = ("DDIMScheduler", "DDPMScheduler")
 """Schedulers whose noise levels a second-order solver has too, by their configuration."""
 
@@ -61,17 +60,17 @@ def is_guided(config: RenderConfig) -> bool:
 
 
 def at_places(settings: Settings, reusing: Settings | None = None) -> Settings:
-    """Return settings at the places of an arm, but for those that they cannot have.
+    """Return settings at the places of an arm, each once, but for those that they cannot have.
 
     Args:
         settings: those of the arm, those that matter most first.
         reusing: how those are written that reuse a gap, where that is otherwise.
     """
-    found = {}
+    found: Settings = {}
     for number, (name, setting) in enumerate(settings.items()):
         for label, place in list(PLACES.items())[: len(PLACES) if number < EVERYWHERE else 2]:
             one = setting if place.reuse == 1 or reusing is None else reusing.get(name)
-            if one is None or (placed := _at_place(one, place)) is None:
+            if one is None or (placed := _at_place(one, place)) is None or placed in found.values():
                 continue
             found[f"{name}, {label}" if label else name] = placed
     return found
@@ -86,7 +85,8 @@ def _at_place(config: RenderConfig, place: Place) -> RenderConfig | None:
     if place.is_second_order and scheduler_of(config.model) not in _FIRST_ORDER:
         return None
     if place.is_second_order:
-        config = replace(config, solver="DPMSolverMultistepScheduler", grid=place.grid)
+        call = {name: value for name, value in config.call.items() if name != "eta"}  # its steps add no noise
+        config = replace(config, solver="DPMSolverMultistepScheduler", grid=place.grid, call=call)
     if place.eta:
         config = replace(config, call={**config.call, "eta": place.eta})
     if place.reuse > 1:
@@ -103,13 +103,19 @@ def _at_place(config: RenderConfig, place: Place) -> RenderConfig | None:
     return config
 
 
-def takes_eta(config: RenderConfig) -> bool:
-    """Return whether a pipeline, known before it is loaded, hands noise of the steps to a scheduler that adds it."""
+def takes_eta(config: RenderConfig, solver: str | None = None) -> bool:
+    """Return whether a pipeline, known before it is loaded, hands noise of the steps to a scheduler that adds it.
+
+    Args:
+        config: the configuration.
+        solver: class of the scheduler; its own unless given.
+    """
     import diffusers
 
     from w2sd_video.backends.dit_moe_pipeline import DiTMoEPipeline
 
     of_diffusers = getattr(diffusers, index_of(config.model).get("_class_name", ""), None)
     pipeline: Any = DiTMoEPipeline if config.model.family == "dit_moe" else of_diffusers
+    scheduler = getattr(diffusers, solver or config.solver or scheduler_of(config.model), None)
     takes_it = pipeline is not None and "eta" in inspect.signature(pipeline.__call__).parameters
-    return takes_it and scheduler_of(config.model) in _ADDS_NOISE
+    return takes_it and scheduler is not None and adds_noise(scheduler)

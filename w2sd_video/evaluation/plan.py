@@ -12,6 +12,7 @@ import numpy as np
 
 from w2sd_video._moved import names_of
 from w2sd_video.calibration.real_clips import Clip, clips_of_folder, known_prompts
+from w2sd_video.command_parser import BLANK
 from w2sd_video.evaluation.arms import ARMS, candidates, check_arms
 from w2sd_video.evaluation.splits import Split, rounds_of
 from w2sd_video.jobs.pool_options import add_pool_options
@@ -20,8 +21,9 @@ from w2sd_video.metrics import BIASED, check_name
 from w2sd_video.settings.command_line import refuse_words
 from w2sd_video.settings.evaluations import nfe_of
 from w2sd_video.settings.files import read_config
+from w2sd_video.settings.model_checks import class_label
 from w2sd_video.settings.schema import RenderConfig
-from w2sd_video.settings.sources import MINIATURE, world_of
+from w2sd_video.settings.sources import MINIATURE, class_names, index_of, is_class_conditional, world_of
 from w2sd_video.settings.value_checks import check_range
 
 __getattr__ = names_of(__name__)
@@ -182,7 +184,9 @@ def plan_of(options: argparse.Namespace, config: RenderConfig, name: str) -> Pla
     budgets = sorted(set(options.budgets or [max(nfe_of(config) // 2, 1), nfe_of(config)]))
     for arm in options.arms or [against]:  # of those that nobody named, it is only noted
         if not ARMS[arm](config):
-            raise ConfigError(f"arm {arm}: the configuration reflects no step (reflection_steps: 0); leave the arm out")
+            raise ConfigError(
+                f"arm {arm}: the configuration reflects no step (reflection_steps or strength is 0); leave the arm out"
+            )
         if not any(candidates(arm, config, budget) for budget in budgets):
             fits = ", ".join(map(str, budgets))
             raise ConfigError(
@@ -295,17 +299,25 @@ def _usual_metrics(config: RenderConfig) -> list[str]:
 def _sources(words: Sequence[str]) -> dict[str, str]:
     sources = {}
     for word in words:
-        name, _, sources[name] = word.partition("=")
+        name, has_source, sources[name] = word.partition("=")
         try:
             check_name(name)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if has_source and not sources[name].strip():
+            raise ConfigError(f"{word}: its source {BLANK}")
     return sources
 
 
 def _prompts(config: RenderConfig, of_the_world: bool) -> list[str]:
-    """Return distinct prompts in an order of their own: all of the miniatures' world, or those that were given."""
-    prompts = known_prompts(config) if of_the_world else list(dict.fromkeys(config.prompts))
+    """Return distinct prompts in an order of their own: all of the miniatures' world, or those that were given.
+
+    A class that is given by its number is the class of that name, which is what metrics read.
+    """
+    names = class_names(index_of(config.model).get("id2label") or {}) if is_class_conditional(config.model) else {}
+    of_number = {number: name for name, number in reversed(names.items())}  # of several names the first
+    given = [of_number[class_label(prompt, names, None)] if names else prompt for prompt in config.prompts]
+    prompts = known_prompts(config) if of_the_world else list(dict.fromkeys(given))
     if len(prompts) < 2:
         raise ConfigError(
             f"prompts: {len(prompts)} given; at least 2 are needed, some to choose settings on and others to report; "

@@ -7,7 +7,7 @@ from typing import Any
 
 from w2sd_video.backends import DENOISERS
 from w2sd_video.messages import ConfigError
-from w2sd_video.settings.model_checks import class_label
+from w2sd_video.settings.model_checks import check_eta_of, class_label
 from w2sd_video.settings.schema import RenderConfig, filled, stage_scales, used_roles
 from w2sd_video.settings.sources import index_of
 
@@ -20,6 +20,7 @@ def call_arguments(pipe: Any, config: RenderConfig, prompts: list[str], seeds: l
     import torch
 
     parameters = inspect.signature(type(pipe).__call__).parameters
+    check_eta_of(config, config.solver or type(pipe.scheduler).__name__)
     if "class_labels" in parameters:  # what tells a pipeline of classes: its call takes no prompt
         names, denoiser_config = getattr(pipe, "labels", {}), pipe.transformer.config
         # What DiT-MoE's config and DiT's call the number of classes.

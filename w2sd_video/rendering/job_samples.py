@@ -11,6 +11,7 @@ from typing import Any
 
 from w2sd_video.messages import ConfigError
 from w2sd_video.rendering.video import SUFFIXES
+from w2sd_video.settings.model_checks import check_vocabulary
 from w2sd_video.settings.prompt_files import PromptLine
 from w2sd_video.settings.schema import RenderConfig
 
@@ -126,6 +127,7 @@ def _samples_of_line(
     if line.negative_prompt is not None:
         if config.base.negative_prompt is not None:
             raise ConfigError(f"{line.where}: negative_prompt: base.negative_prompt is set too; leave one of them out")
+        check_vocabulary(config.model, [line.negative_prompt])
         call["negative_prompt"] = line.negative_prompt
     first = config.seed + index if line.seed is None else line.seed
     for number in range(samples):

@@ -17,7 +17,7 @@ from w2sd_video.branch import STAGES
 from w2sd_video.messages import ConfigError, first_line, is_out_of_memory
 from w2sd_video.rendering.call_arguments import base_is_pipelines, call_arguments
 from w2sd_video.rendering.video import to_uint8
-from w2sd_video.settings.schema import OF_A_REFLECTION, ROLES, BranchConfig, RenderConfig, filled
+from w2sd_video.settings.schema import OF_A_REFLECTION, ROLES, BranchConfig, RenderConfig, filled, reflection_of
 from w2sd_video.settings.sources import MINIATURE
 from w2sd_video.strength import StrengthSchedule
 
@@ -116,7 +116,7 @@ def _why_not_finite(pipe: Any, config: RenderConfig) -> str:
             if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
                 hint = "" if config.dtype == "float32" else f", or {config.dtype} cannot hold them: take another dtype"
                 return f"model: the weights of {name} hold NaN or infinity ({part}); the file is damaged{hint}"
-    advice = ["lower strength or rounds"] if config.reflection_steps != 0 else []
+    advice = ["lower strength or rounds"] if reflection_of(config).reflects else []
     advice += ["lower base.guidance_scale or autoguidance"]
     advice += ["take dtype bfloat16 or float32"] if config.dtype == "float16" else []
     return f"the sampling diverged: the frames hold values that are not finite; {', or '.join(advice)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import re
 import types
@@ -16,8 +15,8 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import jsonargparse
 
 from w2sd_video import __version__
-from w2sd_video.command_parser import fail
-from w2sd_video.messages import ConfigError
+from w2sd_video.command_parser import BLANK, fail, given_nothing
+from w2sd_video.messages import ConfigError, suggest
 from w2sd_video.presets import PRESETS, Preset
 from w2sd_video.settings.files import packaged_configs, read_config
 from w2sd_video.settings.prompt_files import PromptLine, read_prompt_file
@@ -27,6 +26,9 @@ from w2sd_video.window import Window
 
 DEFAULT_CONFIG = "miniature-animatediff"
 """The packaged configuration that is used where none is named."""
+
+_OF_CONFIGURATIONS = {field.name for field in dataclasses.fields(RenderConfig)} - {"prompts"}
+"""Options that are values of a configuration, which are checked with those of its file."""
 
 
 @dataclass
@@ -66,6 +68,9 @@ def parse(argv: list[str], command: str | None = "render", add_options: AddOptio
     parser = _parser(add_options)
     parser.command = command
     argv = parser.prompts_last(argv)
+    of_commands = [action for action in parser._actions if action.dest.partition(".")[0] not in _OF_CONFIGURATIONS]
+    if option := given_nothing(argv, of_commands):
+        parser.error(f"{option}: {BLANK}")
     arguments = parser.parse_args(argv)
     file = read_config(arguments.config) | (PRESETS[arguments.preset] if arguments.preset else {})
     prompts = file.pop("prompts", None)
@@ -149,8 +154,7 @@ class _Parser(jsonargparse.ArgumentParser):
             name = unknown_option.group(1).split("=")[0]
             if not name.startswith("-"):
                 return f"unexpected argument {name!r}"
-            nearest = difflib.get_close_matches(name, flags, n=1)
-            return f"unknown option {name}; " + (f"did you mean {nearest[0]}?" if nearest else "--help lists them")
+            return f"unknown option {name}; {suggest(name, flags, '--help lists them')}"
         if keys := re.findall(r'Parser key "([^"]+)"', message):
             key = keys[-1]  # the innermost
             given = re.findall(r"(?:Got value|Given value): (.*)", message)[-1:]

@@ -55,7 +55,7 @@ def _depends_on_levels(config: RenderConfig) -> bool:
     """Return whether something is switched by the noise level, and not by the step."""
     windows = [window for role in ROLES for window in (getattr(config, role).windows or {}).values()]
     windows += [config.autoguidance_steps, config.reflection_steps]
-    strengths = [config.autoguidance, *([config.strength] if config.reflection_steps != 0 else [])]
+    strengths = [config.autoguidance, *([config.strength] if reflection_of(config).reflects else [])]
     return any(isinstance(strength, str) for strength in strengths) or any(
         isinstance(window, (str, Window)) for window in windows
     )
@@ -76,18 +76,18 @@ def at_budget(config: RenderConfig, budget: int) -> RenderConfig | None:
 
     A reflection needs at least as many steps as it spans and one more, or there is none of it. None if no number fits.
     """
-    files = _files_of(config)
+    files, reflects = _files_of(config), reflection_of(config).reflects
 
     def cost(steps: int) -> int:
         """Return the evaluations of so many steps; 0 of so few or so many that they cannot be taken."""
         variant = replace(config, steps=steps)
         try:
             is_reflected = len(reflection_of(variant).steps(len(files.calls(steps)))) > 0
-            return sum(_most(_by_stage(variant, files)).values()) if is_reflected or config.reflection_steps == 0 else 0
+            return sum(_most(_by_stage(variant, files)).values()) if is_reflected or not reflects else 0
         except ValueError:
             return 0
 
-    fewest = config.span + 1 if config.reflection_steps != 0 else 1
+    fewest = config.span + 1 if reflects else 1
     numbers = range(fewest, min(budget, MOST_STEPS) + 1)
     about = bisect_right(numbers, budget, key=cost)
     fitting = (steps for steps in reversed(numbers[: about + _ROUNDING]) if 0 < cost(steps) <= budget)

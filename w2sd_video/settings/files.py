@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -52,8 +51,7 @@ def _text_of_config(name: str) -> str:
     except (OSError, ValueError) as error:
         raise ConfigError(f"config {shortened(name)}: cannot be read as text: {reason_of(error)}") from error
     known = packaged_configs()
-    nearest = difflib.get_close_matches(name, known, n=1)
-    suggestion = f"did you mean {nearest[0]!r}?" if nearest else f"the packaged ones are {_listed(known)}"
+    suggestion = suggest(name, known, f"the packaged ones are {_listed(known)}")
     raise ConfigError(f"unknown config {shortened(name)!r}: no such file; {suggestion}")
 
 

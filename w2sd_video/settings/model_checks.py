@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from w2sd_video.branch import STAGES
-from w2sd_video.messages import ConfigError, first_line
+from w2sd_video.messages import ConfigError, first_line, suggest
 from w2sd_video.settings.schema import ROLES, BranchConfig, ModelConfig, RenderConfig
 from w2sd_video.settings.sources import (
     MINIATURE,
@@ -19,6 +18,7 @@ from w2sd_video.settings.sources import (
     is_class_conditional,
     path_of,
     read_json,
+    scheduler_of,
     sources_of,
     stages_of,
     world_of,
@@ -61,8 +61,8 @@ def _check_plan(config: RenderConfig) -> None:
         _check_branch(role, getattr(config, role), model)
     if is_class_conditional(model):
         _check_classes(config)
-    elif model.pretrained.startswith(MINIATURE):
-        _check_vocabulary(config)
+    check_vocabulary(model, _texts(config))
+    check_eta_of(config, config.solver or scheduler_of(model))
     _check_sizes(config)
 
 
@@ -88,20 +88,22 @@ def class_label(prompt: str, names: Mapping[str, int], count: int | None) -> int
 
     Args:
         prompt: a number, or one of the names.
-        names: numbers of the classes by name.
-        count: how many classes there are; None if it is not known.
+        names: numbers of the classes by name; a model that names any was trained on no others.
+        count: how many the network has room for; None if it is not known.
 
     Raises:
         ConfigError: neither a number of a class nor the name of one.
     """
     label = int(prompt) if prompt.isascii() and prompt.isdigit() else names.get(prompt)
-    if label is not None and (count is None or label < count):
+    known = sorted(set(names.values())) or range(count or 0)
+    if label is not None and (count is None or label < count) and (label in known or not known):
         return label
-    nearest = difflib.get_close_matches(prompt, names, n=1)
-    known = f", or a name: {', '.join(list(names)[:12])}{', …' if len(names) > 12 else ''}" if names else ""
-    numbers = "a number" if count is None else f"a number from 0 to {count - 1}"
-    suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ConfigError(f"prompt {prompt!r}: this model is asked for classes; use {numbers}{known}{suggestion}")
+    numbers = f"a number from {known[0]} to {known[-1]}" if known else "a number"
+    listed = f", or a name: {', '.join(list(names)[:12])}{', …' if len(names) > 12 else ''}" if names else ""
+    nearest = suggest(prompt, names, otherwise="")
+    raise ConfigError(
+        f"prompt {prompt!r}: this model is asked for classes; use {numbers}{listed}{'; ' if nearest else ''}{nearest}"
+    )
 
 
 def _check_branch(role: str, branch: BranchConfig, model: ModelConfig) -> None:
@@ -138,16 +140,52 @@ def _check_classes(config: RenderConfig) -> None:
             class_label(prompt, names, denoiser.get("num_classes") or denoiser.get("num_embeds_ada_norm"))
 
 
-def _check_vocabulary(config: RenderConfig) -> None:
+def check_vocabulary(model: ModelConfig, texts: Iterable[str]) -> None:
+    """Refuse what the network of a miniature of texts cannot know: it was trained on the words of its world alone.
+
+    Raises:
+        ConfigError: naming what it does not know.
+    """
+    if not model.pretrained.startswith(MINIATURE) or is_class_conditional(model):
+        return
     from w2sd_video.miniatures import scenes, world
 
-    parse = scenes.parse if world_of(config.model) == "scenes" else world.parse
-    texts = [getattr(getattr(config, role), name) for role in ROLES for name in ("prompt", "negative_prompt")]
-    for prompt in [*config.prompts, *(text for text in texts if text)]:
+    of_world = scenes if world_of(model) == "scenes" else world
+    for text in texts:
         try:
-            parse(prompt)
+            of_world.parse(text)
         except ValueError as error:
             raise ConfigError(f"prompt: {error}") from error
+        if unknown := next((word for word in text.split() if word not in of_world.WORDS), None):
+            raise ConfigError(
+                f"prompt: {unknown!r} in {text!r}: this network knows words in small letters, without full stops and "
+                "commas"
+            )
+
+
+def _texts(config: RenderConfig) -> Iterator[str]:
+    """Yield all that a pipeline of texts is told by a configuration."""
+    yield from config.prompts
+    told = [getattr(getattr(config, role), name) for role in ROLES for name in ("prompt", "negative_prompt")]
+    yield from (text for text in (*told, config.call.get("negative_prompt")) if text and isinstance(text, str))
+
+
+def check_eta_of(config: RenderConfig, scheduler: str) -> None:
+    """Refuse noise of the steps (`call.eta`) that a scheduler, by the name of its class, would leave out in silence.
+
+    Raises:
+        ConfigError: naming it, and those that add it.
+    """
+    import diffusers
+
+    from w2sd_video.driver.solvers import check_eta
+
+    kind = getattr(diffusers, scheduler, None)
+    try:
+        if kind is not None and config.call.get("eta"):
+            check_eta(config.call["eta"], kind, "call.eta")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_sizes(config: RenderConfig) -> None:

@@ -172,10 +172,11 @@ def used_roles(config: RenderConfig) -> list[Role]:
 def reflection_of(config: RenderConfig) -> Reflection:
     """Return what a configuration says of where it reflects and pushes, for its evaluations to be counted.
 
-    A weight of AutoGuidance for each noise level counts as one, for the levels are the scheduler's.
+    Strengths and weights of AutoGuidance for each noise level count as one, for the levels are the scheduler's.
     """
     return Reflection(
         config.reflection_steps,
+        strength=1.0 if isinstance(config.strength, str) else config.strength,
         autoguidance=1.0 if isinstance(config.autoguidance, str) else config.autoguidance,
         reuse=1 if config.inversion.startswith("resample") else config.reuse,
         autoguidance_steps=config.autoguidance_steps,

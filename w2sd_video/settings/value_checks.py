@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from w2sd_video.branch import STAGES, Branch
+from w2sd_video.command_parser import BLANK
 from w2sd_video.messages import ConfigError, suggest
 from w2sd_video.reflection_settings import Reflection
 from w2sd_video.settings.schema import (
@@ -94,6 +95,7 @@ def check(config: RenderConfig) -> None:
     for name in config.inputs:
         if name in _OWN_ARGUMENTS or name in config.call:
             raise ConfigError(f"inputs.{name}: is set elsewhere, and cannot be set here")
+    _check_names("", dataclasses.asdict(config))
 
 
 def _check_leaves(name: str, value: Any) -> None:
@@ -108,6 +110,17 @@ def _check_leaves(name: str, value: Any) -> None:
         raise ConfigError(f"{name} {value!r}: is not text, for it holds a null character or bytes that are not UTF-8")
     elif isinstance(value, str) and name.startswith("call.") and _is_not_finite(value):
         raise ConfigError(f"{name} {value}: must be a finite number")
+
+
+def _check_names(name: str, value: Any) -> None:
+    """Refuse a blank, wherever it stands, but for texts that a network reads: to it they say something."""
+    if isinstance(value, (dict, list, tuple)):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in entries:
+            if name or key != "call":
+                _check_names(f"{name}.{key}" if name else str(key), entry)
+    elif isinstance(value, str) and not value.strip() and not name.endswith("prompt"):
+        raise ConfigError(f"{name}: {BLANK}")
 
 
 def _is_not_finite(text: str) -> bool:

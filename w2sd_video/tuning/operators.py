@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from w2sd_video.driver.solvers import adds_noise
 from w2sd_video.evaluation.arms import without_a_block
 from w2sd_video.evaluation.places import takes_eta
 from w2sd_video.messages import ConfigError, suggest
@@ -63,7 +64,6 @@ _SCALE, _SCALE_BESIDE = Range(1.25, 8.0), Range(1.0, 6.0, 0.5)
 """Guidance as the operator, and beside another one, where 1 is none."""
 _START, _LENGTH = Range(0.0, 0.75, 0.125), Range(0.25, 1.0, 0.125)
 _MULTISTEP = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
-_TAKES_ETA = "DDIMScheduler"
 _LATE, _EVERYWHERE = (0.5, 0.5), (0.0, 1.0)
 """Windows by their start and their length."""
 _GUIDANCE_BESIDE: dict[str, Open] = {
@@ -133,7 +133,7 @@ def _is_idle(name: str, values: Values) -> bool:
         return values["guidance_scale"] == 1.0
     if name == "grid":
         return not _takes_grid(values["solver"])
-    return name == "eta" and values["solver"] != _TAKES_ETA
+    return name == "eta" and not _adds_noise(values["solver"])
 
 
 def _short(value: Any) -> str:
@@ -326,7 +326,7 @@ def _stepping(plain: RenderConfig) -> dict[str, Open]:
         return {}
     solvers = dict.fromkeys((plain.solver or scheduler, scheduler, *_MULTISTEP))
     space: dict[str, Open] = {"solver": tuple(solvers), "grid": Range(1.0, 1.75, 0.25)}
-    if takes_eta(plain):
+    if any(takes_eta(plain, solver) for solver in solvers):
         space["eta"] = Range(0.0, 1.0, 0.25)
     return space
 
@@ -339,9 +339,17 @@ def _stepped(config: RenderConfig, values: Values) -> RenderConfig:
     config = replace(config, solver=None if solver == scheduler_of(config.model) else solver)
     config = replace(config, grid=values["grid"] if _takes_grid(solver) else 1.0)
     call = {name: value for name, value in config.call.items() if name != "eta"}
-    if "eta" in values and solver == _TAKES_ETA:
+    if "eta" in values and _adds_noise(solver):
         call["eta"] = values["eta"]
     return replace(config, call=call)
+
+
+def _adds_noise(solver: str) -> bool:
+    """Return whether a scheduler, by the name of its class, adds noise of an eta to its steps."""
+    import diffusers
+
+    kind = getattr(diffusers, solver, None)
+    return kind is not None and adds_noise(kind)
 
 
 def _takes_grid(solver: str) -> bool:

@@ -45,8 +45,9 @@ Make = Callable[[Sequence[tuple[Candidate, Split]]], None]
 """Has settings sampled, each on some prompts."""
 _PROPOSALS = 20
 """How often as many values are proposed as are wanted, where no number of steps fits many of them."""
-_FAILED, _STAYED = "failed", "stayed in round"
-"""Notes of a trial: why there is nothing of it, and the last round in which it was not given up."""
+_FAILED, _STAYED, _AGAIN = "failed", "stayed in round", "again"
+"""Notes of a trial: why there is nothing of it, the last round in which it was not given up, and that its setting was
+tried before."""
 NO_STEPS = "no number of steps fits"
 """What became of values that no budget was large enough for."""
 _FEWEST_FOR_IMPORTANCE = 8
@@ -141,7 +142,7 @@ class Search:
             self._tried(self._operators[name], trial)
             for name, study in self._studies.items()
             for trial in study.get_trials(deepcopy=False)
-            if trial.state.is_finished()
+            if trial.state.is_finished() and _AGAIN not in trial.user_attrs
         ]
 
     def importances(self) -> dict[str, dict[str, float]]:
@@ -188,7 +189,11 @@ class Search:
             for trial in study.get_trials(deepcopy=False)
             if trial.state != TrialState.WAITING and trial.params.keys() == distributions.keys()
         ]
-        fitting = [trial for trial in begun if self._candidate(operator, trial.params) is not None]
+        fitting = [
+            trial
+            for trial in begun
+            if _AGAIN not in trial.user_attrs and self._candidate(operator, trial.params) is not None
+        ]
         running = [trial for trial in begun if trial.state == TrialState.RUNNING]
         count = len(fitting)
         to_begin = -count % self._at_a_time or (0 if running else self._at_a_time)
@@ -206,11 +211,18 @@ class Search:
         return at_hand
 
     def _fits(self, operator: Operator, trial: Trial) -> bool:
-        """Return whether any number of steps fits the budget; a trial of which none does is at its end."""
-        if self._candidate(operator, trial.params) is not None:
-            return True
-        self._studies[operator.name].tell(trial, state=TrialState.PRUNED)
-        return False
+        """Return whether any number of steps fits the budget, and it was not tried; else a trial is at its end."""
+        candidate, study = self._candidate(operator, trial.params), self._studies[operator.name]
+        if candidate is None:
+            study.tell(trial, state=TrialState.PRUNED)
+            return False
+        earlier = [each.params for each in study.get_trials(deepcopy=False) if each.number < trial.number]
+        tried = [self._candidate(operator, params) for params in earlier if params.keys() == trial.params.keys()]
+        if any(each is not None and each.config == candidate.config for each in tried):
+            trial.set_user_attr(_AGAIN, True)  # values that differ in what the others leave without effect
+            study.tell(trial, state=TrialState.FAIL)
+            return False
+        return True
 
     def _seed_of(self, name: str, number: int) -> int:
         """Return the seed of one proposal, so that it does not depend on how often the search was interrupted."""

@@ -8,6 +8,7 @@ import comfy.sd
 import networks
 import pytest
 import torch
+from helpers import NOTHING
 from networks import sd15, video, wan
 from ways import CFG, NEGATIVE, POSITIVE, STEPS, WAYS, ByModel, node, plain_loop
 
@@ -66,11 +67,11 @@ def test_two_strengths_of_a_lora_on_one_network_are_as_on_two(way, make):
 
 @each_way
 def test_the_strong_model_is_what_it_is_alone(way):
-    """Where nothing is displaced, strength 0, the strong model's weights are all that there is: bit for bit."""
+    """Where nothing is displaced the strong model's weights are all that there is: bit for bit."""
     base, latent = wan(0), video()
     strong, weak = with_lora(base, 0, 0.8), with_lora(base, 0, -1.5)
     stock = way.stock(strong, latent)
-    assert torch.equal(way.reflected(strong, weak, Reflection(2, 0.0, inversion="current"), latent), stock)
+    assert torch.equal(way.reflected(strong, weak, Reflection(2, NOTHING, inversion="current"), latent), stock)
     assert torch.equal(way.reflected(strong, weak, Reflection(0), latent), stock)
     assert torch.equal(way.stock(separate(wan, (0, 0.8)), latent), stock)
 
