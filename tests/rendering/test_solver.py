@@ -1,5 +1,6 @@
 """A solver that takes the place of the pipeline's scheduler for one configuration."""
 
+import inspect
 from types import SimpleNamespace
 
 import diffusers
@@ -10,11 +11,11 @@ from pipelines_table import run
 from tiny.variants import build
 
 from w2sd_video import Branch, reflection
-from w2sd_video.driver.solvers import solver_of
+from w2sd_video.driver.solvers import adds_noise, solver_of
 from w2sd_video.messages import ConfigError
 from w2sd_video.settings.schema import ModelConfig, RenderConfig
 from w2sd_video.settings.value_checks import check
-from w2sd_video.trajectory import Trajectory
+from w2sd_video.trajectory import Trajectory, known_schedulers
 
 
 def test_a_solver_has_the_configuration_of_the_pipelines_own():
@@ -130,3 +131,23 @@ def test_an_unknown_solver_is_refused_before_anything_is_loaded():
     config = RenderConfig(["a"], ModelConfig(pretrained="x/y"), solver="DDIMSheduler")
     with pytest.raises(ConfigError, match="DDIMScheduler"):
         check(config)
+
+
+@pytest.mark.parametrize("name", known_schedulers())
+def test_an_eta_adds_noise_to_the_steps_of_those_that_are_named_alone(name):
+    kind = getattr(diffusers, name)
+    taken = inspect.signature(kind.step).parameters
+    if "eta" not in taken:
+        assert not adds_noise(kind)
+        return
+    latents, prediction = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).unbind()
+
+    def stepped(eta):
+        scheduler = kind()
+        scheduler.set_timesteps(4)
+        generator = torch.Generator().manual_seed(4)
+        given = {"model_output": prediction, "sample": latents, "timestep": scheduler.timesteps[1], "eta": eta}
+        of_cogvideox = {"old_pred_original_sample": None, "timestep_back": None} if "timestep_back" in taken else {}
+        return scheduler.step(**given, **of_cogvideox, generator=generator)[0]
+
+    assert torch.equal(stepped(0.0), stepped(1.0)) != adds_noise(kind)

@@ -17,6 +17,8 @@ from w2sd_video.messages import suggest
 from w2sd_video.time_grid import put_levels
 from w2sd_video.trajectory import Trajectory, known_schedulers
 
+ADDING_NOISE = ("DDIMScheduler", "DDIMParallelScheduler")
+"""Schedulers whose steps add the noise of an ``eta``."""
 _GIVEN_TO_STEPS = {"self", "model_output", "timestep", "sample"}
 """What the loop of every pipeline gives a scheduler's step."""
 
@@ -80,10 +82,9 @@ def solver_of(pipe: Any, name: str | None) -> Any:
     return solver
 
 
-def adds_noise(kind: Any) -> bool:
+def adds_noise(kind: type) -> bool:
     """Return whether the step of a class of schedulers does something with an ``eta`` (CogVideoX's has it in vain)."""
-    loads = (one for one in dis.get_instructions(inspect.unwrap(kind.step)) if one.opname.startswith("LOAD_FAST"))
-    return any("eta" in (one.argval if isinstance(one.argval, tuple) else (one.argval,)) for one in loads)
+    return any(base.__name__ in ADDING_NOISE for base in kind.__mro__)
 
 
 def check_eta(eta: Any, kind: Any, where: str = "eta") -> None:
@@ -92,13 +93,10 @@ def check_eta(eta: Any, kind: Any, where: str = "eta") -> None:
     Raises:
         ValueError: naming it, and those that add it.
     """
-    import diffusers
-
     if eta and not adds_noise(kind):
-        taking = [name for name in known_schedulers() if adds_noise(getattr(diffusers, name))]
         raise ValueError(
             f"{where} {eta}: {kind.__name__} adds no such noise to its steps; leave it out, or take "
-            f"{' or '.join(taking)}"
+            f"{' or '.join(ADDING_NOISE)}"
         )
 
 
