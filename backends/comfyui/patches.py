@@ -39,7 +39,7 @@ OF_A_RUN = {"model_sampling", "latent_format", "manual_cast_dtype"}
 
 DATA = (int, float, complex, str, bytes, type(None), np.ndarray, np.generic, torch.Tensor, torch.dtype, torch.device)
 SHARE = 0.5
-"""Of the layers that an evaluation has run, those that each later one runs at least."""
+"""Of the layers that a pass of a network has run, less than each later one runs."""
 
 
 def acting(
@@ -78,7 +78,7 @@ class Memory:
 
     def __init__(self, functions: Iterable[Any]) -> None:
         self._places = list({id(place): (place, name) for place, name in _places(functions)}.values())
-        self._begun = self._now()
+        self._begun = _copies(self._now())
         self._kept: dict[str, list[Any]] = {}
 
     @contextmanager
@@ -104,20 +104,27 @@ class Runs:
     """Sees to it that evaluations run their network, and nothing answers for it out of what it kept.
 
     Args:
-        network: the network.
+        network: the network; one that is no module (TensorRT's) has no layers that can be looked at.
         suspects: names of what may do so; where there are none nothing is looked at.
     """
 
-    def __init__(self, network: nn.Module, suspects: Sequence[str]) -> None:
-        self._suspects = suspects
-        self._most = 0
+    def __init__(self, network: Any, suspects: Sequence[str]) -> None:
+        self._network = network
+        self._suspects = suspects if isinstance(network, nn.Module) else ()
+        self._role: str | None = None
+        self._passes = 0
         self._ran: set[nn.Module] = set()
-        self._layers = [each for each in network.modules() if not any(each.children())] if suspects else []
+        self._most = 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Look at which layers run, for as long."""
-        hooks = [layer.register_forward_pre_hook(self._note) for layer in self._layers]
+        hooks = []
+        if self._suspects:
+            layers = [each for each in self._network.modules() if not any(each.children())]
+            hooks = [layer.register_forward_pre_hook(self._note) for layer in layers]
+            hooks.append(self._network.register_forward_pre_hook(self._begin))
+            hooks.append(self._network.register_forward_hook(self._end))
         try:
             yield
         finally:
@@ -126,23 +133,39 @@ class Runs:
 
     @contextmanager
     def evaluated(self, role: str) -> Iterator[None]:
-        """Look at an evaluation.
+        """Look at an evaluation, of one pass of the network or more.
 
         Raises:
-            ValueError: it left out most of the network.
+            ValueError: a pass left out most of the network, or there was none.
         """
+        self._role, self._passes = role, 0
+        try:
+            yield
+            if self._suspects and not self._passes:
+                self._ran.clear()
+                self._check(role)
+        finally:
+            self._role = None
+
+    def _begin(self, *_: Any) -> None:
         self._ran.clear()
-        yield
-        if len(self._ran) < SHARE * self._most:
+
+    def _note(self, layer: nn.Module, _: Any) -> None:
+        self._ran.add(layer)
+
+    def _end(self, *_: Any) -> None:
+        if self._role is not None:  # and not the other model's turn, of the same network
+            self._passes += 1
+            self._check(self._role)
+            self._most = max(self._most, len(self._ran))
+
+    def _check(self, role: str) -> None:
+        if self._most and len(self._ran) <= SHARE * self._most:
             raise ValueError(
                 f"an evaluation of {role} ran {len(self._ran)} layers of the network, and an earlier one {self._most}: "
                 "something answers in its place, as caches do, which expect one evaluation a step and would mix up "
                 f"those of a reflection; take it out ({', '.join(self._suspects)})"
             )
-        self._most = max(self._most, len(self._ran))
-
-    def _note(self, layer: nn.Module, _: Any) -> None:
-        self._ran.add(layer)
 
 
 def is_compiled(model: Model, options: Mapping[str, Any]) -> bool:

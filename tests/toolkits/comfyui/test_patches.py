@@ -228,6 +228,29 @@ def test_what_a_function_keeps_elsewhere_is_that_of_each_role(way, growing):
     assert distance(reflected, way.reflected(wan(0), weak, CURRENT, latent)) > 1e-4
 
 
+def of_a_variable(model):
+    """The same in a variable around the function."""
+    weight = 0.0
+
+    def guide(args):
+        nonlocal weight
+        weight = 0.0 if args["sigma"][0] >= 1 else weight + 0.1
+        return args["denoised"] * (1 + weight)
+
+    grown = model.clone()
+    grown.set_model_sampler_post_cfg_function(guide)
+    return grown
+
+
+def test_a_role_that_comes_late_begins_as_the_sampling_did(way=ByModel):
+    """Wherever a function keeps what the steps before were told, which strong was not."""
+    settings, weak = Reflection((0.5, 1.0), inversion="current"), wan(1)
+    variable, *others = (
+        way.reflected(growing(wan(0)), weak, settings, video()) for growing in (of_a_variable, of_an_object, of_a_list)
+    )
+    assert all(torch.equal(variable, other) for other in others)
+
+
 def with_context_windows(model, schedule="standard_static"):
     return WanContextWindowsManualNode.execute(model, 5, 4, schedule, 1, False, "pyramid")[0]
 
@@ -334,7 +357,7 @@ def test_a_gap_is_not_held_over_a_mask_that_changes(way):
     way.reflected(wan(0), DifferentialDiffusion.execute(wan(1), 1.0)[0], HELD, masked)
 
 
-def caching(model):
+def caching(model, prompts=((0,), (0, 1), (1, 0))):
     """A cache in the place of the network's forward pass, as TeaCache is."""
     network, kept = model.model.diffusion_model, {}
 
@@ -342,7 +365,7 @@ def caching(model):
         forward = network._forward
 
         def answer(x, *others, **options):
-            if len(x) in kept:
+            if len(x) in kept and tuple(args["cond_or_uncond"]) in prompts:  # a prompt's alone, or both
                 return x + kept[len(x)]
             output = forward(x, *others, **options)
             if args["timestep"][0] < networks.levels(model, STEPS)[1]:
@@ -392,6 +415,13 @@ def test_what_answers_in_the_place_of_the_network_is_refused(way, cache, setting
         for model in pair:
             assert not any(layer._forward_pre_hooks for layer in model.model.modules())
     assert way.reflected(cache(wan(0)), wan(1), OFF, latent).isfinite().all()
+
+
+def test_a_cache_of_one_prompt_is_seen_where_prompts_come_one_by_one(monkeypatch):
+    strong = caching(wan(0), [(1,)])
+    monkeypatch.setattr(type(strong.model), "memory_required", lambda *args, **options: 1e30)
+    with pytest.raises(ValueError, match="an evaluation of the strong model ran"):
+        ByModel.reflected(strong, wan(1), CURRENT, video())
 
 
 def test_caches_of_a_guider_are_refused():
