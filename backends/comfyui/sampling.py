@@ -22,19 +22,29 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from w2sd_video.backends.comfyui import patches
 from w2sd_video.backends.comfyui.pairs import Model, check_pair, hooked, kind_of, separated, share_weights
 from w2sd_video.backends.k_diffusion import sample_w2sd
 from w2sd_video.reflection_settings import Reflection
+from w2sd_video.reuse import measuring_steps
 from w2sd_video.trajectory import Trajectory
 
 KEY = "w2sd"
 """Under which the wrapper is kept in a MODEL."""
 
-CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
-"""ComfyUI's own caches, by the key of their wrapper."""
+CACHE = "easycache"
+"""What the options of a network have ComfyUI's own caches as, EasyCache and LazyCache."""
 
 MASK = "denoise_mask_function"
 """What the options of a model have it as, if a node has set one."""
+
+NEGATIVE = "disable_cfg1_optimization"
+"""The option of a model to evaluate the negative prompt at cfg 1 too."""
+
+METHODS = [
+    name for name in ("__call__", "outer_predict_noise", "predict_noise") if hasattr(comfy.samplers.CFGGuider, name)
+]
+"""Methods of a guider that an evaluation goes through; older ComfyUI has two."""
 
 SETTINGS = tuple(setting.name for setting in fields(Reflection) if setting.name != "grid")
 """Of `Reflection`, what samplers on sigmas can do: their levels are given."""
@@ -118,14 +128,17 @@ def with_weak(strong: Model, weak: Weak, settings: Reflection | None) -> Model:
             guider.sample(noise, latent_image, sampler, sigmas, denoise_mask, disable_pbar=True, seed=seed)
 
         plain, chosen = _chosen(sampler, settings)
-        reflected, pushed = (len(steps(max(len(sigmas) - 1, 0))) for steps in (chosen.steps, chosen.pushed_steps))
+        reflected, pushed = (steps(max(len(sigmas) - 1, 0)) for steps in (chosen.steps, chosen.pushed_steps))
         if not reflected and not pushed:
             return stock(plain)
-        _check_sampler(plain, is_reflected=reflected > 0)
+        _check_sampler(plain, is_reflected=len(reflected) > 0)
         guider = executor.class_obj
         _check(guider, weak, sigmas, further.get("latent_shapes"))
+        acting = _acting(guider, weak, is_masked=denoise_mask is not None)
+        if len(measuring_steps(chosen.reuse, sorted(reflected))) < len(reflected):
+            _check_held(chosen.reuse, acting)
         with _weak_guider(guider, weak) as weak_guider:
-            return stock(_Both(plain, chosen, weak.strong_cfg, weak_guider, partial(sample_weak, weak_guider)))
+            return stock(_Both(plain, chosen, weak.strong_cfg, weak_guider, partial(sample_weak, weak_guider), acting))
 
     reflected = strong.clone()
     reflected.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample)
@@ -175,18 +188,18 @@ def _check_sampler(sampler: Any, is_reflected: bool) -> None:
 
 def _check(guider: Any, weak: Weak, sigmas: torch.Tensor, latent_shapes: Any) -> None:
     """Refuse what cannot be reflected (ValueError), before a model is loaded."""
-    if type(guider).predict_noise is not comfy.samplers.CFGGuider.predict_noise:
+    methods = [getattr(getattr(guider, name), "__func__", None) for name in METHODS]
+    if methods != [getattr(comfy.samplers.CFGGuider, name) for name in METHODS]:
         raise ValueError(
             f"guider {type(guider).__name__} guides in a way of its own, and cannot be reflected; use W2SD Guider, or "
             "W2SD Model with KSampler, CFGGuider or BasicGuider"
         )
-    for name, model in (("strong", guider.model_patcher), ("weak", weak.model)):
-        for key, cache in CACHES.items():
-            if model.get_wrappers(WrappersMP.OUTER_SAMPLE, key):
-                raise ValueError(
-                    f"{cache} of the {name} model expects one evaluation a step, and would mix up those of a "
-                    "reflection; take it out"
-                )
+    for name, options in (("strong", guider.model_options), ("weak", weak.model.model_options)):
+        if (cache := options["transformer_options"].get(CACHE)) is not None:
+            raise ValueError(
+                f"{cache.name} of the {name} model expects one evaluation a step, and would mix up those of a "
+                "reflection; take it out"
+            )
     if latent_shapes is not None and len(latent_shapes) > 1:
         raise ValueError(f"latents of {len(latent_shapes)} parts (video with sound) cannot be reflected")
     check_pair(guider.model_patcher, weak.model, sigmas)
@@ -200,6 +213,27 @@ def _check(guider: Any, weak: Weak, sigmas: torch.Tensor, latent_shapes: Any) ->
         if not math.isclose(cfg, 1.0) and not conditions.get("negative"):
             raise ValueError(
                 f"{name} is guided at {cfg:g} and has no negative conditioning; connect one, or set {name}_cfg to 1"
+            )
+
+
+def _acting(guider: Any, weak: Weak, is_masked: bool) -> dict[str, list[str]]:
+    """Return for strong and weak the names of what may act otherwise from evaluation to evaluation."""
+    masks = () if is_masked else (MASK,)
+    options = {name: value for name, value in guider.model_options.items() if name not in masks}
+    of_weak = {name: value for name, value in weak.model.model_options.items() if name != MASK}
+    return {
+        "strong": patches.acting(guider.model_patcher, options, guider.original_conds),
+        "weak": patches.acting(weak.model, of_weak, _conditions_of_weak(guider, weak)),
+    }
+
+
+def _check_held(reuse: int, acting: dict[str, list[str]]) -> None:
+    """Refuse to hold a gap over what may switch in between, at noise levels that nothing tells (ValueError)."""
+    for name, those in acting.items():
+        if those:
+            raise ValueError(
+                f"reuse={reuse} holds a gap from step to step, and {name} has what may act at some of them only, which "
+                f"cannot be told from here ({', '.join(those)}); set reuse to 1, or take that out"
             )
 
 
@@ -259,52 +293,92 @@ class _Both(comfy.samplers.Sampler):
         strong_cfg: float,
         weak_guider: Any,
         sample_weak: Callable[[Any], None],
+        acting: dict[str, list[str]],
     ) -> None:
         self._plain = plain
         self._settings = {name: getattr(settings, name) for name in SETTINGS}
         self._strong_cfg = strong_cfg
         self._weak_guider = weak_guider
         self._sample_weak = sample_weak
+        self._acting = acting
 
     def sample(self, guider: Any, sigmas: torch.Tensor, extra_args: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return the latents that the strong guider has sampled."""
         nfe: dict[str, int] = {}
         sampled: list[torch.Tensor] = []
         kind = kind_of(guider.model_patcher)
+        is_guided = not math.isclose(guider.cfg, 1.0)
 
-        def reflected(model: Any, x: torch.Tensor, sigmas: torch.Tensor, weak: Any, **options: Any) -> torch.Tensor:
-            def strong(x: torch.Tensor, sigma: torch.Tensor, **extra_args: Any) -> torch.Tensor:
+        def reflected(
+            model: Any, x: torch.Tensor, sigmas: torch.Tensor, weak: Any, runs: patches.Runs, **options: Any
+        ) -> torch.Tensor:
+            def strong(
+                x: torch.Tensor, sigma: torch.Tensor, model_options: dict[str, Any], **extra_args: Any
+            ) -> torch.Tensor:
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                with _guided_at(guider, self._strong_cfg):
-                    return model(x, sigma, **extra_args)
+                options_of_strong = _with_negative(model_options, is_guided)
+                with memory.of("strong"), runs.evaluated("strong"), _guided_at(guider, self._strong_cfg):
+                    return model(x, sigma, model_options=options_of_strong, **extra_args)
 
             settings = {**self._settings, "kind": kind, "nfe": nfe, "sampler": self._plain.sampler_function}
             settings["stage_changes"] = _switches([guider, self._weak_guider], sigmas)
-            return sample_w2sd(model, x, sigmas, weak=weak, strong=strong, **settings, **options)
+            base = _Base(model, runs)
+            with runs.watched():
+                return sample_w2sd(base, x, sigmas, weak=weak, strong=strong, **settings, **options)
 
         def within(
             model: Any, x: torch.Tensor, weak_sigmas: torch.Tensor, extra_args: dict[str, Any], **_: Any
         ) -> torch.Tensor:
             options_of_weak = _with_masks_of(strong_args["model_options"], extra_args["model_options"])
-            args_of_weak = {**extra_args, "model_options": options_of_weak}
+            args_of_weak = {**extra_args, "model_options": _with_negative(options_of_weak, is_guided)}
+            runs, runs_of_weak = self._runs("strong", guider), self._runs("weak", self._weak_guider)
 
             def weak(x: torch.Tensor, sigma: torch.Tensor, **_: Any) -> torch.Tensor:
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                with _in_charge(self._weak_guider.model_patcher):
+                with (
+                    memory.of("weak"),
+                    runs_of_weak.evaluated("weak"),
+                    _in_charge(self._weak_guider.model_patcher),
+                ):
                     return model(x, sigma, **args_of_weak)
 
             _take_back(guider.model_patcher, self._weak_guider.model_patcher)
-            run = _with_function(self._plain, partial(reflected, weak=weak))
-            sampled.append(run.sample(guider, sigmas, strong_args, *args, **kwargs))
+            run = _with_function(self._plain, partial(reflected, weak=weak, runs=runs))
+            with runs_of_weak.watched():
+                sampled.append(run.sample(guider, sigmas, strong_args, *args, **kwargs))
             _forget_each_other(guider, self._weak_guider)
             return x
 
         strong_args = extra_args
+        guiders = (guider, self._weak_guider)
+        memory = patches.Memory(each for one in guiders for each in patches.guiding(one.model_options))
         self._sample_weak(_with_function(self._plain, within))
         logging.info(
             f"W2SD: {len(sigmas) - 1} steps, evaluations {', '.join(f'{n} {role}' for role, n in nfe.items())}"
         )
         return sampled[0]
+
+    def _runs(self, role: str, guider: Any) -> patches.Runs:
+        """Return what sees to it that a guider's evaluations run its network."""
+        is_compiled = patches.is_compiled(guider.model_patcher, guider.model_options)
+        return patches.Runs(guider.inner_model.diffusion_model, () if is_compiled else self._acting[role])
+
+
+class _Base:
+    """The model of the steps that count, whose evaluations are looked at."""
+
+    def __init__(self, model: Any, runs: patches.Runs) -> None:
+        self._model = model
+        self._runs = runs
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the model: samplers ask it for its levels."""
+        return getattr(self._model, name)
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args: Any) -> torch.Tensor:
+        """Return the denoised latents."""
+        with self._runs.evaluated("the strong model"):
+            return self._model(x, sigma, **extra_args)
 
 
 def _switches(guiders: Sequence[Any], sigmas: torch.Tensor) -> set[int]:
@@ -338,6 +412,15 @@ def _with_masks_of(model_options: dict[str, Any], others: dict[str, Any]) -> dic
     """Return options of a model with the mask of others: outside of it latents are the same for strong and weak."""
     kept = {name: value for name, value in others.items() if name != MASK}
     return {**kept, MASK: model_options[MASK]} if MASK in model_options else kept
+
+
+def _with_negative(model_options: dict[str, Any], is_guided: bool) -> dict[str, Any]:
+    """Return options of a model with which functions of guidance are given the negative prompt's prediction at cfg 1.
+
+    ComfyUI gives them zeros there, for it takes cfg to be 1 at every step: in a reflection it is where others are
+    guided.
+    """
+    return {**model_options, NEGATIVE: True} if is_guided and patches.guiding(model_options) else model_options
 
 
 @contextmanager

@@ -141,7 +141,8 @@ def range_of(model, conditioning, start, end):
 @each_way
 def test_a_reused_gap_is_measured_anew_where_conditioning_begins(way):
     calls_of_weak, latent = [], networks.image()
-    strong, weak = sd15(0), counting(sd15(1), calls_of_weak)
+    strong, weak = sd15(0), sd15(1)
+    weak.model.diffusion_model.register_forward_pre_hook(lambda *_: calls_of_weak.append(1))
     settings = Reflection(3, inversion="current", reuse=3)
     held = way.reflected(strong, weak, settings, latent, weak_positive=networks.text(2))
     assert len(calls_of_weak) == 2, "at steps 0 and 2"

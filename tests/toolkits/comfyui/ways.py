@@ -68,11 +68,14 @@ def plain_loop(
     weak_prompts=None,
     pushed=STEPS,
     gap="strong",
+    base=None,
 ):
     """Euler's steps, the first ones reflected, those from `pushed` on with AutoGuidance of weight 1.
 
-    Nothing of ours is in it; each evaluation is a stock sampling of its own.
+    Nothing of ours is in it; each evaluation is a stock sampling of its own. `base` makes the steps that count in the
+    place of `strong`.
     """
+    base = strong if base is None else base
     sigmas = networks.levels(strong, STEPS, denoise=denoise)
     is_flow = float(strong.get_model_object("model_sampling").sigma_max) == 1.0
 
@@ -109,7 +112,7 @@ def plain_loop(
                     x = (down - (1 - to) * weak_sample) * sigma / to
                 else:
                     x = moved(down, weak_sample, to, sigma, sigma)
-            sample = x0(strong, CFG, x, sigma)
+            sample = x0(base, CFG, x, sigma)
             if i >= pushed:
                 sample = sample + (sample if gap == "base" else x0(strong, 1.0, x, sigma)) - x0(weak, 1.0, x, sigma)
             x = x + (to - sigma) * (x - sample) / sigma
