@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from w2sd_video.argument_checks import version_of
 from w2sd_video.branch import Branch
+from w2sd_video.driver.comparing import copied, differences
 
 
 class HandedBack:
@@ -60,6 +61,66 @@ class HandedBack:
         """
         if self._equal is not None and not self._equal:
             raise ValueError(CHANGED_LATER)
+
+
+class KeptLevels:
+    """The timesteps and noise levels that a scheduler has when a loop begins, which it is to keep."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._before = copied(self._now())
+        self._differ: list[bool | torch.Tensor] = []
+
+    def compare(self) -> None:
+        """Compare what it has now."""
+        self._differ += [flag for flag, _ in differences(self._before, self._now())]
+
+    def check(self) -> None:
+        """Look at what was compared.
+
+        Raises:
+            ValueError: the scheduler had other levels than the loop began with.
+        """
+        if any(self._differ):
+            raise ValueError(
+                "the scheduler's timesteps or noise levels changed in the call (by a callback, for example), so its "
+                "steps were at others than the reflections; change them before the first step, or reflect no step "
+                "(reflection_steps=0)"
+            )
+
+    def _now(self) -> dict[str, torch.Tensor]:
+        values = vars(self._scheduler)
+        return {name: values[name] for name in ("timesteps", "sigmas", "alphas_cumprod") if name in values}
+
+
+class SameEvaluations:
+    """What a loop has its network evaluated with where a gap is measured, and is to where it is reused.
+
+    Args:
+        pipeline: its name.
+        reusing: the calls of the scheduler that reuse a gap, and the numbers of their steps.
+    """
+
+    def __init__(self, pipeline: str, reusing: Mapping[int, int]) -> None:
+        self._pipeline = pipeline
+        self._reusing = reusing
+        self._where_measured: Sequence[Any] = ()
+
+    def check(self, call: int, evaluated: Sequence[Any]) -> None:
+        """Look at what the network was evaluated with at a step that counts.
+
+        Raises:
+            ValueError: other than where the gap was measured: an adapter or a guidance of the loop's own has begun or
+                ended since.
+        """
+        if call not in self._reusing:
+            self._where_measured = evaluated
+        elif evaluated != self._where_measured:
+            raise ValueError(
+                f"{self._pipeline} has its network evaluated otherwise at step {self._reusing[call]} than where the "
+                "gap was measured that is reused there (an adapter or a guidance of its own begins or ends); measure "
+                "it at every step (reuse=1)"
+            )
 
 
 class Momentum:
