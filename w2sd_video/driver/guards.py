@@ -16,21 +16,49 @@ from w2sd_video.driver.comparing import copied, differences
 
 
 class HandedBack:
-    """Latents that the pipeline was handed back, to be stepped from in its next turn as they are.
+    """Latents that the pipeline was handed back, to be evaluated and stepped from in its next turn as they are.
 
     Between steps a pipeline may change its latents; between the turns of one step they are the sampler's. Most hand
     over the very tensor, which takes no look at its values. Others reshape it: of these the first one is compared at
     once, and the later ones together when asked for.
+
+    Attributes:
+        latents: those that are to be stepped from; None where the loop may have changed them.
+        asked: what a network is asked for, as it is handed to the loop and as the network is to see it; None where that
+            is the loop's own.
     """
 
     def __init__(self) -> None:
         self.latents: torch.Tensor | None = None
+        self.asked: tuple[torch.Tensor, torch.Tensor] | None = None
         self._version = 0
         self._equal: torch.Tensor | None = None
 
     def forget(self) -> None:
         """Forget an earlier loop."""
-        self.latents = self._equal = None
+        self.latents = self.asked = self._equal = None
+
+    def to_be_divided(self, wanted: torch.Tensor, scale: float) -> torch.Tensor:
+        """Return latents that, divided as the loop does at its level, are as a network is to see them.
+
+        Those of another level (of the paper's inversion) are brought to the scale of the loop's. So it does not matter
+        how a loop divides: by the scheduler, by a sigma of its own, or what it makes of the undivided ones beside.
+        """
+        handed = wanted if scale == 1.0 else wanted * scale
+        self.asked = handed, wanted
+        return handed
+
+    def divided(self, sample: torch.Tensor, scale: float) -> torch.Tensor:
+        """Divide latents for the network: those that were asked for are what they were, to the last bit."""
+        if scale == 1.0:
+            return sample
+        if self.asked is None:
+            return sample / scale
+        handed, wanted = self.asked
+        if handed.shape[1:] != sample.shape[1:] or len(sample) % len(handed):
+            return sample / scale
+        copies = len(sample) // len(handed)
+        return torch.where(sample == torch.cat([handed] * copies), torch.cat([wanted] * copies), sample / scale)
 
     def remember(self, latents: torch.Tensor | None) -> None:
         """Keep what is handed back; nothing after a step, which a pipeline may edit."""

@@ -195,7 +195,8 @@ class LedWalk(Walk):
             timestep = self.wrapped.timesteps[call]
             if state.measures and len(state.layouts) < state.stages:  # the other stage may be the one to evaluate
                 self.turns.append(Turn(call, timestep, ProbeRequest("measure", 0, 1)))
-            request = StepRequest(self._handed_at(call, asked.latents), call, asked.role)
+            latents = self._handed_back.to_be_divided(asked.latents, self.plan.input_scale(call))
+            request = StepRequest(latents, call, asked.role)
             self.turns.append(Turn(call, timestep, request, begins_call=False))
             prediction = yield request
             self._handed_back.compare()

@@ -79,7 +79,6 @@ class Walk:
         self.at = 0
         self._is_under_way = False
         self._shown: Turn | None = None
-        self._handed: tuple[torch.Tensor, torch.Tensor] | None = None
         self._handed_back = HandedBack()
         state.as_asked = self._as_asked
         self._step_signature = declared_signature(type(scheduler), "step", "model_output", "sample")
@@ -136,31 +135,10 @@ class Walk:
         scales nothing is asked too, by pipelines that compare its exact class (Bria).
         """
         turn = self.turn
-        if turn and (self._handed or isinstance(turn.asked, Request)):
-            return self._divided(sample, self.plan.input_scale(turn.call))
+        if turn and (self._handed_back.asked or isinstance(turn.asked, Request)):
+            return self._handed_back.divided(sample, self.plan.input_scale(turn.call))
         scale_as_stock = getattr(self.wrapped, "scale_model_input", None)
         return sample if scale_as_stock is None else scale_as_stock(sample, *args, **kwargs)
-
-    def _divided(self, sample: torch.Tensor, scale: float) -> torch.Tensor:
-        if scale == 1.0:
-            return sample
-        if self._handed is None:
-            return sample / scale
-        undivided, wanted = self._handed
-        if undivided.shape[1:] != sample.shape[1:] or len(sample) % len(undivided):
-            return sample / scale
-        copies = len(sample) // len(undivided)
-        return torch.where(sample == torch.cat([undivided] * copies), torch.cat([wanted] * copies), sample / scale)
-
-    def _handed_at(self, call: int, wanted: torch.Tensor) -> torch.Tensor:
-        """Return latents that, divided as the loop does at a call, are as a network is to see them.
-
-        Those of another level (of the paper's inversion) are brought to the scale of the call's. So it does not matter
-        how a loop divides: by the scheduler, by a sigma of its own, or what it makes of the undivided ones beside.
-        """
-        scale = self.plan.input_scale(call)
-        self._handed = wanted if scale == 1.0 else wanted * scale, wanted
-        return self._handed[0]
 
     # One loop, turn by turn.
 
@@ -216,7 +194,6 @@ class Walk:
         """Begin a loop, of which nothing is known but its plan."""
         self.plan, self.turns, self.at = plan, list(plan.turns), 0
         self._algorithm: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor] | None = None
-        self._handed = None
         self._handed_back.forget()
         self._edits = Edits()
         self._measurement = LayoutMeasurement(self._state)
@@ -368,14 +345,14 @@ class Walk:
         if state.answered:
             rows = list(chain(*state.answered))
             self._drift.note(state.layouts[state.answering], rows, step_call.prediction, latents)
-        self._handed = None
+        self._handed_back.asked = None
         asked = self._algorithm.send(without_variance(step_call.prediction, latents))
         if isinstance(asked, Step):
             return self._take_step(asked, step_call)
         if isinstance(asked, StepRequest):
             return self._hand_back(asked.latents, step_call)
         wanted = asked.latents if asked.input_scale == 1.0 else asked.latents / asked.input_scale
-        return self._hand_back(self._handed_at(turn.call, wanted), step_call)
+        return self._hand_back(self._handed_back.to_be_divided(wanted, self.plan.input_scale(turn.call)), step_call)
 
     def _begin_step(self, latents: torch.Tensor) -> Request | StepRequest | Step:
         """Tell the algorithm the latents that a step begins with, as the pipeline has them; return what it asks for."""
