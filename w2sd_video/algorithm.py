@@ -217,3 +217,17 @@ def asked_by(asking: Generator[Any, torch.Tensor, Any]) -> list[Any]:
 
     drive(asking, answer)
     return requests
+
+
+def asked_by_call(
+    asking: Generator[Request | StepRequest | Step, torch.Tensor, torch.Tensor],
+) -> dict[int, list[Request | StepRequest]]:
+    """Return what a sampling asks for before each call of the scheduler, found by running it on latents of no size."""
+    by_call: dict[int, list[Request | StepRequest]] = {}
+    of_call: list[Request | StepRequest] = []
+    for asked in asked_by(asking):
+        if isinstance(asked, Step):
+            by_call[asked.call], of_call = of_call, []
+        else:
+            of_call.append(asked)
+    return by_call

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence, Sized
 from typing import Literal
 
@@ -30,7 +29,7 @@ class HeldGap:
 
     def __init__(self, every: int, carried: Carried, steps: Sequence[int], fresh: Collection[int] = ()) -> None:
         self._carried = carried
-        self._fresh = _first_after(fresh, steps)
+        self._fresh = fresh
         self._measures = measuring_steps(every, steps, fresh)
         self._known: list[tuple[int, str, torch.Tensor]] = []
 
@@ -46,26 +45,26 @@ class HeldGap:
 
     def keep(self, step: int, reading: str, gap: torch.Tensor) -> None:
         """Keep what was measured, in place of what is older than two measurements or was something else."""
-        is_of_before = self._known and self._known[-1][1] == reading and step not in self._fresh
-        kept = [known for known in self._known if known[0] != step][-1:] if is_of_before else []
+        earlier = [known for known in self._known if known[0] != step][-1:]
+        kept = [known for known in earlier if known[1] == reading and not _is_another(self._fresh, known[0], step)]
         self._known = [*kept, (step, reading, gap)]
 
 
 def measuring_steps(every: int, steps: Sequence[int], fresh: Collection[int] = ()) -> frozenset[int]:
     """Return which of the steps that want a gap measure it."""
-    measuring, since, begins = set(), every, _first_after(fresh, steps)
+    measuring, since, before = set(), every, -1
     for step in steps:
         since += 1
-        if since >= every or step in begins or step == steps[-1]:
+        if since >= every or _is_another(fresh, before, step) or step == steps[-1]:
             measuring.add(step)
             since = 0
+        before = step
     return frozenset(measuring)
 
 
-def _first_after(fresh: Collection[int], steps: Sequence[int]) -> frozenset[int]:
-    """Return for each step from which on a gap is another the first that wants it."""
-    places = (bisect_left(steps, step) for step in fresh)
-    return frozenset(steps[place] for place in places if place < len(steps))
+def _is_another(fresh: Collection[int], before: int, step: int) -> bool:
+    """Return whether what makes a gap has become another since an earlier step."""
+    return any(before < change <= step for change in fresh)
 
 
 def changes_of(changes: Changes, *roles: str) -> frozenset[int]:

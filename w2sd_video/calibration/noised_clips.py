@@ -17,9 +17,11 @@ from w2sd_video.algorithm import StepRequest, asked_by
 from w2sd_video.branch import Branch
 from w2sd_video.calibration.moments import Moments
 from w2sd_video.driver.call import walking
+from w2sd_video.driver.plan import Plan, first_looks
 from w2sd_video.driver.rehearsal import CallState
+from w2sd_video.driver.step_call import StepCall, without_variance
 from w2sd_video.driver.turns import Turn
-from w2sd_video.driver.walk import Walk, without_variance
+from w2sd_video.driver.walk import Walk
 from w2sd_video.gaps.swaps import attributes_put_back
 from w2sd_video.inversions import Draw, Request
 from w2sd_video.levels import Level
@@ -107,36 +109,33 @@ class ClipWalk(Walk):
         self._ideal = ideal
         self._on_moments = on_moments
 
-    def _plan(self, calls: range) -> bool:
+    def _planned(self, calls: range) -> Plan:
         """Lay out one turn for the pipeline's own latents, of which nothing is asked, and those of the comparison."""
-        begin, self.at = calls.start, 0
-        self._trajectory = trajectory = Trajectory(self.wrapped)
+        begin, trajectory, timesteps = calls.start, Trajectory(self.wrapped), self.wrapped.timesteps
         first = next(i for i, call in enumerate(trajectory.calls) if call >= begin)
         no_clips = torch.zeros(0, 1)
         self._comparison = compare(trajectory, self._clips, self._draws, self._draw, first, self._ideal)
         first_latents = StepRequest(no_clips, begin, "base")
-        self.turns = self._probe_turns(begin)
-        self.turns += [Turn(begin, self.wrapped.timesteps[begin], first_latents, takes_step=True, ends_step=True)]
+        turns = first_looks(begin, timesteps[begin], 0, self._settings.is_on, self._state.measures)
+        turns.append(Turn(begin, timesteps[begin], first_latents, takes_step=True, ends_step=True))
         for request in asked_by(compare(trajectory, no_clips, self._draws, torch.zeros_like, first)):
             call = trajectory.calls[request.step]
-            self.turns.append(Turn(call, trajectory.timesteps[request.step], request, ends_step=True))
-        self.total_steps = len(self.turns)
-        self._announce()
-        return True
+            turns.append(Turn(call, trajectory.timesteps[request.step], request, ends_step=True))
+        return Plan(trajectory, calls, turns, total_steps=len(turns))
 
-    def _answer(self, turn: Turn, arguments: dict[str, Any]) -> Any:
+    def _answer(self, turn: Turn, step_call: StepCall) -> Any:
         """Begin with the first level in the place of the pipeline's own latents, then compare level after level."""
-        latents = arguments["sample"]
+        latents = step_call.latents
         if turn.takes_step:
             self._check_shape(latents)
-            return self._result(self._noised(next(self._comparison), latents), arguments)
+            return self._hand_back(self._noised(next(self._comparison), latents), step_call)
         try:
-            prediction = without_variance(arguments["model_output"], latents)[: len(self._clips)]
+            prediction = without_variance(step_call.prediction, latents)[: len(self._clips)]
             noised = self._noised(self._comparison.send(prediction.to(self._clips)), latents)
-            return self._result(noised, arguments)
+            return self._hand_back(noised, step_call)
         except StopIteration as end:
             self._on_moments(end.value)
-            return self._result(latents, arguments)
+            return self._hand_back(latents, step_call)
 
     def _check_shape(self, latents: torch.Tensor) -> None:
         clips = self._clips

@@ -290,9 +290,10 @@ class PipelineCall:
         bar, walk = make_bar(total=total if iterable is None else length_hint(iterable)), self._walk
 
         def show_steps() -> None:
-            bar.total = walk.total_steps
-            if walk.reflected_steps and not bar.disable:
-                note = f"W2SD, {walk.reflected_steps} of {walk.total_steps} steps reflected"
+            plan = walk.plan
+            bar.total = plan.total_steps
+            if plan.reflected and not bar.disable:
+                note = f"W2SD, {len(plan.reflected)} of {plan.total_steps} steps reflected"
                 bar.set_description(f"{bar.desc}{note}" if bar.desc else note)
 
         move, bar.update = bar.update, lambda n=1: None

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from w2sd_video.algorithm import Step, StepRequest, asked_by, reflected_steps, w2sd
+from w2sd_video.algorithm import Step, StepRequest, asked_by_call, reflected_steps, w2sd
 from w2sd_video.argument_checks import version_of
 from w2sd_video.backends import second_denoiser
 from w2sd_video.backends.diffsynth import (
@@ -276,12 +276,7 @@ class _Call:
         changes = _changes(network, self._branches, self._timesteps, dict(enumerate(moments)))
         idle = steps_without_gap(self._branches["strong"], self._branches["weak"], dict(enumerate(moments)))
         asking = w2sd(self._trajectory, torch.zeros(0), settings, changes=changes, idle=idle)
-        asked_of_step: list[list[Request | StepRequest]] = [[]]
-        for asked in asked_by(asking):
-            if isinstance(asked, Step):
-                asked_of_step.append([])
-            else:
-                asked_of_step[-1].append(asked)
+        asked_of_step = asked_by_call(asking)
         self._reflected = reflected_steps(self._trajectory, settings, idle=idle)
         self._led = self._reflected | {
             i

@@ -1,4 +1,4 @@
-"""Whether the pipeline's weights stay what they were when its layout was measured, seen at every step."""
+"""Whether the pipeline's rows and weights stay what they were when its layout was measured, seen at every step."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ _ALIKE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 class Drift:
-    """How far the weights of a call's guidance have moved from the layout; it is looked at when the loop has ended."""
+    """How far the weights of a call's guidance have moved from the layout; it is looked at when the loop has ended.
 
-    def __init__(self) -> None:
+    Args:
+        pipeline: its name.
+    """
+
+    def __init__(self, pipeline: str) -> None:
+        self._pipeline = pipeline
         self._largest: torch.Tensor | None = None
         self._allowed = _ALLOWED
 
@@ -33,7 +38,15 @@ class Drift:
             rows: of all evaluations of the turn.
             prediction: what the pipeline made of them.
             latents: what it steps from.
+
+        Raises:
+            ValueError: fewer rows than were laid out, of which one was answered as the unconditional one.
         """
+        if len(rows) < sum(layout.calls) and any(pair.uncond < len(rows) for pair in layout.pairs):
+            raise ValueError(  # it may be the only one
+                f"{self._pipeline} evaluates fewer rows than in its first step, so a branch cannot set its "
+                "guidance_scale; leave it out, or reflect the steps before (reflection_steps)"
+            )
         if not layout.follows_weights or len(rows) != sum(layout.calls):
             return
         wanted = layout.weights[1]
@@ -46,7 +59,7 @@ class Drift:
             moved = (share - wanted).abs().nan_to_num(0.0) / max(1.0, abs(wanted))
             self._largest = moved if self._largest is None else torch.maximum(self._largest, moved)
 
-    def check(self, pipeline: str) -> None:
+    def check(self) -> None:
         """Look at all turns.
 
         Raises:
@@ -54,8 +67,8 @@ class Drift:
         """
         if self._largest is not None and float(self._largest) > self._allowed:
             raise ValueError(
-                f"the guidance of {pipeline} changes over the steps, so a branch cannot set its guidance_scale; leave "
-                "it out, and let the branches differ in something else"
+                f"the guidance of {self._pipeline} changes over the steps, so a branch cannot set its guidance_scale; "
+                "leave it out, and let the branches differ in something else"
             )
 
 

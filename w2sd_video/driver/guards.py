@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,24 +12,53 @@ from torch import nn
 
 from w2sd_video.argument_checks import version_of
 from w2sd_video.branch import Branch
+from w2sd_video.driver.comparing import copied, differences
 
 
 class HandedBack:
-    """Latents that the pipeline was handed back, to be stepped from in its next turn as they are.
+    """Latents that the pipeline was handed back, to be evaluated and stepped from in its next turn as they are.
 
     Between steps a pipeline may change its latents; between the turns of one step they are the sampler's. Most hand
     over the very tensor, which takes no look at its values. Others reshape it: of these the first one is compared at
     once, and the later ones together when asked for.
+
+    Attributes:
+        latents: those that are to be stepped from; None where the loop may have changed them.
+        asked: what a network is asked for, as it is handed to the loop and as the network is to see it; None where that
+            is the loop's own.
     """
 
     def __init__(self) -> None:
         self.latents: torch.Tensor | None = None
+        self.asked: tuple[torch.Tensor, torch.Tensor] | None = None
         self._version = 0
         self._equal: torch.Tensor | None = None
 
     def forget(self) -> None:
         """Forget an earlier loop."""
-        self.latents = self._equal = None
+        self.latents = self.asked = self._equal = None
+
+    def to_be_divided(self, wanted: torch.Tensor, scale: float) -> torch.Tensor:
+        """Return latents that, divided as the loop does at its level, are as a network is to see them.
+
+        Those of another level (of the paper's inversion) are brought to the scale of the loop's. So it does not matter
+        how a loop divides: by the scheduler, by a sigma of its own, or what it makes of the undivided ones beside.
+        """
+        handed = wanted if scale == 1.0 else wanted * scale
+        self.asked = handed, wanted
+        return handed
+
+    def divided(self, sample: torch.Tensor, scale: float) -> torch.Tensor:
+        """Divide latents for the network: those that were asked for are what they were, to the last bit."""
+        if scale == 1.0:
+            return sample
+        if self.asked is None:
+            return sample / scale
+        handed, wanted = self.asked
+        if handed.shape[1:] != sample.shape[1:] or len(sample) % len(handed):
+            return sample / scale
+        copies = len(sample) // len(handed)
+        return torch.where(sample == torch.cat([handed] * copies), torch.cat([wanted] * copies), sample / scale)
 
     def remember(self, latents: torch.Tensor | None) -> None:
         """Keep what is handed back; nothing after a step, which a pipeline may edit."""
@@ -60,6 +89,66 @@ class HandedBack:
         """
         if self._equal is not None and not self._equal:
             raise ValueError(CHANGED_LATER)
+
+
+class KeptLevels:
+    """The timesteps and noise levels that a scheduler has when a loop begins, which it is to keep."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._before = copied(self._now())
+        self._differ: list[bool | torch.Tensor] = []
+
+    def compare(self) -> None:
+        """Compare what it has now."""
+        self._differ += [flag for flag, _ in differences(self._before, self._now())]
+
+    def check(self) -> None:
+        """Look at what was compared.
+
+        Raises:
+            ValueError: the scheduler had other levels than the loop began with.
+        """
+        if any(self._differ):
+            raise ValueError(
+                "the scheduler's timesteps or noise levels changed in the call (by a callback, for example), so its "
+                "steps were at others than the reflections; change them before the first step, or reflect no step "
+                "(reflection_steps=0)"
+            )
+
+    def _now(self) -> dict[str, torch.Tensor]:
+        values = vars(self._scheduler)
+        return {name: values[name] for name in ("timesteps", "sigmas", "alphas_cumprod") if name in values}
+
+
+class SameEvaluations:
+    """What a loop has its network evaluated with where a gap is measured, and is to where it is reused.
+
+    Args:
+        pipeline: its name.
+        reusing: the calls of the scheduler that reuse a gap, and the numbers of their steps.
+    """
+
+    def __init__(self, pipeline: str, reusing: Mapping[int, int]) -> None:
+        self._pipeline = pipeline
+        self._reusing = reusing
+        self._where_measured: Sequence[Any] = ()
+
+    def check(self, call: int, evaluated: Sequence[Any]) -> None:
+        """Look at what the network was evaluated with at a step that counts.
+
+        Raises:
+            ValueError: other than where the gap was measured: an adapter or a guidance of the loop's own has begun or
+                ended since.
+        """
+        if call not in self._reusing:
+            self._where_measured = evaluated
+        elif evaluated != self._where_measured:
+            raise ValueError(
+                f"{self._pipeline} has its network evaluated otherwise at step {self._reusing[call]} than where the "
+                "gap was measured that is reused there (an adapter or a guidance of its own begins or ends); measure "
+                "it at every step (reuse=1)"
+            )
 
 
 class Momentum:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from w2sd_video.branch import Branch
 from w2sd_video.driver.modular_call import walking_blocks
 from w2sd_video.driver.modular_walk import LoopWalk
+from w2sd_video.driver.plan import Plan
 from w2sd_video.driver.predicting import LedWalk, Loop
-from w2sd_video.driver.signatures import by_name
+from w2sd_video.driver.step_call import StepCall
 from w2sd_video.driver.turns import Turn
 from w2sd_video.reflection_settings import Reflection, Role
 
@@ -28,19 +30,15 @@ class _LedLoopWalk(LedWalk, LoopWalk):
 
     is_quiet = True
 
-    def _plan(self, calls: range) -> bool:
-        is_led = super()._plan(calls)
-        self.turns = []
-        return is_led
+    def _planned(self, calls: range) -> Plan:
+        return replace(super()._planned(calls), turns=())
 
     def turn_of(self, call: int) -> Turn:
         """Return the turn that was asked for; the first one after saying that predictions can be."""
         if self._algorithm is None:
-            self._loop.is_ready(self.first, self, call)
-            self._algorithm = self._answering()
-            next(self._algorithm)
+            self._wait(self.first, call)
             self._announce()
-        self._shown, self._state.in_turn = self.turns[self.at], True
+        self._show(self.turns[self.at])
         return self.turns[self.at]
 
     def latents_of(self, turn: Turn, left: torch.Tensor | None) -> torch.Tensor | None:
@@ -50,13 +48,13 @@ class _LedLoopWalk(LedWalk, LoopWalk):
 
     def iteration_of(self, turn: Turn, i: int) -> int:
         """Return the iteration of the loop that a prediction is asked for at."""
-        return turn.call - self._begin
+        return turn.call - self.plan.calls.start
 
-    def _step(self, *args: Any, **kwargs: Any) -> Any:
-        shape = by_name(self._step_signature, args, kwargs)["sample"].shape
-        if shape != self.shape and self._state.rehearsing is None:
+    def _stepped(self, step_call: StepCall) -> Any:
+        shape = step_call.latents.shape
+        if shape != self.shape:
             raise ValueError(
                 f"the denoise loop steps latents of the shape {tuple(shape)}, and those of its state have "
                 f"{tuple(self.shape or ())}, so that it can have no predictor; reflection(pipe, ...) takes it"
             )
-        return super()._step(*args, **kwargs)
+        return super()._stepped(step_call)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from w2sd_video.driver.signatures import by_name
+from w2sd_video.driver.plan import Plan
+from w2sd_video.driver.step_call import StepCall
 from w2sd_video.driver.turns import Turn
 from w2sd_video.driver.walk import Walk
 from w2sd_video.inversions import Request
@@ -41,11 +42,13 @@ class LoopWalk(Walk):
         return self.wrapped.timesteps
 
     def begin(self, calls: range, latents: torch.Tensor | None) -> None:
-        """Lay out the turns of a loop over some calls of the wrapped scheduler."""
+        """Begin a loop over some calls of the wrapped scheduler."""
         if latents is not None:
             self.first = latents
-        self._handed_back.forget()
-        self._plan(calls)
+        self._begin(self._planned(calls))
+
+    def _planned(self, calls: range) -> Plan:
+        return self._sampling_planned(calls)
 
     def turn_of(self, call: int) -> Turn:
         """Return the turn that is to be gone through, for a call of the wrapped scheduler.
@@ -53,10 +56,10 @@ class LoopWalk(Walk):
         Raises:
             RuntimeError: the loop is at another step.
         """
-        turn = self.turns[self.at] if self.at < len(self.turns) else None
+        turn = self.turn
         if turn is None or turn.call != call:
             raise RuntimeError("the denoise loop does not go through its timesteps in order, so it cannot be reflected")
-        self._shown, self._state.in_turn = turn, True
+        self._show(turn)
         return turn
 
     def latents_of(self, turn: Turn, left: torch.Tensor | None) -> torch.Tensor | None:
@@ -75,24 +78,16 @@ class LoopWalk(Walk):
     def call_of(self, asked: Any) -> int:
         """Return the call of the wrapped scheduler at whose timestep a prediction is asked for."""
         assert isinstance(asked, Request)
-        return self._trajectory.calls[asked.step]
+        return self.plan.trajectory.calls[asked.step]
 
     def check_stepped(self, turn: Turn) -> None:
         """Refuse blocks that did not step in a turn (RuntimeError)."""
         if self._shown is turn:
             raise RuntimeError("the blocks of the denoise loop never call scheduler.step, so it cannot be reflected")
 
-    def _probe_turns(self, begin: int) -> list[Turn]:
-        return []
-
-    def _with_later_watches(self, begin: int) -> list[Turn]:
-        return self.turns
-
-    def _step(self, *args: Any, **kwargs: Any) -> Any:
+    def _stepped(self, step_call: StepCall) -> Any:
         turn = self._shown
-        result = super()._step(*args, **kwargs)
-        if turn is None or turn.takes_step:
+        result = super()._stepped(step_call)
+        if turn is None or turn.takes_step or step_call.latents.shape != self.shape:
             return result
-        if by_name(self._step_signature, args, kwargs)["sample"].shape == self.shape:
-            raise TurnOver(result[0])
-        return result
+        raise TurnOver(result[0])

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -23,7 +24,9 @@ from w2sd_video.backends import register, registered
 from w2sd_video.branch import Branch
 from w2sd_video.driver.call import ReflectedPipeline, walking
 from w2sd_video.driver.networks import WAITING_THREADS
+from w2sd_video.driver.plan import Plan, first_looks
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
+from w2sd_video.driver.step_call import StepCall
 from w2sd_video.driver.turns import ProbeRequest, Turn
 from w2sd_video.driver.walk import Walk
 from w2sd_video.reflection_settings import Reflection, Role
@@ -148,7 +151,8 @@ class Loop:
     def is_ready(self, latents: torch.Tensor, walk: Walk, begin: int) -> None:
         """Note what the pipeline begins with; predictions can be asked for."""
         self.latents, self.scheduler, self.begin = latents, copy.deepcopy(walk.wrapped), begin
-        self.idle_steps, self.changes = walk.idle, walk.changes
+        plan = walk.plan
+        self.idle_steps, self.changes = plan.idle, partial(walk.gap_changes, plan.trajectory, plan.moments)
         self._ready.set_result(None)
 
     def answer(self, prediction: torch.Tensor) -> None:
@@ -175,7 +179,13 @@ class LedWalk(Walk):
     def __init__(self, scheduler: Any, settings: Reflection, state: CallState, loop: Loop) -> None:
         super().__init__(scheduler, settings, state)
         self._loop = loop
-        self._first = torch.zeros(0)
+
+    def _wait(self, first: torch.Tensor, call: int) -> torch.Tensor:
+        """Say what the loop begins with, wait for what is asked, and return the latents that it is asked of."""
+        self._loop.is_ready(first, self, call)
+        self._algorithm = self._answering()
+        latents: torch.Tensor = next(self._algorithm).latents
+        return latents
 
     def _answering(self) -> Generator[Any, torch.Tensor, torch.Tensor]:
         """Yield what is asked for, and hand out what is sent for it."""
@@ -185,46 +195,41 @@ class LedWalk(Walk):
             timestep = self.wrapped.timesteps[call]
             if state.measures and len(state.layouts) < state.stages:  # the other stage may be the one to evaluate
                 self.turns.append(Turn(call, timestep, ProbeRequest("measure", 0, 1)))
-            request = StepRequest(self._handed_at(call, asked.latents), call, asked.role)
+            latents = self._handed_back.to_be_divided(asked.latents, self.plan.input_scale(call))
+            request = StepRequest(latents, call, asked.role)
             self.turns.append(Turn(call, timestep, request, begins_call=False))
             prediction = yield request
             self._handed_back.compare()
-            self._drift.check(self.watch.pipeline)
+            self._drift.check()
             self._loop.answer(prediction.detach().clone())
 
 
 class _WatchedWalk(LedWalk):
     """A walk whose turns are asked for from outside, after those in which the loop is looked at."""
 
-    def _plan(self, calls: range) -> bool:
+    def _planned(self, calls: range) -> Plan:
         if calls.stop < len(self.wrapped.timesteps):
             raise ValueError(
                 f"{self.watch.pipeline} goes through its timesteps in parts, so that no loop of it is there for all of "
                 "them, and it can have no predictor"
             )
-        is_led = super()._plan(calls)
-        self.turns = [turn for turn in self.turns if isinstance(turn.asked, ProbeRequest) and turn.call == calls.start]
-        return is_led
+        plan, timestep = self._sampling_planned(calls), self.wrapped.timesteps[calls.start]
+        return replace(plan, turns=first_looks(calls.start, timestep, plan.total_steps, True, self._state.measures))
 
-    def _asks(self, begin: int) -> list[Turn]:
-        return []  # what is asked of a predictor is asked at the level that the loop is at
-
-    def _look(self, turn: Turn, asked: ProbeRequest, arguments: dict[str, Any]) -> torch.Tensor:
+    def _look(self, turn: Turn, asked: ProbeRequest, step_call: StepCall) -> torch.Tensor:
         """Look at a turn, and after the last one begin to wait."""
-        if (asked.purpose, asked.number) == ("watch", 0):
-            self._first = arguments["sample"].clone()
+        if asked.is_first:
+            self._first = step_call.latents.clone()
             variances = str(getattr(self.wrapped.config, "variance_type", ""))
-            if variances.startswith("learned") and arguments["model_output"].shape != self._first.shape:
+            if variances.startswith("learned") and step_call.prediction.shape != self._first.shape:
                 raise ValueError(
                     f"the network of {self.watch.pipeline} predicts the variance of the steps of "
                     f"{type(self.wrapped).__name__} beside, which a predictor leaves out; use reflection(pipe, ...) "
                     'instead, or make the scheduler with variance_type="fixed_small"'
                 )
-        latents = super()._look(turn, asked, arguments)
+        latents = super()._look(turn, asked, step_call)
         if self._algorithm is None and turn is self.turns[-1]:
-            self._loop.is_ready(self._first, self, turn.call)
-            self._algorithm = self._answering()
-            return next(self._algorithm).latents
+            return self._wait(self._first, turn.call)
         return latents
 
 

@@ -10,7 +10,8 @@ import torch
 
 from w2sd_video.driver.comparing import copied, differences
 from w2sd_video.driver.loop_state import LoopState
-from w2sd_video.driver.measuring import probe_rows
+from w2sd_video.driver.measuring import Probed, at_other_weights, measured, probe_rows
+from w2sd_video.driver.rehearsal import CallState
 from w2sd_video.driver.rows import Arguments
 from w2sd_video.driver.turns import ProbeRequest
 
@@ -120,6 +121,34 @@ class Watch:
                 f"{self.pipeline} does not evaluate its network in every turn of its loop, in the loop's thread, so "
                 "it cannot be reflected"
             )
+
+
+class LayoutMeasurement:
+    """What the probe turns of a loop show of how it lays its guidance out, kept in the state of the call.
+
+    Args:
+        state: of the call.
+    """
+
+    def __init__(self, state: CallState) -> None:
+        self._state = state
+        self._probed: list[Probed] = []
+        self._own_scale: float | None = None
+
+    def see(self, asked: ProbeRequest, prediction: torch.Tensor, latents: torch.Tensor) -> None:
+        """Keep what a probe turn shows, and find the layout after the last."""
+        state = self._state
+        self._probed.append(Probed(state.answered, prediction.clone(), latents.clone()))
+        state.many_rows = sum(map(len, state.answered)) >= 2 * len(latents)
+        if state.changed_scale is not None:
+            self._own_scale, state.changed_scale = state.changed_scale(), None
+        if asked.is_last:
+            if not state.layouts:
+                state.layouts[state.answering] = measured(self._probed, self._own_scale, state.stated_scales)
+            elif state.answering not in state.layouts:
+                of_first_stage = next(iter(state.layouts.values()))
+                state.layouts[state.answering] = at_other_weights(of_first_stage, self._probed[-1])
+            self._probed = []
 
 
 def check_scaling(scheduler: Any, latents: torch.Tensor, timestep: torch.Tensor, input_scale: float) -> None:
