@@ -17,7 +17,7 @@ from w2sd_video.algorithm import StepRequest, asked_by
 from w2sd_video.branch import Branch
 from w2sd_video.calibration.moments import Moments
 from w2sd_video.driver.call import walking
-from w2sd_video.driver.plan import Plan, first_looks
+from w2sd_video.driver.loop_plan import Plan, first_looks
 from w2sd_video.driver.rehearsal import CallState
 from w2sd_video.driver.step_call import StepCall, without_variance
 from w2sd_video.driver.turns import Turn

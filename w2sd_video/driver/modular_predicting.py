@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from w2sd_video.branch import Branch
+from w2sd_video.driver.loop_plan import Plan
 from w2sd_video.driver.modular_call import walking_blocks
 from w2sd_video.driver.modular_walk import LoopWalk
-from w2sd_video.driver.plan import Plan
 from w2sd_video.driver.predicting import LedWalk, Loop
 from w2sd_video.driver.step_call import StepCall
 from w2sd_video.driver.turns import Turn

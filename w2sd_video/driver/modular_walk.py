@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from w2sd_video.driver.plan import Plan
+from w2sd_video.driver.loop_plan import Plan
 from w2sd_video.driver.step_call import StepCall
 from w2sd_video.driver.turns import Turn
 from w2sd_video.driver.walk import Walk

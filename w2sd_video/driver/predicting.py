@@ -23,8 +23,8 @@ from w2sd_video.argument_checks import check_latents
 from w2sd_video.backends import register, registered
 from w2sd_video.branch import Branch
 from w2sd_video.driver.call import ReflectedPipeline, walking
+from w2sd_video.driver.loop_plan import Plan, first_looks
 from w2sd_video.driver.networks import WAITING_THREADS
-from w2sd_video.driver.plan import Plan, first_looks
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.step_call import StepCall
 from w2sd_video.driver.turns import ProbeRequest, Turn

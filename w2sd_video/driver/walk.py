@@ -2,7 +2,7 @@
 
 It presents itself as the pipeline's scheduler, whose timesteps take one more turn of the loop for every request of the
 sampler before the step that counts. Only that step reaches the scheduler it wraps, which therefore sees what it would
-see in a loop of its own. Which turns there are is laid out before each loop (``plan``).
+see in a loop of its own. Which turns there are is laid out before each loop (``loop_plan``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from w2sd_video.algorithm import Step, StepRequest, shift_history
 from w2sd_video.driver.drift import Drift
 from w2sd_video.driver.edits import EDITED, UNKNOWN, Edits
 from w2sd_video.driver.guards import CHANGED_LATER, HandedBack, KeptLevels, SameEvaluations
-from w2sd_video.driver.plan import GapChanges, IdleSteps, Plan, planned, with_looks
+from w2sd_video.driver.loop_plan import GapChanges, IdleSteps, Plan, planned, with_looks
 from w2sd_video.driver.rehearsal import CallState, RehearsalOver
 from w2sd_video.driver.signatures import by_name, declared_signature, with_signature
 from w2sd_video.driver.step_call import StepCall, without_variance

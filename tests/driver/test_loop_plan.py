@@ -4,7 +4,7 @@ import diffusers
 import pytest
 
 from w2sd_video import Reflection
-from w2sd_video.driver.plan import planned, with_looks
+from w2sd_video.driver.loop_plan import planned, with_looks
 from w2sd_video.driver.turns import ProbeRequest
 from w2sd_video.inversions import Request
 from w2sd_video.reuse import measuring_steps
