@@ -16,7 +16,7 @@ import torch
 from diffusers import PixArtTransformer2DModel
 
 from w2sd_video.calibration.latents import encode
-from w2sd_video.calibration.real_clips import real_clips
+from w2sd_video.calibration.real_clips import known_prompts, real_clips
 from w2sd_video.metrics import load_metric
 from w2sd_video.miniatures import world
 from w2sd_video.miniatures.training.data import PROMPTS
@@ -37,6 +37,12 @@ GROUPS = 24
 """Of prompts that a jackknife leaves out in turn."""
 POOL = 6000
 """Pictures that a checkpoint is trained on, at most."""
+
+
+def shuffled_prompts(config: RenderConfig) -> list[str]:
+    """Return all prompts of a miniature's world in an order of their own, the same each time."""
+    known = known_prompts(config)
+    return [known[k] for k in np.random.default_rng(0).permutation(len(known))]
 
 
 def kept(folder: Path, asked: Any, make: Callable[[], Arm]) -> Arm:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from calibration_arms import Arm, Reference, kept, redrawn, sampled, trained, with_interval
+from calibration_arms import Arm, Reference, kept, redrawn, sampled, shuffled_prompts, trained, with_interval
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
 from scipy.stats import rankdata
@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 from w2sd_video.calibration.gap import calibrate
 from w2sd_video.calibration.moments import Moments
 from w2sd_video.calibration.pair import compare_clips
-from w2sd_video.calibration.real_clips import Clip, clips_of_world, known_prompts
+from w2sd_video.calibration.real_clips import Clip, clips_of_world
 from w2sd_video.calibration.tilt import balance, tilt
 from w2sd_video.miniatures import world
 from w2sd_video.rendering.load import load
@@ -192,7 +192,7 @@ def main(
         chosen = {name: pair for name, pair in PAIRS.items() if not {branch.weights for branch in pair} & set(TRAINED)}
     pipe = load(miniature)
     pipe.set_progress_bar_config(disable=True)
-    report_prompts = [known_prompts(miniature)[k] for k in np.random.default_rng(0).permutation(432)[:prompts]]
+    report_prompts = shuffled_prompts(miniature)[:prompts]
     reference = Reference(miniature, report_prompts)
     rows = []
     print("| pair | mean γ* | gain at 1 | tilt | balanced strength | Fréchet distance, base alone | reflected ", end="")

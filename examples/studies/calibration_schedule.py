@@ -14,15 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from calibration_arms import Arm, Reference, jackknife, plus_minus, sampled, written
+from calibration_arms import Arm, Reference, jackknife, plus_minus, sampled, shuffled_prompts, written
 from calibration_predicts import PAIRS, alone, changes, compared, configured
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
 
 from w2sd_video.calibration.gap import calibrate
-from w2sd_video.calibration.real_clips import known_prompts, real_clips
+from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.calibration.tilt import balance, tilt
 from w2sd_video.rendering.load import load
 from w2sd_video.settings.command_line import parse
@@ -74,8 +73,8 @@ def main(
     w2sd = configured(parse(["--config", config]).config, PAIRS[pair])
     pipe = load(w2sd)
     pipe.set_progress_bar_config(disable=True)
-    shuffled_prompts = [known_prompts(w2sd)[k] for k in np.random.default_rng(0).permutation(432)]
-    report_prompts, tuning_prompts = shuffled_prompts[:prompts], shuffled_prompts[prompts : prompts + clips]
+    shuffled = shuffled_prompts(w2sd)
+    report_prompts, tuning_prompts = shuffled[:prompts], shuffled[prompts : prompts + clips]
     real = real_clips(w2sd, tuning_prompts, 3 * 10**6)
     on_real, on_own = compared(pipe, w2sd, real, draws, folder)
     _, on_reflected = compared(pipe, w2sd, real, draws, folder, strength=1.0)

@@ -15,12 +15,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from calibration_arms import Arm, Reference, jackknife, plus_minus, sampled
+from calibration_arms import Arm, Reference, jackknife, plus_minus, sampled, shuffled_prompts
 from calibration_predicts import changes
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
 
-from w2sd_video.calibration.real_clips import known_prompts
 from w2sd_video.presets import PRESETS
 from w2sd_video.rendering.load import load, quiet
 from w2sd_video.settings.command_line import parse
@@ -79,8 +78,7 @@ def main(
     with quiet():
         pipe = load(pair)
     pipe.set_progress_bar_config(disable=True)
-    known = known_prompts(pair)
-    chosen = [known[k] for k in np.random.default_rng(0).permutation(len(known))[:prompts]]
+    chosen = shuffled_prompts(pair)[:prompts]
     reference = Reference(pair, chosen)
     found = {name: sampled(pipe, arm, chosen, seeds, folder) for name, arm in arms_of(pair).items()}
     print(f"miniature-{miniature}, {steps} steps, {len(chosen)} prompts x {seeds} seeds (95 %: jackknife of prompts)\n")

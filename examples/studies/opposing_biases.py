@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import toy
-from calibration_arms import Arm, Reference, jackknife, plus_minus, sampled, trained, written
+from calibration_arms import Arm, Reference, jackknife, plus_minus, sampled, shuffled_prompts, trained, written
 from calibration_predicts import ONE, WEAK, alone, changes, compared, configured
 from jsonargparse import CLI
 from jsonargparse.typing import PositiveInt
@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 
 from w2sd_video.calibration.gap import Calibration, calibrate
 from w2sd_video.calibration.moments import Moments
-from w2sd_video.calibration.real_clips import known_prompts, real_clips
+from w2sd_video.calibration.real_clips import real_clips
 from w2sd_video.calibration.resampling import Estimate
 from w2sd_video.calibration.tilt import balance, tilt
 from w2sd_video.miniatures import world
@@ -139,9 +139,9 @@ def main(
     pipe = load(config)
     pipe.set_progress_bar_config(disable=True)
     config = configured(config, (STRONG, STRONG, WEAK))
-    shuffled_prompts = [known_prompts(config)[k] for k in np.random.default_rng(0).permutation(432)]
-    groups = np.array([group_of(prompt) for prompt in shuffled_prompts[:clips]])
-    real_ones = real_clips(config, shuffled_prompts[:clips], 3 * 10**6)
+    shuffled = shuffled_prompts(config)
+    groups = np.array([group_of(prompt) for prompt in shuffled[:clips]])
+    real_ones = real_clips(config, shuffled[:clips], 3 * 10**6)
     moments = compared(pipe, config, real_ones, draws, folder)
     moments += (compared(pipe, config, real_ones, draws, folder, strength=1.0)[1],)
     print("| prompts | levels that help / harm | mean γ* | levels where weak is better | gain at 1 | tilt ", end="")
@@ -157,7 +157,7 @@ def main(
     arms_by_group: dict[str, dict[str, Arm]] = {}
     falls: dict[str, dict[str, tuple[float, float]]] = {}
     for group in GROUPS:
-        report_prompts = [prompt for prompt in shuffled_prompts if group_of(prompt) == group][:prompts]
+        report_prompts = [prompt for prompt in shuffled if group_of(prompt) == group][:prompts]
         reference = Reference(config, report_prompts)
         settings = arms_of(config, schedule, balanced, group)
         arms = {name: sampled(pipe, arm, report_prompts, seeds, folder) for name, arm in settings.items()}

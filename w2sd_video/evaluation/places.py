@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
-from w2sd_video.driver.solvers import adds_noise
+from w2sd_video.driver.solvers import ADDING_NOISE
 from w2sd_video.settings.schema import RenderConfig, stage_scales
 from w2sd_video.settings.sources import index_of, is_told_guidance, scheduler_of
 
@@ -116,6 +116,5 @@ def takes_eta(config: RenderConfig, solver: str | None = None) -> bool:
 
     of_diffusers = getattr(diffusers, index_of(config.model).get("_class_name", ""), None)
     pipeline: Any = DiTMoEPipeline if config.model.family == "dit_moe" else of_diffusers
-    scheduler = getattr(diffusers, solver or config.solver or scheduler_of(config.model), None)
     takes_it = pipeline is not None and "eta" in inspect.signature(pipeline.__call__).parameters
-    return takes_it and scheduler is not None and adds_noise(scheduler)
+    return takes_it and (solver or config.solver or scheduler_of(config.model)) in ADDING_NOISE

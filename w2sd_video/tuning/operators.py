@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from w2sd_video.driver.solvers import adds_noise
+from w2sd_video.driver.solvers import ADDING_NOISE
 from w2sd_video.evaluation.arms import without_a_block
 from w2sd_video.evaluation.places import takes_eta
 from w2sd_video.messages import ConfigError, suggest
@@ -133,7 +133,7 @@ def _is_idle(name: str, values: Values) -> bool:
         return values["guidance_scale"] == 1.0
     if name == "grid":
         return not _takes_grid(values["solver"])
-    return name == "eta" and not _adds_noise(values["solver"])
+    return name == "eta" and values["solver"] not in ADDING_NOISE
 
 
 def _short(value: Any) -> str:
@@ -339,17 +339,9 @@ def _stepped(config: RenderConfig, values: Values) -> RenderConfig:
     config = replace(config, solver=None if solver == scheduler_of(config.model) else solver)
     config = replace(config, grid=values["grid"] if _takes_grid(solver) else 1.0)
     call = {name: value for name, value in config.call.items() if name != "eta"}
-    if "eta" in values and _adds_noise(solver):
+    if "eta" in values and solver in ADDING_NOISE:
         call["eta"] = values["eta"]
     return replace(config, call=call)
-
-
-def _adds_noise(solver: str) -> bool:
-    """Return whether a scheduler, by the name of its class, adds noise of an eta to its steps."""
-    import diffusers
-
-    kind = getattr(diffusers, solver, None)
-    return kind is not None and adds_noise(kind)
 
 
 def _takes_grid(solver: str) -> bool:
