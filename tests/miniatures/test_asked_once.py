@@ -15,7 +15,7 @@ from w2sd_video.miniatures.asked_once import asked_once
 def counted():
     """Return a function of a network and clips, and what it was asked."""
     asked = []
-    return asked_once(lambda network, clips: asked.append((network, clips)) or float(clips.sum())), asked
+    return asked_once(lambda network, clips: asked.append((network, clips)) or torch.tensor(float(clips.sum()))), asked
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
@@ -29,6 +29,8 @@ def test_only_what_was_asked_last_is_kept(counted, kind):
     assert look(other, kind([[1], [2]])) == 3 and len(asked) == 4, "another kind of number"
     clips[0, 1] = 5.0
     assert look(network, clips) == 6 and len(asked) == 5, "changed in place"
+    look(network, clips).zero_()
+    assert look(network, clips) == 6 and len(asked) == 5, "an answer is its asker's own"
 
 
 SCENE = "a red circle moving left above a blue square moving up"

@@ -13,24 +13,24 @@ from torch import nn
 
 N = TypeVar("N", bound=nn.Module)
 Clips = TypeVar("Clips", np.ndarray, torch.Tensor)
-Answer = TypeVar("Answer")
+Look = Callable[[N, Clips], torch.Tensor]
 
 
-def asked_once(look: Callable[[N, Clips], Answer]) -> Callable[[N, Clips], Answer]:
-    """Keep what a network says of clips until it is asked about others.
+def asked_once(look: Look[N, Clips]) -> Look[N, Clips]:
+    """Keep what a network says of clips until it is asked about others; what is returned is the caller's own.
 
     Args:
-        look: from a network, whose weights do not change, and clips on the CPU to what it says, which nobody changes.
+        look: from a network, whose weights do not change, and clips on the CPU to what it says.
     """
-    last: tuple[nn.Module, bytes, Answer] | None = None
+    last: tuple[nn.Module, bytes, torch.Tensor] | None = None
 
     @functools.wraps(look)
-    def remembered(network: N, clips: Clips) -> Answer:
+    def remembered(network: N, clips: Clips) -> torch.Tensor:
         nonlocal last
         known, key = last, _key(np.ascontiguousarray(clips))
         if known is None or known[0] is not network or known[1] != key:
             last = known = (network, key, look(network, clips))
-        return known[2]
+        return known[2].clone()
 
     return remembered
 
